@@ -1,0 +1,132 @@
+//! Assignments, the truth of ownership, and what workers observe of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Hash, Spec, WorkerId};
+
+/// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Assignment {
+    /// Empty: the worker's catalog says what the name means.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// What the driver is given.
+    #[serde(default, skip_serializing_if = "Spec::is_empty")]
+    pub spec: Spec,
+    /// Covers kind and spec.
+    #[serde(default, skip_serializing_if = "Hash::is_empty")]
+    pub hash: Hash,
+    /// Whether it is to run or to stop.
+    #[serde(flatten)]
+    pub phase: Phase,
+}
+
+/// What the leader wants of an assignment. `Stop` is final for its epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "Phase", rename_all = "lowercase")]
+pub enum Phase {
+    /// The worker is to run it.
+    Run,
+    /// The worker is to stop it and report; then the leader ends the assignment.
+    #[serde(rename_all = "PascalCase")]
+    Stop {
+        /// Why.
+        reason: StopReason,
+        /// Where the resource is meant to run next, if anywhere; the same worker for an update.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<WorkerId>,
+    },
+}
+
+/// Why an assignment is ended while its worker lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The resource was deleted.
+    Deleted,
+    /// The resource has another hash.
+    Changed,
+    /// The worker may not run it any more.
+    Unfit,
+    /// Another worker has less to do.
+    Rebalance,
+    /// The worker is being drained.
+    Drain,
+    /// A second assignment of the same resource, which the protocol never makes.
+    Duplicate,
+}
+
+impl StopReason {
+    /// The word that people read.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Changed => "changed",
+            Self::Unfit => "unfit",
+            Self::Rebalance => "rebalance",
+            Self::Drain => "drain",
+            Self::Duplicate => "duplicate",
+        }
+    }
+}
+
+/// The value of `/status/<worker>/<name>`: what the worker observes. Written on change only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Status {
+    /// What the work does.
+    pub phase: Observed,
+    /// The assignment that this speaks of.
+    pub epoch: Epoch,
+    /// When the phase was entered: nanoseconds since the Unix epoch.
+    pub since: i64,
+    /// How often the work was started again within this epoch.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+    /// For people: an exit status, an error.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// What the work does, as its worker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Observed {
+    /// Told to start.
+    Starting,
+    /// It runs.
+    Running,
+    /// It ended, and waits to be started again.
+    Backoff,
+    /// It ended by itself, and its restart policy leaves it so.
+    Exited,
+    /// It cannot be started: its spec is wrong, or its kind is not known here.
+    Failed,
+    /// Told to stop.
+    Stopping,
+    /// It has stopped, every process of it, and this worker never starts this epoch again.
+    Stopped,
+}
+
+impl Observed {
+    /// The word that people read.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Backoff => "backoff",
+            Self::Exited => "exited",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}

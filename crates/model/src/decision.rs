@@ -1,0 +1,195 @@
+//! What an action writes: the keys, and the guards that make a write from a stale view fail. The commit pipeline turns a decision into
+//! one transaction; the leader applies the same decision to its own Cluster.
+
+use crate::{
+    Action, Admission, Assignment, Cluster, Epoch, Event, Held, Holder, Phase, Record, ResourceName, Revision, Session, Versioned, WorkerId,
+};
+
+/// One transaction's worth of writes, without the leader's fence, which the pipeline adds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What must still be so.
+    pub guards: Vec<Guard>,
+    /// What is written; no key twice.
+    pub writes: Vec<Write>,
+}
+
+/// A condition on one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The resource was last written at this revision; zero: it does not stand.
+    Resource(ResourceName, Revision),
+    /// The assignment has this epoch; zero: it does not stand.
+    Assignment(WorkerId, ResourceName, Epoch),
+    /// The admission was last written at this revision; zero: it does not stand.
+    Admission(WorkerId, Revision),
+    /// The worker is registered with this session.
+    Registration(WorkerId, Session),
+}
+
+/// One key that is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Puts `/resources/<name>`.
+    Resource(Box<Record>),
+    /// Deletes `/resources/<name>`.
+    NoResource(ResourceName),
+    /// Puts `/assignments/<worker>/<name>`. Epoch zero: this creates it.
+    Assignment(WorkerId, ResourceName, Box<Assignment>, Epoch),
+    /// Deletes `/assignments/<worker>/<name>` and the status that belongs to it.
+    NoAssignment(WorkerId, ResourceName),
+    /// Puts `/admissions/<worker>`.
+    Admission(WorkerId, Box<Admission>),
+    /// Deletes `/admissions/<worker>`.
+    NoAdmission(WorkerId),
+    /// Deletes `/workers/<id>`.
+    NoRegistration(WorkerId),
+}
+
+impl Write {
+    /// The event that a watch shows when this is written at a revision; zero while that is not known.
+    #[must_use]
+    pub fn event(&self, revision: Revision) -> Event {
+        match self {
+            Self::Resource(record) => Event::Resource {
+                name: record.definition.name.clone(),
+                value: Some(Box::new(Versioned { revision, value: (**record).clone() })),
+            },
+            Self::NoResource(name) => Event::Resource { name: name.clone(), value: None },
+            Self::Assignment(worker, name, assignment, epoch) => {
+                let epoch = if *epoch == Epoch::default() { Epoch(revision.0) } else { *epoch };
+                Event::Assignment { worker: worker.clone(), name: name.clone(), value: Some(Held::of(epoch, assignment)) }
+            }
+            Self::NoAssignment(worker, name) => Event::Assignment { worker: worker.clone(), name: name.clone(), value: None },
+            Self::Admission(worker, admission) => {
+                Event::Admission { worker: worker.clone(), value: Some(Box::new(Versioned { revision, value: (**admission).clone() })) }
+            }
+            Self::NoAdmission(worker) => Event::Admission { worker: worker.clone(), value: None },
+            Self::NoRegistration(id) => Event::Worker { id: id.clone(), value: None },
+        }
+    }
+}
+
+/// The action speaks of something that is not, or not yet, known to stand. It is planned again when more is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what the action builds on is not known to be written yet")]
+pub struct NotYet;
+
+impl Decision {
+    /// What carrying out an action writes.
+    ///
+    /// # Errors
+    /// When it builds on a write whose revision is not known yet.
+    pub fn of(action: &Action, cluster: &Cluster) -> Result<Self, NotYet> {
+        let mut decision = Self::default();
+        match action {
+            Action::Admit { worker, session, .. } => decision.admit(cluster, worker, *session)?,
+            Action::Forget { worker, .. } => decision.forget(cluster, worker)?,
+            Action::Place { resource, worker, .. } => decision.create(cluster, resource, worker)?,
+            Action::Stop { resource, worker, epoch, reason, to } => {
+                let held = &holder(cluster, resource, worker, *epoch)?.held;
+                let phase = Phase::Stop { reason: *reason, to: to.clone() };
+                // The worker has what it runs; the hash alone says which content is being stopped.
+                let assignment = Assignment { kind: String::new(), spec: crate::Spec::default(), hash: held.hash, phase };
+                decision.guards.push(Guard::Assignment(worker.clone(), resource.clone(), *epoch));
+                decision.writes.push(Write::Assignment(worker.clone(), resource.clone(), Box::new(assignment), *epoch));
+            }
+            Action::Move { resource, from, epoch, to, .. } => {
+                decision.end(cluster, resource, from, *epoch)?;
+                decision.create(cluster, resource, to)?;
+            }
+            Action::End { resource, worker, epoch, reason } => {
+                decision.end(cluster, resource, worker, *epoch)?;
+                let stays = matches!(reason, crate::EndReason::Stopped(crate::StopReason::Changed));
+                if !stays {
+                    decision.view(cluster, resource, "".into())?;
+                }
+            }
+            Action::View { resource, worker: Some(worker) } => decision.view(cluster, resource, node(cluster, worker)?)?,
+            Action::View { resource, worker: None } => decision.view(cluster, resource, "".into())?,
+        }
+        Ok(decision)
+    }
+
+    fn admit(&mut self, cluster: &Cluster, id: &WorkerId, session: Session) -> Result<(), NotYet> {
+        let worker = cluster.worker(id.as_str()).ok_or(NotYet)?;
+        let origin = worker.registration().ok_or(NotYet)?.origin.clone();
+        self.guards.push(Guard::Admission(id.clone(), admission_revision(cluster, id)?));
+        self.guards.push(Guard::Registration(id.clone(), session));
+        self.writes.push(Write::Admission(id.clone(), Box::new(Admission { session, origin })));
+        Ok(())
+    }
+
+    fn forget(&mut self, cluster: &Cluster, id: &WorkerId) -> Result<(), NotYet> {
+        let worker = cluster.worker(id.as_str()).ok_or(NotYet)?;
+        let revision = admission_revision(cluster, id)?;
+        self.guards.push(Guard::Admission(id.clone(), revision));
+        if revision != Revision::default() {
+            self.writes.push(Write::NoAdmission(id.clone()));
+        }
+        if let Some((session, _)) = worker.registered.as_deref() {
+            self.guards.push(Guard::Registration(id.clone(), *session));
+            self.writes.push(Write::NoRegistration(id.clone()));
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId) -> Result<(), NotYet> {
+        let record = record(cluster, name)?;
+        let definition = &record.value.definition;
+        let assignment =
+            Assignment { kind: definition.kind.to_string(), spec: definition.spec.clone(), hash: definition.hash(), phase: Phase::Run };
+        self.guards.push(Guard::Assignment(id.clone(), name.clone(), Epoch::default()));
+        self.writes.push(Write::Assignment(id.clone(), name.clone(), Box::new(assignment), Epoch::default()));
+        self.view(cluster, name, node(cluster, id)?)
+    }
+
+    fn end(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId, epoch: Epoch) -> Result<(), NotYet> {
+        let holder = holder(cluster, name, id, epoch)?;
+        if !holder.is_stopped() {
+            // The end is known from the admission alone, so it must not have changed: a session that is admitted may run this again.
+            self.guards.push(Guard::Admission(id.clone(), admission_revision(cluster, id)?));
+        }
+        self.guards.push(Guard::Assignment(id.clone(), name.clone(), epoch));
+        self.writes.push(Write::NoAssignment(id.clone(), name.clone()));
+        Ok(())
+    }
+
+    /// Writes the view for people, where the resource stands and says something else.
+    fn view(&mut self, cluster: &Cluster, name: &ResourceName, node: Box<str>) -> Result<(), NotYet> {
+        let Ok(record) = record(cluster, name) else { return Ok(()) };
+        if record.value.assigned_node == node {
+            return Ok(());
+        }
+        if record.revision == Revision::default() {
+            return Err(NotYet);
+        }
+        self.guards.push(Guard::Resource(name.clone(), record.revision));
+        self.writes.push(Write::Resource(Box::new(Record { assigned_node: node, ..record.value.clone() })));
+        Ok(())
+    }
+}
+
+fn record<'a>(cluster: &'a Cluster, name: &ResourceName) -> Result<&'a Versioned<Record>, NotYet> {
+    cluster.unit(name.as_str()).and_then(|u| u.record.as_deref()).ok_or(NotYet)
+}
+
+fn holder<'a>(cluster: &'a Cluster, name: &ResourceName, id: &WorkerId, epoch: Epoch) -> Result<&'a Holder, NotYet> {
+    let unit = cluster.unit(name.as_str()).ok_or(NotYet)?;
+    let known = |h: &&Holder| h.worker == *id && h.held.epoch == epoch && epoch != Epoch::default();
+    unit.holders.iter().find(known).ok_or(NotYet)
+}
+
+fn node(cluster: &Cluster, id: &WorkerId) -> Result<Box<str>, NotYet> {
+    let registration = cluster.worker(id.as_str()).and_then(|w| w.registration()).ok_or(NotYet)?;
+    Ok(Record::node(id, &registration.address))
+}
+
+/// The mod revision of a worker's admission; zero when none stands.
+fn admission_revision(cluster: &Cluster, id: &WorkerId) -> Result<Revision, NotYet> {
+    match cluster.worker(id.as_str()).and_then(|w| w.admission.as_deref()) {
+        None => Ok(Revision::default()),
+        Some(admission) if admission.revision == Revision::default() => Err(NotYet),
+        Some(admission) => Ok(admission.revision),
+    }
+}

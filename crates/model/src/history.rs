@@ -1,0 +1,112 @@
+//! What stands in etcd for people and for other masters: who campaigns, and what happened.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, MasterId};
+
+/// The value of `/election/<lease>`: a master that leads or would lead. The key with the lowest create revision leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MasterRecord {
+    /// Its id.
+    #[serde(rename = "ID")]
+    pub id: MasterId,
+    /// `host:port` of its gRPC server, where standbys forward to.
+    pub address: String,
+    /// `host:port` of its HTTP server.
+    #[serde(rename = "HTTP", default, skip_serializing_if = "String::is_empty")]
+    pub http: String,
+    /// The version of its binary.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// When it took office: nanoseconds since the Unix epoch; zero while it has not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub leads_since: i64,
+}
+
+/// One entry of the history under `/events/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Happening {
+    /// Nanoseconds since the Unix epoch.
+    pub time: i64,
+    /// What happened.
+    #[serde(rename = "Type")]
+    pub kind: HappeningKind,
+    /// The resource that it is about, if any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub resource: String,
+    /// The worker that it is about, or where the resource is now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub worker: String,
+    /// Where the resource was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The master that decided it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub master: String,
+    /// The assignment that it speaks of.
+    #[serde(default, skip_serializing_if = "is_no_epoch")]
+    pub epoch: Epoch,
+}
+
+/// What an entry of the history is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HappeningKind {
+    /// A resource was added.
+    Added,
+    /// A resource's definition was replaced.
+    Changed,
+    /// A resource was deleted.
+    Deleted,
+    /// A resource was assigned to a worker.
+    Assigned,
+    /// A worker was told to stop a resource.
+    Stopping,
+    /// An assignment ended, and another took its place.
+    Moved,
+    /// An assignment ended, and nothing took its place.
+    Ended,
+    /// A session of a worker was admitted.
+    Admitted,
+    /// A worker's session is gone.
+    Lost,
+    /// A worker left.
+    Released,
+    /// A master took office.
+    Leading,
+}
+
+impl HappeningKind {
+    /// The word that people read.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Deleted => "deleted",
+            Self::Assigned => "assigned",
+            Self::Stopping => "stopping",
+            Self::Moved => "moved",
+            Self::Ended => "ended",
+            Self::Admitted => "admitted",
+            Self::Lost => "lost",
+            Self::Released => "released",
+            Self::Leading => "leading",
+        }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_no_epoch(epoch: &Epoch) -> bool {
+    *epoch == Epoch::default()
+}

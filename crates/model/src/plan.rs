@@ -1,0 +1,242 @@
+//! A plan: what is to be done next, each action with its reason, and what is left undone with its reason. It leaves no choice to its
+//! execution.
+
+use std::fmt;
+
+use crate::{Epoch, Misfit, Moment, ResourceName, Session, StopReason, WorkerId};
+
+/// An immutable list of actions made from one state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "a plan that is not carried out, and a report that is not read, are bugs"]
+pub struct Plan {
+    /// In the order in which they are to be written.
+    pub actions: Vec<Action>,
+    /// What is wanted and not done.
+    pub undone: Vec<Undone>,
+    /// When a wait ends and another plan is due though nothing happened; none: only events matter.
+    pub wake: Option<Moment>,
+}
+
+/// One step of the leader. Each is one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Lets a session run its worker's assignments.
+    Admit {
+        /// The worker.
+        worker: WorkerId,
+        /// Its new session.
+        session: Session,
+        /// Why it may.
+        reason: AdmitReason,
+    },
+    /// Removes a worker's admission, and its registration if it is released: nothing runs there.
+    Forget {
+        /// The worker.
+        worker: WorkerId,
+        /// How that is known.
+        reason: EndReason,
+    },
+    /// Creates an assignment where none stands.
+    Place {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it is to run.
+        worker: WorkerId,
+        /// Why there.
+        reason: PlaceReason,
+    },
+    /// Tells a worker to stop a resource and to report.
+    Stop {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it runs.
+        worker: WorkerId,
+        /// The assignment that is to end.
+        epoch: Epoch,
+        /// Why.
+        reason: StopReason,
+        /// Where it is meant to go next.
+        to: Option<WorkerId>,
+    },
+    /// Deletes an assignment whose end is known, and creates the next one in the same transaction.
+    Move {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it was.
+        from: WorkerId,
+        /// The assignment that has ended.
+        epoch: Epoch,
+        /// Where it is to run now.
+        to: WorkerId,
+        /// How the end is known.
+        reason: EndReason,
+    },
+    /// Deletes an assignment whose end is known; nothing takes its place in this transaction.
+    End {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it was.
+        worker: WorkerId,
+        /// The assignment that has ended.
+        epoch: Epoch,
+        /// How the end is known.
+        reason: EndReason,
+    },
+    /// Corrects the view for people: the worker's address is another, or the resource is nowhere any more.
+    View {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it runs; none: it is pending.
+        worker: Option<WorkerId>,
+    },
+}
+
+impl Action {
+    /// The resource that it is about, if it is about one.
+    #[must_use]
+    pub fn resource(&self) -> Option<&ResourceName> {
+        match self {
+            Self::Admit { .. } | Self::Forget { .. } => None,
+            Self::Place { resource, .. }
+            | Self::Stop { resource, .. }
+            | Self::Move { resource, .. }
+            | Self::End { resource, .. }
+            | Self::View { resource, .. } => Some(resource),
+        }
+    }
+}
+
+/// Why a session is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdmitReason {
+    /// No session of this worker may run anything.
+    New,
+    /// The same guard attests that nothing of the admitted session runs any more.
+    Attested,
+    /// The admitted session is gone, and its authority has surely ended.
+    Waited,
+}
+
+/// Why a resource is placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlaceReason {
+    /// The least loaded of the workers that can run it.
+    LeastPayload,
+    /// It was there before, and may stay.
+    Stays,
+}
+
+/// How it is known that an assignment has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EndReason {
+    /// The worker reported this epoch stopped, as it was told to, for this reason.
+    Stopped(StopReason),
+    /// The worker reported this epoch stopped without being told to.
+    StoppedItself,
+    /// The worker stopped everything and left.
+    Released,
+    /// The admitted session is gone, and its authority has surely ended.
+    Waited,
+    /// The session is gone, and the resource accepts an overlap.
+    Available,
+}
+
+/// Something that is wanted and not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undone {
+    /// What it is about.
+    pub subject: Subject,
+    /// Why it is not done.
+    pub reason: Pending,
+}
+
+/// What an [`Undone`] is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A resource that has no assignment.
+    Resource(ResourceName),
+    /// A worker that is not ready, or whose assignments wait.
+    Worker(WorkerId),
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// No worker is ready.
+    NoWorkers,
+    /// Workers are ready, and each breaks a hard rule; how many break which, the commonest first.
+    NoneFits {
+        /// How many workers are ready.
+        workers: usize,
+        /// The commonest rule that they break.
+        commonest: Misfit,
+        /// How many break it.
+        count: usize,
+    },
+    /// The name's previous run has not ended yet, on this worker.
+    PreviousRun(WorkerId),
+    /// The admitted session of this worker is gone; its authority may last until this moment.
+    Authority {
+        /// The worker.
+        worker: WorkerId,
+        /// The end of the wait, by the leader's clock.
+        until: Moment,
+    },
+    /// More is due than one plan takes on; the next one goes on.
+    Budget,
+    /// The record in etcd cannot be read, so it is neither run nor stopped.
+    Unreadable(Box<str>),
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoWorkers => f.write_str("no worker is ready"),
+            Self::NoneFits { workers: 1, commonest, .. } => write!(f, "the one ready worker does not fit: {commonest}"),
+            Self::NoneFits { workers, commonest, count } => {
+                write!(f, "none of the {workers} ready workers fits: {commonest} ({count} of {workers})")
+            }
+            Self::PreviousRun(worker) => write!(f, "waits for its previous run on {worker} to end"),
+            Self::Authority { worker, .. } => write!(f, "{worker} is lost; waits until nothing can run there any more"),
+            Self::Budget => f.write_str("its turn comes with the next plan"),
+            Self::Unreadable(error) => write!(f, "its record in etcd cannot be read: {error}"),
+        }
+    }
+}
+
+impl AdmitReason {
+    /// For people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "nothing runs under this id",
+            Self::Attested => "its guard attests that nothing of the session before runs",
+            Self::Waited => "the session before has lost its authority",
+        }
+    }
+}
+
+impl PlaceReason {
+    /// For people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LeastPayload => "least payload",
+            Self::Stays => "it was there before",
+        }
+    }
+}
+
+impl EndReason {
+    /// For people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped(reason) => reason.as_str(),
+            Self::StoppedItself => "its worker stopped it",
+            Self::Released => "its worker left",
+            Self::Waited => "its worker was lost",
+            Self::Available => "its worker was lost, and it accepts an overlap",
+        }
+    }
+}

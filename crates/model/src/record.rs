@@ -1,0 +1,154 @@
+//! The value of `/resources/<name>`: a definition with what the cluster adds to it. Its first four fields are the public ones.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Definition, Draft, Hash, Labels, Ownership, ResourceName, Spec, WorkerId};
+
+/// A resource as it stands in etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
+pub struct Record {
+    /// A snowflake, given once when the resource is added.
+    pub id: u64,
+    /// When it was added: nanoseconds since the Unix epoch.
+    pub creation_time: i64,
+    /// `worker|address` for people, "" while pending. Not the truth of ownership: the assignment is.
+    pub assigned_node: Box<str>,
+    /// The inventory that keeps it; empty: the API.
+    pub source: Box<str>,
+    /// What its owner wrote.
+    pub definition: Definition,
+}
+
+impl Record {
+    /// The worker that the view for people names: where the resource is, or last was.
+    #[must_use]
+    pub fn assigned_worker(&self) -> Option<&str> {
+        self.assigned_node.split_once('|').map(|(worker, _)| worker)
+    }
+
+    /// The view for people of a worker at an address.
+    #[must_use]
+    pub fn node(worker: &WorkerId, address: &str) -> Box<str> {
+        format!("{worker}|{address}").into()
+    }
+}
+
+/// The JSON, field for field and in order.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Wire {
+    #[serde(rename = "ID", default)]
+    id: String,
+    name: String,
+    #[serde(default)]
+    assigned_node: Box<str>,
+    #[serde(default)]
+    creation_time: i64,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    kind: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u64>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    labels: Labels,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    require: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pin: String,
+    #[serde(default, skip_serializing_if = "is_exclusive")]
+    ownership: Ownership,
+    #[serde(default, skip_serializing_if = "Spec::is_empty")]
+    spec: Spec,
+    /// Written for people; computed anew when it is read.
+    #[serde(default, skip_serializing_if = "Hash::is_empty", skip_deserializing)]
+    hash: Hash,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    source: Box<str>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_exclusive(ownership: &Ownership) -> bool {
+    *ownership == Ownership::Exclusive
+}
+
+impl From<Record> for Wire {
+    fn from(record: Record) -> Self {
+        let hash = record.definition.hash();
+        let Definition { name, kind, weight, labels, require, pin, ownership, spec } = record.definition;
+        Self {
+            id: record.id.to_string(),
+            name: name.to_string(),
+            assigned_node: record.assigned_node,
+            creation_time: record.creation_time,
+            kind,
+            weight: (weight != 1).then_some(u64::from(weight)),
+            labels,
+            require: require.to_string(),
+            pin: pin.map(|p| p.to_string()).unwrap_or_default(),
+            ownership,
+            spec,
+            hash,
+            source: record.source,
+        }
+    }
+}
+
+impl TryFrom<Wire> for Record {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Self, String> {
+        let name = ResourceName::new(&wire.name).map_err(|e| format!("Name: {:?} {e}", wire.name))?;
+        let draft = Draft {
+            name: wire.name,
+            kind: wire.kind.into(),
+            weight: wire.weight,
+            labels: wire.labels,
+            require: wire.require,
+            pin: wire.pin,
+            ..Draft::default()
+        };
+        let definition = Definition { ownership: wire.ownership, spec: wire.spec, ..draft.check().map_err(|e| e.to_string())? };
+        debug_assert_eq!(definition.name, name);
+        Ok(Self {
+            // An id that a person wrote by hand may be anything; it identifies nothing, so it is no reason to refuse the record.
+            id: wire.id.parse().unwrap_or(0),
+            creation_time: wire.creation_time,
+            assigned_node: wire.assigned_node,
+            source: wire.source,
+            definition,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_public_fields_stand_first_and_defaults_are_left_out() {
+        let record = Record {
+            id: 1_604_066_677_018_857_472,
+            creation_time: 1_671_274_272_579_882_000,
+            assigned_node: "worker-1|192.168.0.107:9090".into(),
+            source: "".into(),
+            definition: Definition::named(ResourceName::new("task-test-1").expect("name")),
+        };
+        let text = serde_json::to_string(&record).expect("json");
+        assert_eq!(
+            text,
+            r#"{"ID":"1604066677018857472","Name":"task-test-1","AssignedNode":"worker-1|192.168.0.107:9090","CreationTime":1671274272579882000}"#
+        );
+        assert_eq!(serde_json::from_str::<Record>(&text).expect("record"), record);
+        assert_eq!(record.assigned_worker(), Some("worker-1"));
+    }
+
+    #[test]
+    fn every_field_survives() {
+        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file"}"#;
+        let hash = Hash::of("process", &Spec::from_value(serde_json::json!({"command": ["x"]})).expect("spec")).to_string();
+        let text = text.replace("HASH", &hash);
+        let record: Record = serde_json::from_str(&text).expect("record");
+        assert_eq!(serde_json::to_string(&record).expect("json"), text);
+        assert_eq!(record.assigned_worker(), None);
+    }
+}

@@ -1,0 +1,68 @@
+//! Workers as they register, and the leader's admission of one session.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Session, WorkerId};
+
+/// Labels of a worker or a resource.
+pub type Labels = BTreeMap<String, String>;
+
+/// The value of `/workers/<id>`: what a worker says of itself. The key is bound to the worker's lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Registration {
+    /// The same as in the key.
+    #[serde(rename = "ID")]
+    pub id: WorkerId,
+    /// `host:port` of its gRPC server, as others reach it.
+    pub address: String,
+    /// `host:port` of its HTTP server.
+    #[serde(rename = "HTTP", default, skip_serializing_if = "String::is_empty")]
+    pub http: String,
+    /// What `require` selects on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    /// The largest payload that it takes; none: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<u64>,
+    /// The drivers that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<String>,
+    /// The version of its binary.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// The guard that speaks for it.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// The earlier session of which, as the guard attests, nothing runs any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attests: Option<Session>,
+    /// Everything was stopped and this session runs nothing more: its last write.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
+}
+
+/// Which guard, on which boot of which machine. Two sessions of one origin share their reaper.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Origin {
+    /// The kernel's boot id; another one means that the machine was started again.
+    #[serde(rename = "BootID", default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// Random, drawn once when the guard starts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub guard: String,
+}
+
+/// The value of `/admissions/<worker>`: the session that may run the worker's assignments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Admission {
+    /// The admitted session.
+    pub session: Session,
+    /// Whose word counts when the next session attests.
+    #[serde(flatten)]
+    pub origin: Origin,
+}
