@@ -1,0 +1,246 @@
+//! What must hold of every plan, whatever happens to the cluster.
+
+mod world;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use evenkeel_model::{Definition, Draft, Moment, Origin, Pending, Registration, Standing, Subject, fit};
+use evenkeel_planner::plan;
+use proptest::prelude::*;
+use world::{World, worker};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Put { name: u8, weight: u64, zone: Option<u8>, pin: Option<u8>, version: u8 },
+    Delete(u8),
+    Join { worker: u8, zone: u8, guard: u8, capacity: Option<u64>, attests: bool },
+    Leave(u8),
+    Crash(u8),
+    Acknowledge,
+    Pass(u16),
+    Turn,
+    Term,
+}
+
+fn step(plain: bool) -> impl Strategy<Value = Step> {
+    let zone = if plain { Just(None).boxed() } else { prop::option::weighted(0.2, 0..3_u8).boxed() };
+    let pin = if plain { Just(None).boxed() } else { prop::option::weighted(0.1, 0..5_u8).boxed() };
+    let weight = if plain { Just(1).boxed() } else { (1..6_u64).boxed() };
+    let capacity = if plain { Just(None).boxed() } else { prop::option::weighted(0.3, 0..30_u64).boxed() };
+    prop_oneof![
+        6 => (0..40_u8, weight, zone, pin, 0..3_u8).prop_map(|(name, weight, zone, pin, version)| Step::Put { name, weight, zone, pin, version }),
+        2 => (0..40_u8).prop_map(Step::Delete),
+        3 => (0..5_u8, 0..3_u8, 0..2_u8, capacity, any::<bool>()).prop_map(|(worker, zone, guard, capacity, attests)| Step::Join { worker, zone, guard, capacity, attests }),
+        1 => (0..5_u8).prop_map(Step::Leave),
+        1 => (0..5_u8).prop_map(Step::Crash),
+        3 => Just(Step::Acknowledge),
+        2 => (0..3000_u16).prop_map(Step::Pass),
+        5 => Just(Step::Turn),
+        1 => Just(Step::Term),
+    ]
+}
+
+fn definition(name: u8, weight: u64, zone: Option<u8>, pin: Option<u8>, version: u8) -> Definition {
+    let draft = Draft {
+        name: format!("r{name}"),
+        weight: Some(weight),
+        require: zone.map(|z| format!("zone=z{z}")).unwrap_or_default(),
+        pin: pin.map(|p| format!("w{p}")).unwrap_or_default(),
+        spec: Some(serde_json::json!({ "version": version })),
+        ..Draft::default()
+    };
+    draft.check().expect("a valid definition")
+}
+
+fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registration {
+    Registration {
+        id: worker(&format!("w{id}")),
+        address: format!("127.0.0.1:{}", 9000 + u32::from(id) + 10 * u32::from(guard)),
+        http: String::new(),
+        labels: BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]),
+        capacity,
+        kinds: vec!["noop".to_owned()],
+        version: String::new(),
+        origin: Origin { boot_id: "boot".to_owned(), guard: guard.to_string() },
+        attests: None,
+        released: false,
+    }
+}
+
+fn happen(world: &mut World, step: &Step) {
+    match *step {
+        Step::Put { name, weight, zone, pin, version } => world.put(definition(name, weight, zone, pin, version)),
+        Step::Delete(name) => world.delete(&format!("r{name}")),
+        Step::Join { worker, zone, guard, capacity, attests } => {
+            let mut registration = registration(worker, zone, guard, capacity);
+            let known = world.cluster.worker(registration.id.as_str());
+            registration.attests = known.and_then(|w| w.admission.as_ref()).map(|a| a.value.session).filter(|_| attests);
+            world.join(registration);
+        }
+        Step::Leave(id) => world.leave(&format!("w{id}")),
+        Step::Crash(id) => world.crash(&format!("w{id}")),
+        Step::Acknowledge => world.acknowledge(),
+        Step::Pass(ms) => world.pass(Duration::from_millis(u64::from(ms))),
+        Step::Turn => drop(world.turn()),
+        Step::Term => world.cluster.begin_term(world.now),
+    }
+}
+
+/// Every resource is on a ready worker that may run it, or the plan says why not.
+fn everything_is_placed_or_explained(world: &World, undone: &[evenkeel_model::Undone]) {
+    for (name, unit) in world.cluster.units_after(None) {
+        let definition = &unit.record.as_ref().expect("what is settled is wanted").value.definition;
+        match unit.holders.as_slice() {
+            [] => assert!(undone.iter().any(|u| u.subject == Subject::Resource(name.clone())), "{name} is nowhere, without a reason"),
+            [holder] => {
+                let at = world.cluster.worker(holder.worker.as_str()).expect("its worker is known");
+                assert_eq!(at.standing(), Standing::Ready, "{name}");
+                assert_eq!(fit::may_run(definition, &holder.worker, at.registration().expect("registered")), Ok(()), "{name}");
+                assert_eq!(holder.held.hash, definition.hash(), "{name}");
+            }
+            _ => panic!("{name} has two owners"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_it_converges_and_then_is_calm(steps in prop::collection::vec(step(false), 1..120)) {
+        let mut world = World::default();
+        for step in &steps {
+            happen(&mut world, step);
+        }
+        let last = world.settle();
+        everything_is_placed_or_explained(&world, &last.undone);
+        prop_assert!(plan(&world.cluster, world.now, &world.config).actions.is_empty());
+    }
+
+    #[test]
+    fn unit_weights_end_even(steps in prop::collection::vec(step(true), 1..120)) {
+        let mut world = World::default();
+        for step in &steps {
+            happen(&mut world, step);
+        }
+        drop(world.settle());
+        let counts = world.counts();
+        if let (Some(most), Some(least)) = (counts.iter().max(), counts.iter().min()) {
+            prop_assert!(most - least <= 1, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_cluster_gives_the_same_plan(steps in prop::collection::vec(step(false), 1..60)) {
+        let mut world = World::default();
+        for step in &steps {
+            happen(&mut world, step);
+        }
+        let copy = world.cluster.clone();
+        prop_assert_eq!(plan(&world.cluster, world.now, &world.config), plan(&copy, world.now, &world.config));
+    }
+
+    #[test]
+    fn loss_moves_orphans_only_and_join_moves_the_fewest(workers in 2..6_u8, resources in 0..40_u8, lost in 0..6_u8) {
+        let mut world = World::default();
+        for id in 0..workers {
+            world.join(registration(id, 0, 0, None));
+        }
+        drop(world.settle());
+        for name in 0..resources {
+            world.put(definition(name, 1, None, None, 0));
+        }
+        drop(world.settle());
+        let lost = lost % workers;
+        let orphans = world.cluster.worker(&format!("w{lost}")).map_or(0, |w| w.names.len());
+        world.moves = 0;
+        world.crash(&format!("w{lost}"));
+        drop(world.settle());
+        prop_assert_eq!(world.moves, orphans);
+        world.moves = 0;
+        world.join(registration(lost, 0, 1, None));
+        drop(world.settle());
+        prop_assert_eq!(world.moves, usize::from(resources / workers));
+    }
+
+    #[test]
+    fn heavy_ones_are_spread_by_weight(weights in prop::collection::vec(1..9_u64, 1..30)) {
+        let mut world = World::default();
+        for id in 0..3 {
+            world.join(registration(id, 0, 0, None));
+        }
+        drop(world.settle());
+        for (name, weight) in weights.iter().enumerate() {
+            world.put(definition(u8::try_from(name).expect("few"), *weight, None, None, 0));
+            drop(world.settle());
+        }
+        let payloads: Vec<u64> = world.cluster.workers().map(|(_, w)| w.payload).collect();
+        let spread = payloads.iter().max().expect("three") - payloads.iter().min().expect("three");
+        // The least loaded worker always takes the next one, so the spread never exceeds the heaviest.
+        prop_assert!(spread <= *weights.iter().max().expect("some"), "{payloads:?}");
+    }
+}
+
+#[test]
+fn a_lost_worker_keeps_its_resources_until_its_authority_has_ended() {
+    let mut world = World::default();
+    world.join(registration(0, 0, 0, None));
+    world.join(registration(1, 0, 0, None));
+    drop(world.settle());
+    world.put(definition(0, 1, None, None, 0));
+    drop(world.settle());
+    let owner = world.home("r0").expect("placed");
+    world.crash(&owner);
+    let lost_at = world.now;
+    world.pass(Duration::from_millis(5099));
+    let waiting = world.turn();
+    assert_eq!(waiting.actions, []);
+    assert_eq!(waiting.wake, Some(lost_at.after(world.config.wait)));
+    assert!(waiting.undone.iter().any(|u| matches!(u.reason, Pending::Authority { .. })));
+    // Another leader has not seen how long the session has been gone.
+    world.cluster.begin_term(world.now);
+    world.pass(Duration::from_millis(5099));
+    assert_eq!(world.turn().actions, []);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.turn().actions.len(), 1);
+    assert_ne!(world.home("r0"), Some(owner));
+}
+
+#[test]
+fn a_session_that_attests_keeps_everything() {
+    let mut world = World::default();
+    world.join(registration(0, 0, 0, None));
+    world.join(registration(1, 0, 0, None));
+    drop(world.settle());
+    for name in 0..4 {
+        world.put(definition(name, 1, None, None, 0));
+    }
+    drop(world.settle());
+    let session = world.cluster.worker("w0").and_then(|w| w.admission.as_ref()).map(|a| a.value.session);
+    let again = Registration { attests: session, ..registration(0, 0, 0, None) };
+    world.join(again.clone());
+    assert_eq!(world.turn().actions.len(), 1, "admitted, and nothing else");
+    assert_eq!(world.counts(), [2, 2]);
+    // Another guard's word says nothing of what the admitted session left behind.
+    let session = world.cluster.worker("w0").and_then(|w| w.admission.as_ref()).map(|a| a.value.session);
+    let origin = Origin { guard: "another".to_owned(), ..again.origin.clone() };
+    world.join(Registration { attests: session, origin, ..again });
+    assert_eq!(world.turn().actions, []);
+}
+
+#[test]
+fn an_available_resource_moves_at_once() {
+    let mut world = World::default();
+    world.join(registration(0, 0, 0, None));
+    world.join(registration(1, 0, 0, None));
+    drop(world.settle());
+    let draft = Draft { name: "r0".to_owned(), ownership: "available".to_owned(), ..Draft::default() };
+    world.put(draft.check().expect("valid"));
+    drop(world.settle());
+    let owner = world.home("r0").expect("placed");
+    world.crash(&owner);
+    drop(world.turn());
+    assert_ne!(world.home("r0").expect("placed"), owner);
+    assert_eq!(world.now, Moment::default());
+}

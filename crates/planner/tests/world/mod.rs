@@ -1,0 +1,135 @@
+//! A world for the planner's tests: a store that only counts revisions, workers that do as they are told, and a leader that carries out
+//! each plan after checking it.
+
+use std::time::Duration;
+
+use evenkeel_model::{
+    Cluster, Decision, Definition, Event, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision, Session, Standing,
+    Status, Versioned, WorkerId, check,
+};
+use evenkeel_planner::{PlannerConfig, plan};
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) config: PlannerConfig,
+    pub(crate) now: Moment,
+    revision: i64,
+    /// Assignments created, less those that took the place of none: what a person would call moves.
+    pub(crate) moves: usize,
+}
+
+pub(crate) fn name(text: &str) -> ResourceName {
+    ResourceName::new(text).expect("a resource's name")
+}
+
+pub(crate) fn worker(text: &str) -> WorkerId {
+    WorkerId::new(text).expect("a worker's id")
+}
+
+impl World {
+    fn next(&mut self) -> Revision {
+        self.revision += 1;
+        Revision(self.revision)
+    }
+
+    pub(crate) fn apply(&mut self, event: Event) {
+        self.cluster.apply(event, self.now);
+        assert_eq!(check::check_cluster(&self.cluster), []);
+    }
+
+    pub(crate) fn put(&mut self, definition: Definition) {
+        let revision = self.next();
+        let unit = self.cluster.unit(definition.name.as_str());
+        let node = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.assigned_node.clone()).unwrap_or_default();
+        let name = definition.name.clone();
+        let value = Record { id: 1, creation_time: 1, assigned_node: node, source: "".into(), definition };
+        self.apply(Event::Resource { name, value: Some(Box::new(Versioned { revision, value })) });
+    }
+
+    pub(crate) fn delete(&mut self, text: &str) {
+        self.apply(Event::Resource { name: name(text), value: None });
+    }
+
+    /// A new session of a worker; an earlier one is gone.
+    pub(crate) fn join(&mut self, registration: Registration) {
+        let session = Session(self.next().0);
+        self.apply(Event::Worker { id: registration.id.clone(), value: None });
+        self.apply(Event::Worker { id: registration.id.clone(), value: Some(Box::new((session, registration))) });
+    }
+
+    pub(crate) fn crash(&mut self, id: &str) {
+        self.apply(Event::Worker { id: worker(id), value: None });
+    }
+
+    /// The worker stops everything and says so.
+    pub(crate) fn leave(&mut self, id: &str) {
+        let Some(w) = self.cluster.worker(id) else { return };
+        if w.standing() != Standing::Ready {
+            return;
+        }
+        let mut value = w.registered.clone().expect("registered");
+        value.1.released = true;
+        self.apply(Event::Worker { id: worker(id), value: Some(value) });
+    }
+
+    /// Every live worker stops what it was told to stop.
+    pub(crate) fn acknowledge(&mut self) {
+        let stopping: Vec<ResourceName> = self.cluster.agenda().stopping.iter().cloned().collect();
+        for name in stopping {
+            let unit = self.cluster.unit(name.as_str()).expect("unit").clone();
+            for holder in unit.holders.iter().filter(|h| matches!(h.held.phase, Phase::Stop { .. })) {
+                let standing = self.cluster.worker(holder.worker.as_str()).map(|w| w.standing());
+                if standing == Some(Standing::Ready) {
+                    let epoch = holder.held.epoch;
+                    let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
+                    self.apply(Event::Status { worker: holder.worker.clone(), name: name.clone(), value: Some(Box::new(status)) });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn pass(&mut self, span: Duration) {
+        self.now = self.now.after(span);
+    }
+
+    /// Plans, checks the plan, and carries it out.
+    pub(crate) fn turn(&mut self) -> Plan {
+        let plan = plan(&self.cluster, self.now, &self.config);
+        assert_eq!(check::check_plan(&self.cluster, &plan, self.now, self.config.wait), []);
+        for action in &plan.actions {
+            let decision = Decision::of(action, &self.cluster).expect("a plan builds on what is known");
+            let revision = self.next();
+            self.moves += usize::from(matches!(action, evenkeel_model::Action::Move { .. }));
+            for write in &decision.writes {
+                self.apply(write.event(revision));
+            }
+        }
+        plan
+    }
+
+    /// Lets time pass and workers answer until nothing is left to do; gives the last, empty plan.
+    pub(crate) fn settle(&mut self) -> Plan {
+        for _ in 0..200 {
+            let plan = self.turn();
+            if plan.actions.is_empty() && plan.wake.is_none() && self.cluster.agenda().stopping.is_empty() {
+                return plan;
+            }
+            self.acknowledge();
+            if plan.actions.is_empty() {
+                self.pass(self.config.wait);
+            }
+        }
+        panic!("does not settle: {:?}", self.cluster.agenda());
+    }
+
+    pub(crate) fn home(&self, text: &str) -> Option<String> {
+        self.cluster.unit(text).and_then(|u| u.home()).map(ToString::to_string)
+    }
+
+    /// How many resources each ready worker has.
+    pub(crate) fn counts(&self) -> Vec<usize> {
+        self.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).map(|(_, w)| w.names.len()).collect()
+    }
+}
