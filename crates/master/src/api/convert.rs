@@ -1,0 +1,153 @@
+//! Between the messages of the API and the types of the model. Nothing is decided here; what is wrong is named with its field.
+
+use std::collections::BTreeMap;
+
+use evenkeel_model::{Definition, DefinitionError, Draft, Happening};
+use evenkeel_proto::v1;
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use serde_json::{Map, Value as Json};
+use tonic::Status;
+
+/// How deep a spec may be nested.
+const DEPTH: usize = 32;
+
+/// Checks a resource of a request.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn definition(resource: Option<v1::Resource>) -> Result<Definition, Status> {
+    let resource = resource.ok_or_else(|| Status::invalid_argument("resource: is missing"))?;
+    draft(resource)?.check().map_err(|e: DefinitionError| Status::invalid_argument(e.to_string()))
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn draft(resource: v1::Resource) -> Result<Draft, Status> {
+    let spec = resource.spec.map(|fields| object(fields, 0)).transpose()?;
+    let prefer = |p: v1::Preference| Json::from_iter([("selector", Json::from(p.selector)), ("weight", Json::from(p.weight))]);
+    Ok(Draft {
+        name: resource.name,
+        kind: resource.kind,
+        weight: resource.weight.map(u64::from),
+        labels: resource.labels.into_iter().collect(),
+        require: resource.require,
+        prefer: resource.prefer.into_iter().map(prefer).collect(),
+        pin: resource.pin,
+        spread: resource.spread,
+        together: resource.together,
+        apart: resource.apart,
+        policy: resource.policy,
+        ownership: resource.ownership,
+        spec,
+    })
+}
+
+/// A definition as the API shows it.
+pub(crate) fn resource(definition: &Definition) -> v1::Resource {
+    let draft = definition.to_draft();
+    v1::Resource {
+        name: draft.name,
+        kind: draft.kind,
+        weight: Some(definition.weight),
+        labels: draft.labels.into_iter().collect(),
+        require: draft.require,
+        pin: draft.pin,
+        ownership: draft.ownership,
+        spec: draft.spec.and_then(|spec| match spec {
+            Json::Object(fields) => Some(structure(fields)),
+            _ => None,
+        }),
+        ..v1::Resource::default()
+    }
+}
+
+pub(crate) fn event(sequence: i64, happening: &Happening) -> v1::Event {
+    v1::Event {
+        sequence,
+        time: happening.time,
+        r#type: happening.kind.as_str().to_owned(),
+        resource: happening.resource.clone(),
+        worker: happening.worker.clone(),
+        from: happening.from.clone(),
+        reason: happening.reason.clone(),
+        master: happening.master.clone(),
+        epoch: happening.epoch.0,
+    }
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn object(fields: Struct, depth: usize) -> Result<Json, Status> {
+    if depth > DEPTH {
+        return Err(Status::invalid_argument(format!("spec: is nested deeper than {DEPTH}")));
+    }
+    let fields: Result<Map<String, Json>, Status> = fields.fields.into_iter().map(|(k, v)| Ok((k, json(v, depth + 1)?))).collect();
+    Ok(Json::Object(fields?))
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn json(value: Value, depth: usize) -> Result<Json, Status> {
+    Ok(match value.kind {
+        None | Some(Kind::NullValue(_)) => Json::Null,
+        Some(Kind::BoolValue(b)) => Json::Bool(b),
+        Some(Kind::StringValue(s)) => Json::String(s),
+        Some(Kind::NumberValue(n)) => {
+            let number = serde_json::Number::from_f64(n);
+            Json::Number(number.ok_or_else(|| Status::invalid_argument(format!("spec: {n} is not a finite number")))?)
+        }
+        Some(Kind::StructValue(fields)) => object(fields, depth)?,
+        Some(Kind::ListValue(list)) if depth > DEPTH || list.values.is_empty() => {
+            if depth > DEPTH {
+                return Err(Status::invalid_argument(format!("spec: is nested deeper than {DEPTH}")));
+            }
+            Json::Array(Vec::new())
+        }
+        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(|v| json(v, depth + 1)).collect::<Result<_, _>>()?),
+    })
+}
+
+fn structure(fields: Map<String, Json>) -> Struct {
+    let fields: BTreeMap<String, Value> = fields.into_iter().map(|(key, value)| (key, proto(value))).collect();
+    Struct { fields }
+}
+
+fn proto(value: Json) -> Value {
+    let kind = match value {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(b) => Kind::BoolValue(b),
+        // A spec holds no number that a double cannot: Spec::from_value has seen to that.
+        Json::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Json::String(s) => Kind::StringValue(s),
+        Json::Array(items) => Kind::ListValue(ListValue { values: items.into_iter().map(proto).collect() }),
+        Json::Object(fields) => Kind::StructValue(structure(fields)),
+    };
+    Value { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_definition_survives_the_api() {
+        let draft: Draft = serde_json::from_value(json!({"name": "a", "kind": "process", "weight": 3, "labels": {"team": "books"},
+            "require": "gpu=true", "pin": "w", "ownership": "available",
+            "spec": {"command": ["a", "b"], "n": 1, "f": 1.5, "deep": {"null": null, "list": [true, []]}}}))
+        .expect("draft");
+        let checked = draft.check().expect("valid");
+        assert_eq!(definition(Some(resource(&checked))).expect("valid"), checked);
+    }
+
+    #[test]
+    fn what_no_json_can_hold_is_refused() {
+        let spec = |n: f64| Struct { fields: [("n".to_owned(), Value { kind: Some(Kind::NumberValue(n)) })].into_iter().collect() };
+        let refused = definition(Some(v1::Resource { name: "a".into(), spec: Some(spec(f64::NAN)), ..Default::default() }));
+        assert_eq!(refused.expect_err("refused").message(), "spec: NaN is not a finite number");
+        let mut deep = Value { kind: None };
+        for _ in 0..100 {
+            deep = Value { kind: Some(Kind::ListValue(ListValue { values: vec![deep] })) };
+        }
+        let spec = Struct { fields: [("deep".to_owned(), deep)].into_iter().collect() };
+        let refused = definition(Some(v1::Resource { name: "a".into(), spec: Some(spec), ..Default::default() }));
+        assert_eq!(refused.expect_err("refused").message(), "spec: is nested deeper than 32");
+        assert_eq!(definition(None).expect_err("refused").message(), "resource: is missing");
+    }
+}

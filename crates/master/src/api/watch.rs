@@ -1,0 +1,182 @@
+//! Streams of changes: of resources and of the history. A wake-up only says that something is new; what it is, is read again.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use evenkeel_model::{ResourceName, Selector};
+use evenkeel_proto::v1;
+use futures::{StreamExt, stream};
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::{
+    convert,
+    service::{Answers, Service, leads},
+    states,
+};
+use crate::known::{Known, Leadership};
+
+/// How many names one step looks at before others may have the lock.
+const STEP: usize = 500;
+/// How many entries of the history one step takes.
+const EVENTS: usize = 500;
+
+/// A stream of resources.
+struct Resources {
+    service: Service,
+    selector: Selector,
+    only: Option<ResourceName>,
+    at: At,
+    /// What the caller has been shown, so that a deletion is told only of those.
+    shown: BTreeSet<ResourceName>,
+    ready: VecDeque<v1::WatchResourcesResponse>,
+    changed: watch::Receiver<u64>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+/// Where the stream stands.
+enum At {
+    /// It lists, from after this name on; `since` is where the changes begin. `unseen` were shown before and have not come again.
+    Listing { after: Option<ResourceName>, since: u64, unseen: BTreeSet<ResourceName>, is_first: bool },
+    /// It follows the changes from this number on.
+    Following { since: u64 },
+}
+
+/// Every resource that matches, then SYNCED, then each change.
+pub(super) fn resources(service: Service, selector: Selector, only: Option<ResourceName>) -> Answers<v1::WatchResourcesResponse> {
+    let since = service.shared.read().next_change();
+    let watcher = Resources {
+        changed: service.shared.changed.subscribe(),
+        leadership: service.shared.leadership.subscribe(),
+        at: At::Listing { after: None, since, unseen: BTreeSet::new(), is_first: true },
+        shown: BTreeSet::new(),
+        ready: VecDeque::new(),
+        service,
+        selector,
+        only,
+    };
+    stream::unfold(Some(watcher), |watcher| async {
+        let mut watcher = watcher?;
+        loop {
+            if let Some(answer) = watcher.ready.pop_front() {
+                return Some((Ok(answer), Some(watcher)));
+            }
+            if !leads(&watcher.service.shared) {
+                return Some((Err(Status::unavailable("this master does not lead any more; watch again")), None));
+            }
+            watcher.step().await;
+        }
+    })
+    .boxed()
+}
+
+impl Resources {
+    async fn step(&mut self) {
+        match &mut self.at {
+            At::Listing { .. } => self.list(),
+            At::Following { since } => {
+                let since = *since;
+                self.changed.mark_unchanged();
+                if !self.follow(since) {
+                    tokio::select! {
+                        _ = self.changed.changed() => {}
+                        _ = self.leadership.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn list(&mut self) {
+        let service = self.service.clone();
+        let known = service.shared.read();
+        let At::Listing { after, since, unseen, is_first } = &mut self.at else { return };
+        let names: Vec<ResourceName> = match &self.only {
+            Some(only) => vec![only.clone()],
+            None => known.cluster.units_after(after.as_ref().map(ResourceName::as_str)).take(STEP).map(|(name, _)| name.clone()).collect(),
+        };
+        let is_last = self.only.is_some() || names.len() < STEP;
+        for name in &names {
+            unseen.remove(name);
+        }
+        let (since, is_first) = (*since, *is_first);
+        let gone: Vec<ResourceName> = if is_last { std::mem::take(unseen).into_iter().collect() } else { Vec::new() };
+        *after = names.last().cloned();
+        for name in names.iter().chain(&gone) {
+            self.show(&known, name);
+        }
+        if is_last {
+            if is_first {
+                self.ready.push_back(v1::WatchResourcesResponse { r#type: "SYNCED".to_owned(), resource: None });
+            }
+            self.at = At::Following { since };
+        }
+    }
+
+    /// True: there was something to see, or too much to follow it.
+    fn follow(&mut self, since: u64) -> bool {
+        let service = self.service.clone();
+        let known = service.shared.read();
+        let next = known.next_change();
+        let Some(changes) = known.changes_since(since) else {
+            let unseen = self.shown.clone();
+            self.at = At::Listing { after: None, since: next, unseen, is_first: false };
+            return true;
+        };
+        let names: BTreeSet<ResourceName> = changes.filter(|name| self.only.as_ref().is_none_or(|only| only == *name)).cloned().collect();
+        for name in &names {
+            self.show(&known, name);
+        }
+        self.at = At::Following { since: next };
+        next != since
+    }
+
+    fn show(&mut self, known: &Known, name: &ResourceName) {
+        let unit = known.cluster.unit(name.as_str());
+        let labels = unit.and_then(|u| u.record.as_deref()).map(|r| &r.value.definition.labels);
+        let state = match labels.is_some_and(|labels| self.selector.matches(labels)) {
+            true => states::resource(&known.cluster, name.as_str(), self.service.shared.now(), &self.service.config.planner),
+            false => None,
+        };
+        let (kind, resource) = match state {
+            Some(state) if self.shown.insert(name.clone()) => ("ADDED", state),
+            Some(state) => ("MODIFIED", state),
+            None if self.shown.remove(name) => {
+                let resource = Some(v1::Resource { name: name.to_string(), ..Default::default() });
+                ("DELETED", v1::ResourceState { resource, ..Default::default() })
+            }
+            None => return,
+        };
+        self.ready.push_back(v1::WatchResourcesResponse { r#type: kind.to_owned(), resource: Some(resource) });
+    }
+}
+
+/// The history after a sequence number, then each entry as it is written.
+pub(super) fn events(service: Service, after: i64) -> Answers<v1::WatchEventsResponse> {
+    let happened = service.shared.happened.subscribe();
+    let leadership = service.shared.leadership.subscribe();
+    let state = (service, happened, leadership, after);
+    stream::unfold(Some(state), |state| async {
+        let (service, mut happened, mut leadership, after) = state?;
+        loop {
+            happened.mark_unchanged();
+            let found: Vec<v1::Event> = {
+                let known = service.shared.read();
+                known.history_after(after).take(EVENTS).map(|(sequence, happening)| convert::event(*sequence, happening)).collect()
+            };
+            if let Some(last) = found.last().map(|event| event.sequence) {
+                let answers = found.into_iter().map(|event| Ok(v1::WatchEventsResponse { event: Some(event) }));
+                return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last))));
+            }
+            if !leads(&service.shared) {
+                let ended = Err(Status::unavailable("this master does not lead any more; watch again"));
+                return Some((stream::iter(vec![ended]), None));
+            }
+            tokio::select! {
+                _ = happened.changed() => {}
+                _ = leadership.changed() => {}
+            }
+        }
+    })
+    .flatten()
+    .boxed()
+}

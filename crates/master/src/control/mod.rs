@@ -1,0 +1,391 @@
+//! The control loop of a master: the one writer of the Cluster. It takes in the watch, the wishes of the API and the outcomes of
+//! commits; where this master leads it plans, checks the plan, and commits it. Everything of the wheel between store::watch and
+//! store::commit is turned here; what is to be done is decided by the planner, not here.
+
+mod history;
+pub(crate) mod office;
+mod own_writes;
+pub(crate) mod request;
+mod snowflake;
+mod term;
+mod wishes;
+
+use std::{sync::Arc, time::Duration};
+
+use evenkeel_model::{Event, Moment, Revision};
+use evenkeel_store::{
+    Client, Executor, Finished, Update,
+    codec::{self, Meaning},
+    keys::Keys,
+    mirror,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use self::{
+    office::{Office, OfficeEvent},
+    own_writes::Sight,
+    request::{Refusal, Request},
+    term::Term,
+};
+use crate::{
+    config::MasterConfig,
+    known::{Known, Leadership, Shared},
+};
+
+/// How many wishes may wait for the loop; more are refused.
+pub(crate) const WISHES: usize = 8192;
+/// How many wishes one turn takes on, so that commits are answered in between.
+const WISHES_A_TURN: usize = 512;
+/// A slow timer stands behind every wake-up.
+const SLOW: Duration = Duration::from_secs(5);
+/// The deadline of one request of the commit pipeline.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The loop's state.
+pub(crate) struct Control {
+    config: Arc<MasterConfig>,
+    client: Client,
+    keys: Keys,
+    shared: Arc<Shared>,
+    updates: mpsc::Receiver<Update>,
+    wishes: mpsc::Receiver<Request>,
+    executor: Executor,
+    finished: mpsc::UnboundedReceiver<Finished>,
+    office: Office,
+    role: Role,
+    /// The revision up to which the watch has been taken in.
+    revision: Revision,
+    /// When the planner wants to be asked again.
+    wake: Option<Moment>,
+}
+
+/// What this master is at the moment.
+enum Role {
+    /// It follows.
+    Standby,
+    /// It has won, and waits until the watch has come to the revision at which it took office.
+    TakingOffice { until: Revision },
+    /// It leads.
+    Leading(Box<Term>),
+}
+
+/// What woke the loop.
+enum Wake {
+    Update(Option<Update>),
+    Wish(Option<Request>),
+    Finished(Finished),
+    Office(OfficeEvent),
+    Timer,
+    Stop,
+}
+
+impl Control {
+    pub(crate) fn new(
+        config: Arc<MasterConfig>,
+        client: Client,
+        shared: Arc<Shared>,
+        wishes: mpsc::Receiver<Request>,
+        office: Office,
+    ) -> Self {
+        let keys = Keys::new(config.prefix.clone());
+        let updates = mirror(&client, keys.everything());
+        let (executor, finished) = Executor::new(client.clone(), COMMIT_DEADLINE);
+        Self {
+            config,
+            client,
+            keys,
+            shared,
+            updates,
+            wishes,
+            executor,
+            finished,
+            office,
+            role: Role::Standby,
+            revision: Revision::default(),
+            wake: None,
+        }
+    }
+
+    /// Runs until it is told to stop; then hands leadership over.
+    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        loop {
+            let wake = self.next_wake(&mut stop).await;
+            if matches!(wake, Wake::Stop) {
+                break;
+            }
+            self.take_in(wake).await;
+            self.turn();
+        }
+        self.hand_over().await;
+    }
+
+    async fn next_wake(&mut self, stop: &mut oneshot::Receiver<()>) -> Wake {
+        let timer = self.timer();
+        let takes_wishes = match &self.role {
+            Role::Leading(term) => term.takes_wishes(),
+            Role::Standby => true,
+            Role::TakingOffice { .. } => false,
+        };
+        tokio::select! {
+            _ = stop => Wake::Stop,
+            Some(finished) = self.finished.recv() => Wake::Finished(finished),
+            update = self.updates.recv() => Wake::Update(update),
+            event = self.office.event() => Wake::Office(event),
+            wish = self.wishes.recv(), if takes_wishes => Wake::Wish(wish),
+            () = tokio::time::sleep_until(timer) => Wake::Timer,
+        }
+    }
+
+    fn timer(&self) -> Instant {
+        let now = self.shared.now();
+        let due = self.wake.map_or(SLOW, |wake| wake.0.saturating_sub(now.0));
+        Instant::now() + due.min(SLOW)
+    }
+
+    async fn take_in(&mut self, wake: Wake) {
+        match wake {
+            Wake::Update(Some(update)) => self.take_update(update),
+            // The mirror ends only with its receiver; it is started again all the same.
+            Wake::Update(None) => self.list_again(),
+            Wake::Wish(Some(wish)) => self.take_wishes(wish),
+            Wake::Wish(None) | Wake::Stop => {}
+            Wake::Timer => self.mark_due(),
+            Wake::Finished(finished) => self.take_finished(finished),
+            Wake::Office(event) => self.take_office(event),
+        }
+        // What has come in the meantime belongs to the same turn.
+        while let Ok(finished) = self.finished.try_recv() {
+            self.take_finished(finished);
+        }
+    }
+
+    fn mark_due(&mut self) {
+        if let Role::Leading(term) = &mut self.role {
+            term.is_due = true;
+        }
+    }
+
+    fn list_again(&mut self) {
+        self.updates = mirror(&self.client, self.keys.everything());
+    }
+
+    fn take_update(&mut self, update: Update) {
+        match update {
+            Update::Lost { reason } => tracing::warn!(%reason, "etcd cannot be followed; what is known may be stale"),
+            Update::Recovered => tracing::info!("etcd is followed again"),
+            Update::Reset { kvs, revision } => self.take_list(&kvs, revision),
+            Update::Changes { changes, revision } => {
+                let shared = self.shared.clone();
+                let mut known = shared.write();
+                let now = shared.now();
+                for change in &changes {
+                    let (key, at) = match change {
+                        evenkeel_store::Change::Put(kv) => (&kv.key, kv.modified),
+                        evenkeel_store::Change::Delete { key, revision } => (key, *revision),
+                    };
+                    if let Role::Leading(term) = &mut self.role
+                        && term.own.seen(key, at) == Sight::Known
+                    {
+                        continue;
+                    }
+                    self.take_meaning(&mut known, codec::meaning_of_change(&self.keys, change), now);
+                }
+                self.revision = revision;
+                drop(known);
+                self.reconsider();
+            }
+        }
+    }
+
+    fn take_meaning(&mut self, known: &mut Known, meaning: Meaning, now: Moment) {
+        match meaning {
+            Meaning::Foreign => {}
+            Meaning::Candidate { lease, value } => known.candidate(lease, value.map(|v| *v)),
+            Meaning::History { number, entries } => known.remember(number, entries),
+            Meaning::Cluster(event) => {
+                if let Role::Leading(term) = &mut self.role {
+                    term.observe(known, &event, now);
+                }
+                touch(known, &event);
+                known.cluster.apply(event, now);
+            }
+        }
+    }
+
+    /// A whole list has come: at the start, and when the watch was interrupted for so long that etcd has forgotten what came between.
+    fn take_list(&mut self, kvs: &[evenkeel_store::Kv], revision: Revision) {
+        if let Role::Leading(term) = &mut self.role
+            && !term.accepts_list(revision)
+        {
+            // Writes are under way whose outcome the list may or may not hold: list again when they are done.
+            return;
+        }
+        let shared = self.shared.clone();
+        let now = shared.now();
+        let mut fresh = Known::default();
+        for kv in kvs {
+            match codec::meaning(&self.keys, kv) {
+                Meaning::Cluster(event) => fresh.cluster.apply(event, now),
+                Meaning::Candidate { lease, value } => fresh.candidate(lease, value.map(|v| *v)),
+                Meaning::History { number, entries } => fresh.remember(number, entries),
+                Meaning::Foreign => {}
+            }
+        }
+        fresh.is_synced = true;
+        let mut known = shared.write();
+        fresh.forget_changes_of(&known);
+        *known = fresh;
+        drop(known);
+        tracing::debug!(revision = revision.0, keys = kvs.len(), "took in a whole list");
+        self.revision = revision;
+        if let Role::Leading(term) = &mut self.role {
+            term.begin_with_list(&shared);
+        }
+        self.reconsider();
+    }
+
+    /// What has come may change who leads.
+    fn reconsider(&mut self) {
+        let shared = self.shared.clone();
+        if let Role::Leading(term) = &mut self.role {
+            term.is_due = true;
+            return;
+        }
+        let known = shared.read();
+        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
+        drop(known);
+        let mine = self.office.fence();
+        match (&self.role, leader) {
+            (Role::TakingOffice { until }, _) if self.revision >= *until => self.begin_term(),
+            (Role::Standby, Some((created, _))) if Some(created) == mine => self.office.take(),
+            (Role::Standby, Some((_, record))) if record.leads_since != 0 => {
+                shared.set_leadership(Leadership::Other { id: record.id.to_string(), address: record.address });
+            }
+            (Role::Standby, _) => shared.set_leadership(Leadership::Nobody),
+            (Role::TakingOffice { .. } | Role::Leading(_), _) => {}
+        }
+    }
+
+    fn take_office(&mut self, event: OfficeEvent) {
+        match event {
+            OfficeEvent::Candidate => self.reconsider(),
+            OfficeEvent::Taken { revision } => {
+                if matches!(self.role, Role::Standby) {
+                    self.role = Role::TakingOffice { until: revision };
+                }
+                self.reconsider();
+            }
+            OfficeEvent::Lost => self.step_down("the candidacy in etcd is lost"),
+        }
+    }
+
+    fn begin_term(&mut self) {
+        let Some(candidate) = self.office.candidate() else { return self.step_down("the candidacy in etcd is lost") };
+        let term = Term::begin(&self.config, &self.keys, &self.shared, candidate);
+        tracing::info!(fence = candidate.created().0, revision = self.revision.0, "this master leads");
+        self.role = Role::Leading(Box::new(term));
+        self.shared.set_leadership(Leadership::Mine);
+    }
+
+    /// Leads no more: everything that was only decided is dropped, and the cluster is read anew.
+    fn step_down(&mut self, why: &str) {
+        match std::mem::replace(&mut self.role, Role::Standby) {
+            Role::Leading(term) => {
+                tracing::warn!(why, "this master leads no more");
+                term.abandon(Refusal::NotLeader);
+                let (executor, finished) = Executor::new(self.client.clone(), COMMIT_DEADLINE);
+                (self.executor, self.finished) = (executor, finished);
+                self.list_again();
+            }
+            Role::TakingOffice { .. } => tracing::info!(why, "this master does not take office"),
+            Role::Standby => {}
+        }
+        self.office.lost();
+        self.shared.set_leadership(Leadership::Nobody);
+    }
+
+    fn take_wishes(&mut self, first: Request) {
+        let Role::Leading(term) = &mut self.role else { return first.refuse(Refusal::NotLeader) };
+        let shared = self.shared.clone();
+        let mut known = shared.write();
+        let now = shared.now();
+        term.wish(&mut known, first, now);
+        for _ in 1..WISHES_A_TURN {
+            match self.wishes.try_recv() {
+                Ok(wish) => term.wish(&mut known, wish, now),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn take_finished(&mut self, finished: Finished) {
+        let Role::Leading(term) = &mut self.role else { return };
+        let shared = self.shared.clone();
+        let mut known = shared.write();
+        let fence_is_lost = term.finished(&mut known, finished, shared.now());
+        drop(known);
+        if fence_is_lost {
+            self.step_down("its fence in etcd is gone");
+        }
+    }
+
+    /// One turn of the wheel: plan, check, decide, and send off what there is to write.
+    fn turn(&mut self) {
+        let Role::Leading(term) = &mut self.role else { return };
+        if term.needs_list() {
+            return self.list_again_when_idle();
+        }
+        let shared = self.shared.clone();
+        let mut known = shared.write();
+        if term.is_due {
+            self.wake = term.plan(&mut known, shared.now());
+        }
+        term.write_history(&mut known);
+        let (changes, last) = (known.next_change(), known.last_event());
+        drop(known);
+        shared.wake(changes, u64::try_from(last).unwrap_or(0));
+        term.send(&mut self.executor);
+    }
+
+    fn list_again_when_idle(&mut self) {
+        let Role::Leading(term) = &mut self.role else { return };
+        term.send(&mut self.executor);
+        if term.asks_for_list() {
+            self.list_again();
+        }
+    }
+
+    /// Writes what is decided, then gives leadership up at once, so that another master need not wait for the lease.
+    async fn hand_over(mut self) {
+        if let Role::Leading(term) = &mut self.role {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while !term.is_idle() {
+                term.send(&mut self.executor);
+                let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.finished.recv()).await else { break };
+                let shared = self.shared.clone();
+                if term.finished(&mut shared.write(), finished, shared.now()) {
+                    break;
+                }
+            }
+            tracing::info!("handing leadership over");
+        }
+        if let Role::Leading(term) = std::mem::replace(&mut self.role, Role::Standby) {
+            term.abandon(Refusal::NotLeader);
+        }
+        self.shared.set_leadership(Leadership::Nobody);
+        self.office.resign().await;
+    }
+}
+
+/// Remembers which resource an event is about, for those who watch.
+fn touch(known: &mut Known, event: &Event) {
+    match event {
+        Event::Resource { name, .. } | Event::Unreadable { name, .. } | Event::Assignment { name, .. } | Event::Status { name, .. } => {
+            known.touch(name);
+        }
+        Event::Worker { .. } | Event::Admission { .. } => {}
+    }
+}

@@ -1,0 +1,96 @@
+//! What the API and the sources ask of the control loop, and what it answers.
+
+use evenkeel_model::{Definition, Epoch, Pending, Record, ResourceName, WorkerId};
+use tokio::sync::oneshot;
+
+/// A wish to change what is wanted. It is answered after the commit.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Add a resource, or replace its definition where that is allowed.
+    Put {
+        /// What is wanted.
+        definition: Box<Definition>,
+        /// What may stand already.
+        mode: PutMode,
+        /// The inventory that keeps it; empty: the API.
+        source: Box<str>,
+        /// For the answer.
+        reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
+    },
+    /// Delete a resource.
+    Delete {
+        /// Which.
+        name: ResourceName,
+        /// For the answer.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+}
+
+/// What may stand already when a resource is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PutMode {
+    /// Nothing of other content.
+    Add,
+    /// It must stand.
+    Update,
+    /// Anything.
+    Apply,
+}
+
+/// What was done with a resource, and where it is.
+#[derive(Clone, Debug)]
+pub(crate) struct PutAnswer {
+    pub(crate) effect: Effect,
+    pub(crate) record: Record,
+    /// Where it is assigned to run, with that worker's address.
+    pub(crate) node: Option<(WorkerId, String)>,
+    pub(crate) epoch: Epoch,
+    /// Why it is assigned nowhere.
+    pub(crate) pending: Option<Pending>,
+}
+
+/// The effect of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Created,
+    Changed,
+    Unchanged,
+}
+
+/// Why a request has no effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("no such resource")]
+    NotFound(ResourceName),
+    #[error("resource {0} exists with other content; update it, or delete it first")]
+    AlreadyExists(ResourceName),
+    #[error("this master does not lead any more; try again")]
+    NotLeader,
+    #[error("another writer changed {0} at the same moment, and nothing was written; try again")]
+    Conflict(ResourceName),
+    #[error("etcd has no space left, and nothing was written; compact and defragment it, disarm its alarm, or raise its quota")]
+    NoSpace,
+    #[error("etcd refused the write, and nothing was written: {0}")]
+    Rejected(String),
+    #[error("it is not known whether {0} was written; trying again is safe")]
+    Unknown(ResourceName),
+    #[error("more is being asked for than can be written; try again in a moment")]
+    Busy,
+}
+
+impl Request {
+    pub(crate) fn name(&self) -> &ResourceName {
+        match self {
+            Self::Put { definition, .. } => &definition.name,
+            Self::Delete { name, .. } => name,
+        }
+    }
+
+    /// Answers that nothing was done. Who asked may have gone.
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Put { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Delete { reply, .. } => drop(reply.send(Err(refusal))),
+        }
+    }
+}

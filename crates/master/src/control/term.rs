@@ -1,0 +1,358 @@
+//! One term of leadership: the commit pipeline with the leader's fence, what was decided and is not yet known to be written, and the
+//! history. It carries out plans and wishes; it chooses nothing.
+
+use std::{collections::VecDeque, time::Duration};
+
+use evenkeel_model::{Decision, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
+use evenkeel_planner::PlannerConfig;
+use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, WriteResult, codec, keys::Keys};
+use rustc_hash::FxHashMap;
+
+use super::{
+    history,
+    own_writes::OwnWrites,
+    request::{Refusal, Request},
+    snowflake::Snowflakes,
+    wishes::Answer,
+};
+use crate::{
+    config::MasterConfig,
+    known::{Known, Shared},
+    time::unix_ns,
+};
+
+/// How many batches may be in flight.
+const IN_FLIGHT: usize = 3;
+/// How many writes may wait in the pipeline before wishes wait outside.
+const BACKLOG: usize = 4096;
+/// How many batches of the history are kept in etcd, and how many entries one has at most.
+const HISTORY_BATCHES: u64 = 500;
+const HISTORY_ENTRIES: usize = 100;
+/// How long planning rests after etcd has refused a write for a reason that time may mend.
+const REST: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Term {
+    pub(super) keys: Keys,
+    pub(super) master: String,
+    pub(super) planner: PlannerConfig,
+    pub(super) own: OwnWrites,
+    pub(super) snowflakes: Snowflakes,
+    /// Something has changed since the last plan.
+    pub(super) is_due: bool,
+    pipeline: Pipeline,
+    next_token: u64,
+    pending: FxHashMap<u64, Pending>,
+    busy: FxHashMap<ResourceName, Busy>,
+    list: List,
+    last_written: Revision,
+    rests_until: Option<Moment>,
+    happenings: Vec<Happening>,
+    next_batch: u64,
+}
+
+/// A write that was decided.
+struct Pending {
+    writes: Vec<(Vec<u8>, Write)>,
+    /// Further keys that it writes, which no event tells of.
+    more_keys: Vec<Vec<u8>>,
+    name: Option<ResourceName>,
+    answer: Option<Answer>,
+}
+
+/// A resource with writes under way: wishes for it wait for them.
+#[derive(Default)]
+struct Busy {
+    writes: usize,
+    waiting: VecDeque<Request>,
+}
+
+/// Whether the Cluster can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    /// It can.
+    Good,
+    /// A decision failed, or the watch was interrupted: nothing more is decided until a whole list has come.
+    Needed,
+    /// It has been asked for.
+    Asked,
+}
+
+impl Term {
+    /// Takes over the Cluster as the watch has built it, up to the revision at which this master took office.
+    pub(super) fn begin(config: &MasterConfig, keys: &Keys, shared: &Shared, candidate: &LeasedKey) -> Self {
+        let mut known = shared.write();
+        known.cluster.begin_term(shared.now());
+        let fence = candidate.created();
+        let pipeline = Pipeline::new(PipelineConfig {
+            fence_key: candidate.key().to_vec(),
+            fence,
+            lease: candidate.lease(),
+            slot_prefix: format!("{}{:x}/", keys.writers(), candidate.lease()).into_bytes(),
+            in_flight: IN_FLIGHT,
+        });
+        let mut term = Self {
+            keys: keys.clone(),
+            master: config.id.to_string(),
+            planner: config.planner.clone(),
+            own: OwnWrites::default(),
+            snowflakes: Snowflakes::new(fence.0),
+            is_due: true,
+            pipeline,
+            next_token: 0,
+            pending: FxHashMap::default(),
+            busy: FxHashMap::default(),
+            list: List::Good,
+            last_written: Revision::default(),
+            rests_until: None,
+            happenings: Vec::new(),
+            next_batch: known.next_batch(),
+        };
+        term.happen(history::about_resource(HappeningKind::Leading, unix_ns(), config.id.as_str(), "", "took office"));
+        term
+    }
+
+    pub(super) fn happen(&mut self, happening: Happening) {
+        self.happenings.push(happening);
+    }
+
+    pub(super) fn takes_wishes(&self) -> bool {
+        self.list == List::Good && self.pipeline.len() < BACKLOG
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.pipeline.is_empty()
+    }
+
+    pub(super) fn needs_list(&self) -> bool {
+        self.list != List::Good
+    }
+
+    /// Whether the list is to be asked for now: once, when no write is under way any more.
+    pub(super) fn asks_for_list(&mut self) -> bool {
+        let asks = self.list == List::Needed && self.is_idle();
+        if asks {
+            self.list = List::Asked;
+        }
+        asks
+    }
+
+    /// Whether a list of this revision can replace the Cluster: it must hold every write of this term.
+    pub(super) fn accepts_list(&mut self, revision: Revision) -> bool {
+        let accepts = self.is_idle() && revision >= self.last_written;
+        if !accepts {
+            self.list = List::Needed;
+        }
+        accepts
+    }
+
+    /// A whole list has replaced the Cluster. What was known of lost sessions is gone, so their waits begin anew.
+    pub(super) fn begin_with_list(&mut self, shared: &Shared) {
+        self.own = OwnWrites::default();
+        self.list = List::Good;
+        self.is_due = true;
+        shared.write().cluster.begin_term(shared.now());
+    }
+
+    /// Notes what an event means for the history before the Cluster takes it in.
+    pub(super) fn observe(&mut self, known: &Known, event: &Event, _now: Moment) {
+        let Event::Worker { id, value: None } = event else { return };
+        let worker = known.cluster.worker(id.as_str());
+        if worker.is_some_and(|w| w.standing() == Standing::Ready) {
+            let resources = worker.map_or(0, |w| w.names.len());
+            tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
+            let entry = history::about_resource(HappeningKind::Lost, unix_ns(), &self.master, "", "its session ended without a release");
+            self.happen(Happening { worker: id.to_string(), ..entry });
+        }
+    }
+
+    /// Takes on a wish, or lets it wait for what is under way with the same resource.
+    pub(super) fn wish(&mut self, known: &mut Known, request: Request, now: Moment) {
+        if let Some(busy) = self.busy.get_mut(request.name()) {
+            return busy.waiting.push_back(request);
+        }
+        self.grant(known, request, now);
+    }
+
+    /// Decides: the Cluster shows the decision at once, the pipeline writes it.
+    pub(super) fn decide(
+        &mut self,
+        known: &mut Known,
+        decision: Decision,
+        name: Option<&ResourceName>,
+        answer: Option<Answer>,
+        now: Moment,
+    ) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let (compares, ops) = codec::encode(&self.keys, &decision);
+        let mut keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
+        if !self.submit(token, compares, ops, &keys) {
+            if let Some(answer) = answer {
+                answer.refuse(Refusal::NotLeader);
+            }
+            return;
+        }
+        let mut writes = Vec::with_capacity(decision.writes.len());
+        for write in decision.writes {
+            // The first key of a write is the one that its event speaks of; a deleted assignment takes its status along.
+            let key = keys.remove(0);
+            let further = usize::from(matches!(write, Write::NoAssignment(..)));
+            keys.rotate_left(further);
+            let event = write.event(Revision::default());
+            super::touch(known, &event);
+            known.cluster.apply(event, now);
+            writes.push((key, write));
+        }
+        if let Some(name) = name {
+            self.busy.entry(name.clone()).or_default().writes += 1;
+        }
+        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), answer });
+    }
+
+    fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> bool {
+        match self.pipeline.submit(evenkeel_store::Write { token, compares, ops }) {
+            Ok(()) => {
+                for key in keys {
+                    self.own.decided(key, token);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "a decision cannot be written");
+                self.list = List::Needed;
+                false
+            }
+        }
+    }
+
+    /// Plans, checks the plan, and decides what it says. Answers when the planner wants to be asked again.
+    pub(super) fn plan(&mut self, known: &mut Known, now: Moment) -> Option<Moment> {
+        if let Some(until) = self.rests_until.filter(|until| *until > now) {
+            return Some(until);
+        }
+        self.rests_until = None;
+        self.is_due = false;
+        let plan = evenkeel_planner::plan(&known.cluster, now, &self.planner);
+        let violations = check::check_plan(&known.cluster, &plan, now, self.planner.wait);
+        if !violations.is_empty() {
+            tracing::error!(?violations, "the plan violates an invariant and is not carried out");
+            return Some(now.after(REST));
+        }
+        known.undone = plan.undone.len();
+        for action in &plan.actions {
+            // What builds on a write under way is planned again when that is done.
+            let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
+            if let Some(entry) = history::of_action(action, &known.cluster, unix_ns(), &self.master) {
+                tracing::info!(?action, "decided");
+                self.happen(entry);
+            }
+            self.decide(known, decision, action.resource(), None, now);
+        }
+        self.is_due = plan.actions.len() >= self.planner.max_actions;
+        plan.wake
+    }
+
+    /// Takes in what has become of a batch. True: the fence is lost.
+    pub(super) fn finished(&mut self, known: &mut Known, finished: Finished, now: Moment) -> bool {
+        let mut freed = Vec::new();
+        for done in self.pipeline.finished(finished.batch, finished.outcome) {
+            let Some(pending) = self.pending.remove(&done.token) else { continue };
+            if let Some(name) = &pending.name
+                && let Some(busy) = self.busy.get_mut(name)
+            {
+                busy.writes -= 1;
+                if busy.writes == 0 {
+                    freed.extend(self.busy.remove(name).map(|busy| busy.waiting).unwrap_or_default());
+                }
+            }
+            self.done(known, done.token, pending, &done.result, now);
+        }
+        self.is_due = true;
+        if self.pipeline.fence_lost() {
+            freed.into_iter().for_each(|request| request.refuse(Refusal::NotLeader));
+            return true;
+        }
+        for request in freed {
+            self.wish(known, request, now);
+        }
+        false
+    }
+
+    fn done(&mut self, known: &mut Known, token: u64, pending: Pending, result: &WriteResult, now: Moment) {
+        let name = pending.name.clone();
+        let refusal = match result {
+            WriteResult::Committed { revision } => return self.committed(known, token, pending, *revision, now),
+            WriteResult::FenceLost => Refusal::NotLeader,
+            WriteResult::Conflict => name.map_or(Refusal::NotLeader, Refusal::Conflict),
+            WriteResult::NoSpace => Refusal::NoSpace,
+            WriteResult::Rejected { reason } => Refusal::Rejected(reason.clone()),
+            WriteResult::Unknown => name.map_or(Refusal::NotLeader, Refusal::Unknown),
+        };
+        if *result != WriteResult::FenceLost {
+            tracing::warn!(?result, name = ?pending.name, "a decision was not written; the cluster is read anew");
+            self.list = List::Needed;
+            self.rests_until = Some(now.after(REST));
+        }
+        if let Some(answer) = pending.answer {
+            answer.refuse(refusal);
+        }
+    }
+
+    fn committed(&mut self, known: &mut Known, token: u64, pending: Pending, revision: Revision, now: Moment) {
+        self.last_written = self.last_written.max(revision);
+        for (key, write) in &pending.writes {
+            if self.own.written(key, token, revision) {
+                let event = write.event(revision);
+                super::touch(known, &event);
+                known.cluster.apply(event, now);
+            }
+        }
+        for key in &pending.more_keys {
+            self.own.written(key, token, revision);
+        }
+        if let Some(answer) = pending.answer {
+            answer.give(revision);
+        }
+    }
+
+    /// Writes what has happened since the last time, and deletes what is too old.
+    pub(super) fn write_history(&mut self, known: &mut Known) {
+        while !self.happenings.is_empty() && self.list == List::Good {
+            let rest = self.happenings.split_off(self.happenings.len().min(HISTORY_ENTRIES));
+            let entries = std::mem::replace(&mut self.happenings, rest);
+            let number = self.next_batch;
+            self.next_batch += 1;
+            let mut ops = vec![Op::put(self.keys.event(number), codec::json(&entries))];
+            if let Some(old) = number.checked_sub(HISTORY_BATCHES) {
+                ops.push(Op::delete(self.keys.event(old)));
+            }
+            known.remember(number, entries);
+            let keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
+            let token = self.next_token;
+            self.next_token += 1;
+            if self.submit(token, Vec::new(), ops, &keys) {
+                self.pending.insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, answer: None });
+            }
+        }
+    }
+
+    /// Sends off what there is to write.
+    pub(super) fn send(&mut self, executor: &mut Executor) {
+        while let Some(batch) = self.pipeline.next_batch() {
+            executor.execute(batch);
+        }
+    }
+
+    /// The term is over: whoever waits for an answer gets this one.
+    pub(super) fn abandon(self, refusal: Refusal) {
+        for pending in self.pending.into_values() {
+            if let Some(answer) = pending.answer {
+                answer.refuse(pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown));
+            }
+        }
+        for busy in self.busy.into_values() {
+            busy.waiting.into_iter().for_each(|request| request.refuse(refusal.clone()));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What becomes of a wish: the one place where adding, changing and deleting are decided. The answer waits for the commit.
+
+use evenkeel_model::{
+    Assignment, Decision, Definition, Epoch, Guard, Happening, HappeningKind, Moment, Pending, Phase, Record, ResourceName, Revision, Spec,
+    StopReason, Unit, Versioned, WorkerId, Write,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    history,
+    request::{Effect, PutAnswer, PutMode, Refusal, Request},
+    term::Term,
+};
+use crate::{known::Known, time::unix_ns};
+
+/// An answer that waits for its commit.
+pub(super) enum Answer {
+    Put { reply: oneshot::Sender<Result<PutAnswer, Refusal>>, answer: Box<PutAnswer>, assigns: bool },
+    Delete(oneshot::Sender<Result<(), Refusal>>),
+}
+
+impl Answer {
+    /// It is written. Who asked may have gone.
+    pub(super) fn give(self, revision: Revision) {
+        match self {
+            Self::Put { reply, mut answer, assigns } => {
+                if assigns {
+                    answer.epoch = Epoch(revision.0);
+                }
+                drop(reply.send(Ok(*answer)));
+            }
+            Self::Delete(reply) => drop(reply.send(Ok(()))),
+        }
+    }
+
+    pub(super) fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Put { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Delete(reply) => drop(reply.send(Err(refusal))),
+        }
+    }
+}
+
+/// A put, taken apart.
+struct Put {
+    definition: Definition,
+    mode: PutMode,
+    source: Box<str>,
+    reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
+}
+
+impl Term {
+    /// Decides a wish for a resource with which nothing is under way.
+    pub(super) fn grant(&mut self, known: &mut Known, request: Request, now: Moment) {
+        match request {
+            Request::Put { definition, mode, source, reply } => {
+                self.put(known, Put { definition: *definition, mode, source, reply }, now);
+            }
+            Request::Delete { name, reply } => self.delete(known, &name, reply, now),
+        }
+    }
+
+    fn put(&mut self, known: &mut Known, put: Put, now: Moment) {
+        let unit = known.cluster.unit(put.definition.name.as_str());
+        if unit.is_some_and(|u| u.unreadable.is_some()) {
+            let refusal = Refusal::Rejected(format!("the record of {} cannot be read; delete it first", put.definition.name));
+            return drop(put.reply.send(Err(refusal)));
+        }
+        match (unit.and_then(|u| u.record.as_deref()).cloned(), put.mode) {
+            (None, PutMode::Update) => drop(put.reply.send(Err(Refusal::NotFound(put.definition.name)))),
+            (None, PutMode::Add | PutMode::Apply) => self.create(known, put, now),
+            (Some(old), _) if old.value.definition == put.definition => {
+                let answer = self.standing_answer(known, &put.definition.name, old.value, Effect::Unchanged, now);
+                drop(put.reply.send(Ok(answer)));
+            }
+            (Some(_), PutMode::Add) => drop(put.reply.send(Err(Refusal::AlreadyExists(put.definition.name)))),
+            (Some(old), PutMode::Update | PutMode::Apply) => self.change(known, put, old, now),
+        }
+    }
+
+    /// The resource and its assignment are written in one transaction.
+    fn create(&mut self, known: &mut Known, put: Put, now: Moment) {
+        let name = put.definition.name.clone();
+        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
+        let choice = match holder {
+            Some(worker) => Err(Pending::PreviousRun(worker)),
+            None => evenkeel_planner::choose(&known.cluster, &put.definition),
+        };
+        let choice = choice.map(|worker| {
+            let address = known.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
+            (worker, address.unwrap_or_default())
+        });
+        let time = unix_ns();
+        let record = Record {
+            id: self.snowflakes.next(time),
+            creation_time: time,
+            assigned_node: choice.as_ref().map(|(worker, address)| Record::node(worker, address)).unwrap_or_default(),
+            source: put.source,
+            definition: put.definition,
+        };
+        let entry = history::about_resource(HappeningKind::Added, time, &self.master, name.as_str(), source_of(&record));
+        let mut decision = Decision {
+            guards: vec![Guard::Resource(name.clone(), Revision::default())],
+            writes: vec![Write::Resource(Box::new(record.clone()))],
+        };
+        let (node, pending) = match choice {
+            Ok((worker, address)) => {
+                assign(&mut decision, &record.definition, &worker);
+                (Some((worker, address)), None)
+            }
+            Err(pending) => (None, Some(pending)),
+        };
+        self.happen(Happening { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry });
+        let assigns = node.is_some();
+        let answer = PutAnswer { effect: Effect::Created, record, node, epoch: Epoch::default(), pending };
+        let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns };
+        self.decide(known, decision, Some(&name), Some(answer), now);
+    }
+
+    /// Only the resource is written; the planner sees what follows from it.
+    fn change(&mut self, known: &mut Known, put: Put, old: Versioned<Record>, now: Moment) {
+        let name = put.definition.name.clone();
+        let record = Record { definition: put.definition, ..old.value };
+        let decision =
+            Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
+        let entry = history::about_resource(HappeningKind::Changed, unix_ns(), &self.master, name.as_str(), source_of(&record));
+        self.happen(entry);
+        let answer = self.standing_answer(known, &name, record, Effect::Changed, now);
+        let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns: false };
+        self.decide(known, decision, Some(&name), Some(answer), now);
+    }
+
+    /// The resource goes and its work is told to stop, in one transaction.
+    fn delete(&mut self, known: &mut Known, name: &ResourceName, reply: oneshot::Sender<Result<(), Refusal>>, now: Moment) {
+        let Some(unit) = known.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
+            return drop(reply.send(Err(Refusal::NotFound(name.clone()))));
+        };
+        let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
+        if let Some(record) = unit.record.as_deref().filter(|_| unit.unreadable.is_none()) {
+            decision.guards.push(Guard::Resource(name.clone(), record.revision));
+        }
+        for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
+            let phase = Phase::Stop { reason: StopReason::Deleted, to: None };
+            let stop = Assignment { kind: String::new(), spec: Spec::default(), hash: holder.held.hash, phase };
+            decision.guards.push(Guard::Assignment(holder.worker.clone(), name.clone(), holder.held.epoch));
+            decision.writes.push(Write::Assignment(holder.worker.clone(), name.clone(), Box::new(stop), holder.held.epoch));
+        }
+        let entry = history::about_resource(HappeningKind::Deleted, unix_ns(), &self.master, name.as_str(), "api");
+        self.happen(Happening { from: holder_of(unit), ..entry });
+        self.decide(known, decision, Some(name), Some(Answer::Delete(reply)), now);
+    }
+
+    /// The answer for a resource that stands already, from what the Cluster shows of it.
+    fn standing_answer(&self, known: &Known, name: &ResourceName, record: Record, effect: Effect, now: Moment) -> PutAnswer {
+        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).filter(|h| h.held.runs());
+        let node = holder.map(|h| {
+            let address = known.cluster.worker(h.worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
+            (h.worker.clone(), address.unwrap_or_default())
+        });
+        let pending = match node {
+            Some(_) => None,
+            None => evenkeel_planner::why_pending(&known.cluster, name.as_str(), now, &self.planner),
+        };
+        PutAnswer { effect, record, node, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
+    }
+}
+
+fn assign(decision: &mut Decision, definition: &Definition, worker: &WorkerId) {
+    let name = definition.name.clone();
+    let assignment =
+        Assignment { kind: definition.kind.to_string(), spec: definition.spec.clone(), hash: definition.hash(), phase: Phase::Run };
+    decision.guards.push(Guard::Assignment(worker.clone(), name.clone(), Epoch::default()));
+    decision.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), Epoch::default()));
+}
+
+fn source_of(record: &Record) -> &str {
+    if record.source.is_empty() { "api" } else { &record.source }
+}
+
+fn holder_of(unit: &Unit) -> String {
+    unit.holders.first().map(|h| h.worker.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,174 @@
+//! What a master knows, shared between the control loop, which alone changes it, and the API, which reads it. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use evenkeel_model::{Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
+use tokio::sync::watch;
+
+/// How many entries of the history are kept in memory.
+const HISTORY: usize = 20_000;
+/// How many changes of resources are remembered for those who watch; who falls behind further lists again.
+const CHANGES: usize = 65_536;
+
+/// The shared knowledge with the wake-ups of those who wait for it to change. A wake-up carries no data.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    known: RwLock<Known>,
+    /// Who leads.
+    pub(crate) leadership: watch::Sender<Leadership>,
+    /// Grows with every change of a resource.
+    pub(crate) changed: watch::Sender<u64>,
+    /// Grows with every entry of the history.
+    pub(crate) happened: watch::Sender<u64>,
+    started: std::time::Instant,
+}
+
+/// Who leads, as far as this master knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// Nobody, or nobody who has taken office.
+    Nobody,
+    /// This master.
+    Mine,
+    /// Another one: where its gRPC is served.
+    Other {
+        /// Its id.
+        id: String,
+        /// Its gRPC address.
+        address: String,
+    },
+}
+
+/// What a master knows.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The cluster; as the leader has decided it, where this master leads.
+    pub(crate) cluster: Cluster,
+    /// The masters by their create revisions: the first leads.
+    pub(crate) masters: BTreeMap<Revision, (String, MasterRecord)>,
+    /// Whether a whole list has been taken in.
+    pub(crate) is_synced: bool,
+    /// How much the last plan of this master left undone.
+    pub(crate) undone: usize,
+    history: VecDeque<(i64, Happening)>,
+    changes: VecDeque<ResourceName>,
+    /// The number of the first of `changes`.
+    first_change: u64,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        Self {
+            known: RwLock::default(),
+            leadership: watch::Sender::new(Leadership::Nobody),
+            changed: watch::Sender::new(0),
+            happened: watch::Sender::new(0),
+            started: std::time::Instant::now(),
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This master's monotonic clock.
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.started.elapsed())
+    }
+
+    pub(crate) fn set_leadership(&self, leadership: Leadership) {
+        self.leadership.send_if_modified(|old| {
+            let is_new = *old != leadership;
+            if is_new {
+                *old = leadership;
+            }
+            is_new
+        });
+    }
+
+    /// Wakes those who watch, after the lock has been given back.
+    pub(crate) fn wake(&self, changes: u64, last_event: u64) {
+        self.changed.send_if_modified(|old| std::mem::replace(old, changes) != changes);
+        self.happened.send_if_modified(|old| std::mem::replace(old, last_event) != last_event);
+    }
+}
+
+impl Known {
+    /// Remembers that a resource has changed.
+    pub(crate) fn touch(&mut self, name: &ResourceName) {
+        if self.changes.len() == CHANGES {
+            self.changes.pop_front();
+            self.first_change += 1;
+        }
+        self.changes.push_back(name.clone());
+    }
+
+    /// The number that the next change will have.
+    pub(crate) fn next_change(&self) -> u64 {
+        self.first_change + self.changes.len() as u64
+    }
+
+    /// What has changed since a number; none: too much, so that a list is needed.
+    pub(crate) fn changes_since(&self, number: u64) -> Option<impl Iterator<Item = &ResourceName>> {
+        let skip = usize::try_from(number.checked_sub(self.first_change)?).ok()?;
+        Some(self.changes.iter().skip(skip))
+    }
+
+    /// This knowledge replaces another as a whole: who watched that one must list again.
+    pub(crate) fn forget_changes_of(&mut self, old: &Self) {
+        self.first_change = old.next_change() + 1;
+        self.changes.clear();
+    }
+
+    /// The number of the next batch of the history.
+    pub(crate) fn next_batch(&self) -> u64 {
+        u64::try_from(self.last_event()).unwrap_or(0) / BATCH as u64 + 1
+    }
+
+    /// Takes a batch of the history in; its entries are numbered within the batch.
+    pub(crate) fn remember(&mut self, number: u64, entries: Vec<Happening>) {
+        for (index, entry) in entries.into_iter().enumerate() {
+            let sequence = sequence(number, index);
+            if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
+                continue;
+            }
+            if self.history.len() == HISTORY {
+                self.history.pop_front();
+            }
+            self.history.push_back((sequence, entry));
+        }
+    }
+
+    /// The history after a sequence number, oldest first.
+    pub(crate) fn history_after(&self, after: i64) -> impl DoubleEndedIterator<Item = &(i64, Happening)> {
+        let from = self.history.partition_point(|(sequence, _)| *sequence <= after);
+        self.history.range(from..)
+    }
+
+    pub(crate) fn last_event(&self) -> i64 {
+        self.history.back().map_or(0, |(sequence, _)| *sequence)
+    }
+
+    /// Takes in that a master campaigns, or has ceased to.
+    pub(crate) fn candidate(&mut self, lease: String, value: Option<Versioned<MasterRecord>>) {
+        self.masters.retain(|_, (known, _)| *known != lease);
+        if let Some(Versioned { revision, value }) = value {
+            self.masters.insert(revision, (lease, value));
+        }
+    }
+}
+
+/// The largest number of entries in one batch of the history.
+pub(crate) const BATCH: usize = 1000;
+
+/// The sequence number of an entry: that of its batch, then its place.
+fn sequence(number: u64, index: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX / 2_000).saturating_mul(BATCH as i64) + index as i64
+}

@@ -1,0 +1,113 @@
+//! A master: control loop, API and sources.
+//!
+//! The wheel: **store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit** -> etcd, and back by
+//! worker::desired -> worker::reconcile -> worker::driver -> worker::report.
+//!
+//! The control loop is the one writer; the API and the sources wish, the planner decides, the pipeline writes. A master never talks to
+//! a worker about what to run: that goes through etcd alone.
+
+mod api;
+mod config;
+mod control;
+mod known;
+mod source;
+mod time;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use evenkeel_model::MasterRecord;
+use evenkeel_store::{Client, Config, keys::Keys};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
+use self::{
+    api::service::Service,
+    control::{Control, WISHES, office::Office},
+    known::Shared,
+};
+
+/// How long etcd may take to answer at the start.
+const ETCD_PATIENCE: Duration = Duration::from_secs(20);
+/// How long calls that are under way may take when the master ends.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// Runs a master until `stop` completes; then hands leadership over, finishes the calls under way, and returns.
+///
+/// # Errors
+/// When it cannot start: an address in use, a file of resources that is wrong, an etcd that cannot be used. Nothing is left behind.
+pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result<(), MasterError> {
+    if let Some(path) = &config.resources {
+        source::read(path)?;
+    }
+    let grpc = listen("--grpc", config.grpc_listen).await?;
+    let http = listen("--http", config.http_listen).await?;
+    let client = Client::new(Config::new(config.etcd.clone()))?;
+    tokio::pin!(stop);
+    tokio::select! {
+        ready = ready(&client) => ready?,
+        () = &mut stop => return Ok(()),
+    }
+    let config = Arc::new(config);
+    let keys = Keys::new(config.prefix.clone());
+    let shared = Arc::new(Shared::new());
+    let record = MasterRecord {
+        id: config.id.clone(),
+        address: advertised(&config.grpc_host, &grpc),
+        http: advertised(&config.http_host, &http),
+        version: config.version.clone(),
+        leads_since: 0,
+    };
+    tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
+    let office = Office::new(client.clone(), &keys, record, config.lease, time::unix_ns);
+    let (wishes, wish_queue) = mpsc::channel(WISHES);
+    let service = Service { config: config.clone(), shared: shared.clone(), wishes };
+    let control = Control::new(config.clone(), client, shared, wish_queue, office);
+    let (stop_control, control_stops) = oneshot::channel();
+    let control = tokio::spawn(control.run(control_stops));
+    let source = config.resources.clone().map(|path| {
+        let service = service.clone();
+        tokio::spawn(async move { source::run(service, &path).await })
+    });
+    let (stop_servers, servers_stop) = watch::channel(false);
+    let mut servers = tokio::spawn(api::serve(service, grpc, http, servers_stop));
+    let ended = tokio::select! {
+        () = &mut stop => None,
+        ended = &mut servers => Some(ended),
+    };
+    if let Some(source) = source {
+        source.abort();
+    }
+    // The control loop may have ended already; then there is nothing to hand over.
+    let _ = stop_control.send(());
+    let _ = control.await;
+    let _ = stop_servers.send(true);
+    match ended {
+        Some(ended) => flatten(ended),
+        // A caller that does not end its stream is left behind.
+        None => timeout(LAST_CALLS, servers).await.map_or(Ok(()), flatten),
+    }
+}
+
+fn flatten(ended: Result<Result<(), MasterError>, tokio::task::JoinError>) -> Result<(), MasterError> {
+    ended.unwrap_or_else(|e| Err(MasterError::Server("API", e.to_string())))
+}
+
+async fn ready(client: &Client) -> Result<(), MasterError> {
+    client.wait_ready(ETCD_PATIENCE).await?;
+    client.require_version().await?;
+    Ok(())
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, MasterError> {
+    TcpListener::bind(address).await.map_err(|source| MasterError::Listen { flag, address, source })
+}
+
+/// The address under which others reach a server that listens.
+fn advertised(host: &str, listener: &TcpListener) -> String {
+    let port = listener.local_addr().map_or(0, |address| address.port());
+    format!("{host}:{port}")
+}
