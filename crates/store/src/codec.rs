@@ -1,0 +1,199 @@
+//! Between what stands in etcd and what the model speaks of: keys and JSON to events, decisions to transactions. No IO.
+
+use evenkeel_model::{
+    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, MasterRecord, Origin, Phase, Revision, Session, Versioned,
+    Write,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Change, Compare, Kv, Op, keys::Key, keys::Keys};
+
+/// What one key of the watched range means.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Meaning {
+    /// Something of the cluster.
+    Cluster(Event),
+    /// A master campaigns, or has ceased to; the key's create revision orders them.
+    Candidate {
+        /// The lease's id, as the key spells it.
+        lease: String,
+        /// Who it is.
+        value: Option<Box<Versioned<MasterRecord>>>,
+    },
+    /// A part of the history, or its end.
+    History {
+        /// Its number; numbers grow.
+        number: u64,
+        /// What happened, oldest first; empty when it was deleted or cannot be read.
+        entries: Vec<Happening>,
+    },
+    /// It belongs to somebody else.
+    Foreign,
+}
+
+/// What a key that stands means. What cannot be read is reported, and read in the way that is safe.
+#[must_use]
+pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
+    let event = match keys.parse(&kv.key) {
+        Key::Foreign => return Meaning::Foreign,
+        Key::Election(lease) => {
+            let value = read::<MasterRecord>(kv).ok();
+            let value = value.map(|value| Box::new(Versioned { revision: kv.created, value }));
+            return Meaning::Candidate { lease, value };
+        }
+        Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
+        Key::Resource(name) => match read(kv) {
+            Ok(value) => Event::Resource { name, value: versioned(kv, value) },
+            Err(error) => Event::Unreadable { name, error: error.into() },
+        },
+        Key::Worker(id) => Event::Worker { id, value: read(kv).ok().map(|value| Box::new((Session(kv.created.0), value))) },
+        // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
+        Key::Admission(worker) => {
+            let nobody = Admission { session: Session(0), origin: Origin::default() };
+            Event::Admission { worker, value: versioned(kv, read(kv).unwrap_or(nobody)) }
+        }
+        Key::Assignment(worker, name) => Event::Assignment { worker, name, value: Some(held(kv)) },
+        Key::Status(worker, name) => Event::Status { worker, name, value: read(kv).ok().map(Box::new) },
+    };
+    Meaning::Cluster(event)
+}
+
+/// What the absence of a key means.
+#[must_use]
+pub fn meaning_of_absence(keys: &Keys, key: &[u8]) -> Meaning {
+    Meaning::Cluster(match keys.parse(key) {
+        Key::Foreign => return Meaning::Foreign,
+        Key::Election(lease) => return Meaning::Candidate { lease, value: None },
+        Key::Event(number) => return Meaning::History { number, entries: Vec::new() },
+        Key::Resource(name) => Event::Resource { name, value: None },
+        Key::Worker(id) => Event::Worker { id, value: None },
+        Key::Admission(worker) => Event::Admission { worker, value: None },
+        Key::Assignment(worker, name) => Event::Assignment { worker, name, value: None },
+        Key::Status(worker, name) => Event::Status { worker, name, value: None },
+    })
+}
+
+/// What a change means.
+#[must_use]
+pub fn meaning_of_change(keys: &Keys, change: &Change) -> Meaning {
+    match change {
+        Change::Put(kv) => meaning(keys, kv),
+        Change::Delete { key, .. } => meaning_of_absence(keys, key),
+    }
+}
+
+/// An assignment that cannot be read may run, and has a hash that no resource has: it is stopped and made anew.
+fn held(kv: &Kv) -> Held {
+    let epoch = Epoch(kv.created.0);
+    match read::<Assignment>(kv) {
+        Ok(assignment) => Held::of(epoch, &assignment),
+        Err(_) => Held { epoch, hash: Hash::unknown(), phase: Phase::Run },
+    }
+}
+
+fn versioned<T>(kv: &Kv, value: T) -> Option<Box<Versioned<T>>> {
+    Some(Box::new(Versioned { revision: kv.modified, value }))
+}
+
+fn read<T: DeserializeOwned>(kv: &Kv) -> Result<T, String> {
+    serde_json::from_slice(&kv.value).map_err(|error| {
+        tracing::warn!(key = %String::from_utf8_lossy(&kv.key), revision = kv.modified.0, %error, "a value in etcd cannot be read");
+        error.to_string()
+    })
+}
+
+/// The JSON of a value that is written.
+#[must_use]
+pub fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    // The types of the model have string keys and finite numbers only, which JSON can always hold.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// The conditions and operations of a decision.
+#[must_use]
+pub fn encode(keys: &Keys, decision: &Decision) -> (Vec<Compare>, Vec<Op>) {
+    let compares = decision.guards.iter().map(|guard| compare(keys, guard)).collect();
+    let mut ops = Vec::with_capacity(decision.writes.len() + 1);
+    for write in &decision.writes {
+        encode_write(keys, write, &mut ops);
+    }
+    (compares, ops)
+}
+
+fn compare(keys: &Keys, guard: &Guard) -> Compare {
+    let created = |key: String, equals: i64| Compare::CreateRevision { key: key.into(), equals: Revision(equals) };
+    let modified = |key: String, equals: Revision| Compare::ModRevision { key: key.into(), equals };
+    match guard {
+        Guard::Resource(name, revision) => modified(keys.resource(name), *revision),
+        Guard::Assignment(worker, name, epoch) => created(keys.assignment(worker, name), epoch.0),
+        Guard::Admission(worker, revision) => modified(keys.admission(worker), *revision),
+        Guard::Registration(worker, session) => created(keys.worker(worker), session.0),
+    }
+}
+
+fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
+    match write {
+        Write::Resource(record) => ops.push(Op::put(keys.resource(&record.definition.name), json(record))),
+        Write::NoResource(name) => ops.push(Op::delete(keys.resource(name))),
+        Write::Assignment(worker, name, assignment, _) => ops.push(Op::put(keys.assignment(worker, name), json(assignment))),
+        Write::NoAssignment(worker, name) => {
+            ops.push(Op::delete(keys.assignment(worker, name)));
+            ops.push(Op::delete(keys.status(worker, name)));
+        }
+        Write::Admission(worker, admission) => ops.push(Op::put(keys.admission(worker), json(admission))),
+        Write::NoAdmission(worker) => ops.push(Op::delete(keys.admission(worker))),
+        Write::NoRegistration(id) => ops.push(Op::delete(keys.worker(id))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{Definition, Record, ResourceName, WorkerId};
+
+    use super::*;
+
+    fn kv(key: &str, value: &str) -> Kv {
+        Kv { key: key.into(), value: value.into(), created: Revision(5), modified: Revision(7), lease: 0 }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_event_that_the_leader_expected() {
+        let keys = Keys::new("");
+        let (name, worker) = (ResourceName::new("a").expect("name"), WorkerId::new("w").expect("id"));
+        let record = Record {
+            id: 3,
+            creation_time: 4,
+            assigned_node: "w|h:1".into(),
+            source: "".into(),
+            definition: Definition::named(name.clone()),
+        };
+        let assignment =
+            Assignment { kind: String::new(), spec: record.definition.spec.clone(), hash: record.definition.hash(), phase: Phase::Run };
+        let writes = vec![
+            Write::Resource(Box::new(record)),
+            Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), Epoch::default()),
+            Write::Admission(worker, Box::new(Admission { session: Session(2), origin: Origin::default() })),
+        ];
+        let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: writes.clone() });
+        for (op, write) in ops.into_iter().zip(&writes) {
+            let Op::Put { key, value, .. } = op else { panic!("a put") };
+            let stands = Kv { key, value, created: Revision(9), modified: Revision(9), lease: 0 };
+            assert_eq!(meaning(&keys, &stands), Meaning::Cluster(write.event(Revision(9))));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_read_in_the_way_that_is_safe() {
+        let keys = Keys::new("");
+        assert!(matches!(meaning(&keys, &kv("/resources/a", "{")), Meaning::Cluster(Event::Unreadable { .. })));
+        let Meaning::Cluster(Event::Assignment { value: Some(held), .. }) = meaning(&keys, &kv("/assignments/w/a", "")) else {
+            panic!("held")
+        };
+        assert!(held.runs() && held.epoch == Epoch(5) && held.hash == Hash::unknown());
+        let Meaning::Cluster(Event::Admission { value: Some(admission), .. }) = meaning(&keys, &kv("/admissions/w", "[]")) else {
+            panic!("some")
+        };
+        assert_eq!(admission.value.session, Session(0));
+        assert!(matches!(meaning(&keys, &kv("/workers/w", "[]")), Meaning::Cluster(Event::Worker { value: None, .. })));
+    }
+}

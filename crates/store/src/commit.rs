@@ -1,0 +1,112 @@
+//! Carries out the batches of the [`Pipeline`](crate::Pipeline) on etcd.
+//!
+//! In the wheel this is the second half of store::commit, the one that does IO. It sends each batch once, and where the answer is lost it
+//! asks until the outcome is certain; what follows from an outcome is decided by the pipeline.
+
+use std::time::Duration;
+
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tracing::{debug, warn};
+
+use crate::{
+    batch::{Batch, BatchId, Outcome, Resolution},
+    client::Client,
+    error::Error,
+};
+
+/// The first and the longest pause between two attempts to find out what became of a batch.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A batch whose outcome is certain.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Which.
+    pub batch: BatchId,
+    /// What has become of it.
+    pub outcome: Outcome,
+}
+
+/// Carries out batches side by side. Dropping it gives up those under way: they may be applied or not.
+#[derive(Debug)]
+pub struct Executor {
+    client: Client,
+    deadline: Duration,
+    finished: mpsc::UnboundedSender<Finished>,
+    tasks: JoinSet<()>,
+}
+
+impl Executor {
+    /// An executor, and the channel on which it tells of finished batches, in the order in which they finish. The channel holds no more
+    /// than the pipeline has in flight. `deadline` is for each request.
+    #[must_use]
+    pub fn new(client: Client, deadline: Duration) -> (Self, mpsc::UnboundedReceiver<Finished>) {
+        let (finished, receiver) = mpsc::unbounded_channel();
+        (Self { client, deadline, finished, tasks: JoinSet::new() }, receiver)
+    }
+
+    /// Starts to carry out a batch, and returns at once. It must be called within a tokio runtime.
+    pub fn execute(&mut self, batch: Batch) {
+        while self.tasks.try_join_next().is_some() {}
+        let (client, deadline, finished) = (self.client.clone(), self.deadline, self.finished.clone());
+        self.tasks.spawn(async move {
+            let id = batch.id;
+            let outcome = carry_out(&client, batch, deadline).await;
+            // Nobody listens any more only when the owner has given up.
+            let _ = finished.send(Finished { batch: id, outcome });
+        });
+    }
+}
+
+/// Sends the batch, and makes certain of its outcome.
+async fn carry_out(client: &Client, batch: Batch, deadline: Duration) -> Outcome {
+    let Batch { id, txn, resolution } = batch;
+    match client.txn(txn, deadline).await {
+        Ok(reply) => Batch::judge(reply),
+        Err(error @ Error::NoSpace { .. }) => {
+            warn!(%error, "a batch of writes was refused");
+            after_no_space(client, &resolution).await
+        }
+        Err(error) if error.outcome_unknown() || error.blames_member() => {
+            warn!(batch = id.0, %error, "the answer to a batch of writes is lost: finding out what became of it");
+            resolve(client, &resolution, deadline).await
+        }
+        Err(error) => Outcome::Rejected { reason: error.to_string() },
+    }
+}
+
+/// Asks until it is certain.
+async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration) -> Outcome {
+    let mut pause = PAUSE;
+    loop {
+        match client.txn(resolution.txn(), deadline).await {
+            Ok(reply) => return resolution.judge(&reply),
+            // The void mark finds no space either, but what stands in the slot may be enough to know.
+            Err(Error::NoSpace { .. }) => {
+                if let Some(outcome) = read_slot(client, resolution).await.flatten() {
+                    return outcome;
+                }
+            }
+            Err(error) => debug!(%error, "it is not known yet what became of a batch"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// etcd has answered that it has no space. It may say so of a transaction that it has just applied, but once it has answered nothing
+/// of it is under way any more, so the slot tells.
+async fn after_no_space(client: &Client, resolution: &Resolution) -> Outcome {
+    loop {
+        match read_slot(client, resolution).await {
+            Some(known) => return known.unwrap_or(Outcome::NoSpace),
+            None => sleep(PAUSE).await,
+        }
+    }
+}
+
+/// None: etcd did not answer.
+async fn read_slot(client: &Client, resolution: &Resolution) -> Option<Option<Outcome>> {
+    let read = client.get(resolution.slot_key()).await.ok()?;
+    Some(resolution.judge_slot(read.kv.as_ref()))
+}

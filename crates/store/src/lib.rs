@@ -1,0 +1,36 @@
+//! The only crate that knows etcd: connection, list and watch, leased keys and fenced commit.
+//!
+//! The wheel: **store::watch** -> model::Cluster -> planner::plan -> model::check -> **store::commit** -> etcd, and back by
+//! worker::desired -> worker::reconcile -> worker::driver -> worker::report.
+//!
+//! Nothing is decided here about resources or workers, and no type of the etcd client leaves this crate: callers and simulators see
+//! plain types, such as [`Kv`], [`Txn`] and [`Batch`].
+
+mod batch;
+mod client;
+pub mod codec;
+mod commit;
+mod error;
+pub mod keys;
+mod leased;
+mod local;
+mod locks;
+mod member;
+mod mirror;
+mod pipeline;
+mod ready;
+mod streams;
+mod types;
+mod wire;
+
+pub use batch::{Batch, BatchId, Outcome, Resolution};
+pub use client::{Client, Config};
+pub use commit::{Executor, Finished};
+pub use error::Error;
+pub use evenkeel_model::Revision;
+pub use leased::{CreateError, KeyName, LeaseState, LeasedKey, LostReason, NewLeasedKey};
+pub use local::{LocalCluster, LocalError, LocalOptions, Ports};
+pub use mirror::{Change, Update, mirror};
+pub use pipeline::{Done, MAX_BYTES, MAX_OPS, Pipeline, PipelineConfig, SubmitError, Write, WriteResult};
+pub use ready::MemberStatus;
+pub use types::{Compare, KeyRange, Kv, Op, Read, Snapshot, Txn, TxnReply};

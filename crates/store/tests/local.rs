@@ -1,0 +1,102 @@
+//! The etcd of our own: it comes up, says why when it does not, and never outlives us.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use common::{Etcd, LONG, eventually};
+use evenkeel_store::{LocalCluster, LocalError, LocalOptions, Ports};
+use nix::{sys::signal::kill, unistd::Pid};
+
+fn options(dir: &tempfile::TempDir) -> LocalOptions {
+    let mut options = LocalOptions::new(dir.path());
+    options.binary = std::env::var_os("EVENKEEL_TEST_ETCD").map(PathBuf::from);
+    options
+}
+
+fn alive(pid: u32) -> bool {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), None).is_ok()
+}
+
+#[tokio::test]
+async fn a_member_is_killed_frozen_restarted_and_gone_in_the_end() {
+    let mut etcd = Etcd::start(1).await;
+    let client = etcd.client();
+    let status = client.wait_ready(LONG).await.unwrap();
+    assert_eq!(status.version, etcd.cluster.version());
+    assert!(status.leads && status.db_size > 0);
+    client.put("/kept", "1").await.unwrap();
+    let first = etcd.cluster.pid(0).unwrap();
+    etcd.cluster.kill(0).unwrap();
+    assert!(!alive(first) && etcd.cluster.pid(0).is_none());
+    assert!(matches!(etcd.cluster.stop(0), Err(LocalError::Process { member: 0, .. })));
+    etcd.cluster.restart(0).await.unwrap();
+    let second = etcd.cluster.pid(0).unwrap();
+    assert!(client.get(b"/kept").await.unwrap().kv.is_some(), "the data is kept, and the port");
+    etcd.cluster.stop(0).unwrap();
+    assert!(client.get(b"/kept").await.is_err());
+    drop(etcd);
+    assert!(!alive(second), "also a frozen one");
+}
+
+#[tokio::test]
+async fn the_usual_ports_are_taken_if_they_are_free() {
+    let port = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (client, peer) = (port(), port());
+    let ports = |l: &TcpListener| l.local_addr().unwrap().port();
+    let prefer = Ports::Prefer { client: ports(&client), peer: ports(&peer) };
+    let (wanted, dir) = (ports(&peer), tempfile::tempdir().unwrap());
+    drop(peer);
+    // The port for clients is in use: another is taken.
+    let cluster = LocalCluster::start(LocalOptions { ports: prefer, ..options(&dir) }).await.unwrap();
+    assert_ne!(cluster.endpoint(0), format!("http://127.0.0.1:{}", ports(&client)));
+    assert!(TcpListener::bind(("127.0.0.1", wanted)).is_err(), "the other one is used");
+}
+
+#[tokio::test]
+async fn what_does_not_come_up_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = LocalOptions { binary: Some("/nowhere/etcd".into()), ..options(&dir) };
+    let error = LocalCluster::start(missing).await.unwrap_err();
+    assert!(matches!(error, LocalError::Binary { .. }) && error.to_string().contains("install etcd"), "{error}");
+    let other = LocalOptions { binary: Some("/bin/true".into()), ..options(&dir) };
+    assert!(matches!(LocalCluster::start(other).await, Err(LocalError::Binary { .. })));
+    let wrong = LocalOptions { flags: vec!["--no-such-flag".into()], ..options(&dir) };
+    let error = LocalCluster::start(wrong).await.unwrap_err();
+    assert!(matches!(error, LocalError::DidNotStart { .. }) && error.to_string().contains("no-such-flag"), "{error}");
+}
+
+/// Not a test of its own: the process that the next one kills.
+#[tokio::test]
+async fn helper_that_is_killed() {
+    if std::env::var_os("EVENKEEL_TEST_HELPER").is_none() {
+        return;
+    }
+    let etcd = Etcd::start(1).await;
+    println!("pid {}", etcd.cluster.pid(0).unwrap());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_member_does_not_outlive_the_process_that_started_it() {
+    let mut helper = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_that_is_killed", "--nocapture"])
+        .env("EVENKEEL_TEST_HELPER", "1")
+        // A flag of etcd in our environment is none of its business.
+        .env("ETCD_NAME", "somebody-else")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(helper.stdout.take().unwrap()).lines();
+    let pid = lines.find_map(|line| line.unwrap().split("pid ").nth(1).map(|pid| pid.trim().parse::<u32>().unwrap())).unwrap();
+    assert!(alive(pid));
+    helper.kill().unwrap();
+    helper.wait().unwrap();
+    eventually(LONG, "the member's end", async || (!alive(pid)).then_some(())).await;
+}
