@@ -1,0 +1,54 @@
+# The doors of the house: `make` lists them.
+
+BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
+# A toolchain that was just installed is often not in PATH before the next login.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build lint fmt bench prepare prepare-test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: build ## install what is missing, build, and run etcd, 2 masters and 3 workers on examples/classic.yaml
+	$(BUILD_DIR)/debug/evenkeel dev --resources examples/classic.yaml
+
+test: lint ## every check that a change must pass
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    echo "cargo nextest run, then the tests in the docs"; \
+	    cargo nextest run --workspace --locked && cargo test --workspace --locked --doc; \
+	else \
+	    echo "cargo test"; \
+	    cargo test --workspace --locked; \
+	fi
+
+build: prepare ## the binary, for development: target/debug/evenkeel
+	cargo build --locked --package evenkeel
+
+lint: prepare-test ## the house lint and its self-test, the protos, formatting, clippy
+	scripts/lint --self-test
+	scripts/lint
+	@if [ "$$EVENKEEL_SKIP_BUF" = 1 ]; then \
+	    echo "buf lint: left out, because EVENKEEL_SKIP_BUF=1"; \
+	else \
+	    buf=target/tools/bin/buf; [ -x $$buf ] || buf=buf; \
+	    echo "$$buf lint"; $$buf lint; \
+	fi
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## format the Rust code
+	cargo fmt --all
+
+bench: prepare ## evenkeel bench on a release build; its arguments in ARGS="..."
+	cargo build --locked --release --package evenkeel
+	$(BUILD_DIR)/release/evenkeel bench $(ARGS)
+
+prepare: ## install what building and the demo need, as far as it is missing
+	@scripts/prepare
+
+prepare-test: ## the same, and what the checks need
+	@scripts/prepare --test
+
+clean: ## remove everything that was built
+	cargo clean
