@@ -309,21 +309,23 @@ fn make_canonical(value: &mut Value) -> Result<(), DefinitionError> {
     }
 }
 
-/// The largest integer up to which every one is a double.
-const EXACT: i64 = 1 << 53;
+/// The largest integer that no other integer is rounded to when both become doubles.
+const EXACT: i64 = (1 << 53) - 1;
 
+/// None: it is canonical already.
 fn canonical_number(n: &serde_json::Number) -> Result<Option<Value>, DefinitionError> {
+    let inexact = || field_error("spec", format!("{n} cannot be held exactly by every client; write it as a string"));
     if n.is_i64() || n.is_u64() {
         let exact = n.as_i64().is_some_and(|i| (-EXACT..=EXACT).contains(&i));
-        return if exact {
-            Ok(None)
-        } else {
-            Err(field_error("spec", format!("{n} cannot be held exactly by every client; write it as a string")))
-        };
+        return if exact { Ok(None) } else { Err(inexact()) };
     }
-    let whole = n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() <= EXACT as f64);
-    #[allow(clippy::cast_possible_truncation, reason = "the value is whole and within ±2^53")]
-    Ok(whole.map(|f| Value::from(f as i64)))
+    match n.as_f64().filter(|f| f.fract() == 0.0) {
+        // What came as a double may have been another integer before.
+        Some(whole) if whole.abs() > EXACT as f64 => Err(inexact()),
+        #[allow(clippy::cast_possible_truncation, reason = "the value is whole and within 2^53")]
+        Some(whole) => Ok(Some(Value::from(whole as i64))),
+        None => Ok(None),
+    }
 }
 
 impl fmt::Debug for Spec {

@@ -1,0 +1,86 @@
+//! How long it takes to place one resource, without etcd: the choice and the change of the Cluster, beside a scan of all workers.
+
+use std::time::Instant;
+
+use evenkeel_model::{
+    Admission, Cluster, Definition, Epoch, Event, Held, Moment, Origin, Phase, Record, Registration, ResourceName, Revision, Session,
+    Versioned, WorkerId,
+};
+use serde::Serialize;
+
+/// How many choices the linear scan makes; it is slow.
+const SCANS: u32 = 2_000;
+
+/// What was measured with one number of workers.
+#[derive(Debug, Serialize)]
+pub(super) struct Placement {
+    pub(super) workers: u32,
+    pub(super) resources: u32,
+    pub(super) ns_per_placement: f64,
+    pub(super) ns_linear_scan: f64,
+    pub(super) ratio: f64,
+    /// The highest payload less the lowest, when all are placed.
+    pub(super) spread: u64,
+}
+
+/// Places unit weights on so many workers.
+pub(super) fn measure(workers: u32, resources: u32) -> Placement {
+    let mut cluster = cluster_of(workers);
+    let definitions: Vec<Definition> =
+        (0..resources).filter_map(|n| ResourceName::new(&format!("resource-{n:07}")).ok()).map(Definition::named).collect();
+    let began = Instant::now();
+    let mut revision = i64::from(workers) * 2;
+    for definition in definitions {
+        revision += 1;
+        place(&mut cluster, definition, Revision(revision));
+    }
+    let ns_per_placement = began.elapsed().as_nanos() as f64 / f64::from(resources);
+    let payloads: Vec<u64> = cluster.workers().map(|(_, w)| w.payload).collect();
+    let spread = payloads.iter().max().unwrap_or(&0) - payloads.iter().min().unwrap_or(&0);
+    let ns_linear_scan = linear_scan(&cluster);
+    Placement { workers, resources, ns_per_placement, ns_linear_scan, ratio: ns_linear_scan / ns_per_placement, spread }
+}
+
+fn cluster_of(workers: u32) -> Cluster {
+    let mut cluster = Cluster::default();
+    for n in 0..workers {
+        let Ok(id) = WorkerId::new(&format!("worker-{n:05}")) else { continue };
+        let registration = Registration {
+            id: id.clone(),
+            address: format!("10.0.{}.{}:9090", n / 256, n % 256),
+            http: String::new(),
+            labels: evenkeel_model::Labels::new(),
+            capacity: None,
+            kinds: vec!["noop".to_owned()],
+            version: String::new(),
+            origin: Origin::default(),
+            attests: None,
+            released: false,
+        };
+        let session = Session(i64::from(n) + 1);
+        let admission = Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, origin: Origin::default() } };
+        cluster.apply(Event::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());
+        cluster.apply(Event::Admission { worker: id, value: Some(Box::new(admission)) }, Moment::default());
+    }
+    cluster
+}
+
+fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
+    let Ok(worker) = evenkeel_planner::choose(cluster, &definition) else { return };
+    let name = definition.name.clone();
+    let held = Held { epoch: Epoch(revision.0), hash: definition.hash(), phase: Phase::Run };
+    let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();
+    let value = Record { id: 1, creation_time: 1, assigned_node: Record::node(&worker, &address), source: Box::default(), definition };
+    cluster.apply(Event::Resource { name: name.clone(), value: Some(Box::new(Versioned { revision, value })) }, Moment::default());
+    cluster.apply(Event::Assignment { worker, name, value: Some(held) }, Moment::default());
+}
+
+/// What one placement costs when every worker is looked at, as the plainest scheduler does.
+fn linear_scan(cluster: &Cluster) -> f64 {
+    let began = Instant::now();
+    for _ in 0..SCANS {
+        let least = cluster.workers().min_by_key(|(id, worker)| (worker.payload, *id));
+        std::hint::black_box(least);
+    }
+    began.elapsed().as_nanos() as f64 / f64::from(SCANS)
+}

@@ -1,0 +1,121 @@
+//! What the measurements run on: an etcd of their own in a temporary folder, a master as a child process, and workers that only register.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use evenkeel_model::{Origin, Registration, WorkerId};
+use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
+use evenkeel_store::{Client, Config, KeyName, LeasedKey, LocalCluster, LocalOptions, NewLeasedKey, codec, keys::Keys};
+use tonic::transport::{Channel, Endpoint};
+
+/// How many workers there are.
+const WORKERS: usize = 10;
+/// How long all may take to come up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// See the module. Dropping it ends everything.
+pub(super) struct Stage {
+    etcd: LocalCluster,
+    master: Child,
+    address: String,
+    numbers: AtomicU64,
+    _workers: Vec<LeasedKey>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.master.kill();
+        let _ = self.master.wait();
+    }
+}
+
+impl Stage {
+    pub(super) async fn start(binary: Option<PathBuf>) -> Result<Self, String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let folder = tempfile::tempdir().map_err(|e| text(&e))?;
+        let options = LocalOptions { binary, ..LocalOptions::new(folder.path()) };
+        let etcd = LocalCluster::start(options).await.map_err(|e| text(&e))?;
+        let endpoint = etcd.endpoint(0);
+        let client = Client::new(Config::new([endpoint.clone()])).map_err(|e| text(&e))?;
+        let mut workers = Vec::new();
+        for number in 0..WORKERS {
+            workers.push(register(&client, number).await?);
+        }
+        let grpc = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| text(&e))?;
+        let master = Command::new(std::env::current_exe().map_err(|e| text(&e))?)
+            .args(["master", "--id", "bench", "--http", "127.0.0.1:0", "--etcd", &endpoint, "--grpc", &grpc.to_string()])
+            .env("EVENKEEL_LOG_LEVEL", "error")
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(|e| text(&e))?;
+        let stage = Self { etcd, master, address: grpc.to_string(), numbers: AtomicU64::new(0), _workers: workers, _folder: folder };
+        tokio::time::timeout(PATIENCE, stage.ready()).await.map_err(|_| "the master did not come up".to_owned())?;
+        Ok(stage)
+    }
+
+    pub(super) fn etcd_version(&self) -> &str {
+        self.etcd.version()
+    }
+
+    /// A client of etcd alone.
+    pub(super) fn raw(&self) -> Result<Client, String> {
+        Client::new(Config::new([self.etcd.endpoint(0)])).map_err(|e| e.to_string())
+    }
+
+    /// A connection to the master.
+    pub(super) async fn connect(&self) -> Result<MasterClient<Channel>, String> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(|e| e.to_string())?;
+        Ok(MasterClient::new(endpoint.tcp_nodelay(true).connect().await.map_err(|e| e.to_string())?))
+    }
+
+    /// A name that no call has used yet.
+    pub(super) fn fresh_name(&self) -> String {
+        format!("bench-{:09}", self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn ready(&self) {
+        loop {
+            if self.is_ready().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn is_ready(&self) -> bool {
+        let Ok(mut client) = self.connect().await else { return false };
+        let leads = client.list_masters(ListMastersRequest {}).await.is_ok_and(|m| m.into_inner().masters.iter().any(|m| m.leader));
+        let workers = client.list_workers(ListWorkersRequest {}).await.map(|w| w.into_inner().workers).unwrap_or_default();
+        leads && workers.iter().filter(|w| w.phase == "ready").count() == WORKERS
+    }
+}
+
+/// A worker that registers and runs nothing.
+async fn register(client: &Client, number: usize) -> Result<LeasedKey, String> {
+    let id = WorkerId::new(&format!("bench-{number}")).map_err(|e| e.to_string())?;
+    let registration = Registration {
+        id: id.clone(),
+        address: format!("127.0.0.1:{}", 10_000 + number),
+        http: String::new(),
+        labels: evenkeel_model::Labels::new(),
+        capacity: None,
+        kinds: vec!["noop".to_owned()],
+        version: String::new(),
+        origin: Origin::default(),
+        attests: None,
+        released: false,
+    };
+    let new = NewLeasedKey {
+        key: KeyName::Exact(Keys::new("").worker(&id).into_bytes()),
+        value: codec::json(&registration),
+        ttl: Duration::from_secs(30),
+        replaces: None,
+    };
+    LeasedKey::create(client, new, Duration::from_secs(5)).await.map_err(|e| e.to_string())
+}

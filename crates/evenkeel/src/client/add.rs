@@ -1,0 +1,158 @@
+//! `evenkeel add`: one resource from flags.
+
+use clap::Args;
+use evenkeel_model::{Draft, ResourceName, Selector, WorkerId};
+use evenkeel_proto::v1::{AddResourceRequest, ResourceState};
+use serde_json::{Map, Value};
+
+use super::{ClientArgs, ClientError, convert, print_one, selector};
+use crate::settings;
+
+/// The kind that a command implies.
+const PROCESS: &str = "process";
+
+#[derive(Debug, Args)]
+pub(crate) struct AddArgs {
+    /// Its name: 1 to 253 of A-Z a-z 0-9 . _ -, beginning with a letter or digit
+    name: ResourceName,
+    /// The driver's kind; without it the workers' catalog says what the name means
+    #[arg(long, value_name = "K")]
+    kind: Option<ResourceName>,
+    /// Its share of a worker
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    weight: Option<u64>,
+    /// A label of the resource; many times, or with commas
+    #[arg(long, value_name = "K=V", value_delimiter = ',', value_parser = settings::label)]
+    label: Vec<(String, String)>,
+    /// The labels that a worker must have
+    #[arg(long, value_name = "SELECTOR", value_parser = selector)]
+    require: Option<Selector>,
+    /// The only worker that may run it
+    #[arg(long, value_name = "WORKER")]
+    pin: Option<WorkerId>,
+    /// What the driver is given, as a JSON object
+    #[arg(long, value_name = "JSON", value_parser = spec)]
+    spec: Option<Map<String, Value>>,
+    #[command(flatten)]
+    client: ClientArgs,
+    /// The command that is to run; it implies the kind process
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn spec(text: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err("is JSON, but no object; write {\"KEY\": VALUE}".to_owned()),
+        Err(e) => Err(format!("is no JSON: {e}")),
+    }
+}
+
+pub(crate) async fn run(args: AddArgs) -> Result<(), ClientError> {
+    let format = args.client.output.output;
+    let session = args.client.master.clone().session();
+    let definition = draft(&args)?.check().map_err(|e| ClientError::Usage(e.to_string()))?;
+    let name = definition.name.to_string();
+    let request = AddResourceRequest { resource: Some(convert::to_resource(&definition)?) };
+    let answer = session.ask(&name, request, async |client, request| client.add_resource(request).await).await;
+    let response = answer.result?;
+    let state = response.resource.unwrap_or_default();
+    // After a second try nobody can say which of the two it was that added it.
+    let added = response.created || answer.retried;
+    let value = convert::to_json("ResourceState", &state)?;
+    print_one(format, &value, &name, || sentence(&name, added, &state))
+}
+
+fn draft(args: &AddArgs) -> Result<Draft, ClientError> {
+    let kind = args.kind.as_ref().map(ToString::to_string);
+    let mut spec = args.spec.clone();
+    if !args.command.is_empty() {
+        if kind.as_deref().is_some_and(|kind| kind != PROCESS) {
+            return Err(ClientError::Usage(format!("a COMMAND is for --kind {PROCESS}; leave --kind out")));
+        }
+        let command = Value::from(args.command.clone());
+        if spec.get_or_insert_default().insert("command".to_owned(), command).is_some() {
+            return Err(ClientError::Usage("--spec has a command already, and another stands after --; give one of them".to_owned()));
+        }
+    }
+    let kind = kind.or_else(|| (!args.command.is_empty()).then(|| PROCESS.to_owned()));
+    Ok(Draft {
+        name: args.name.to_string(),
+        kind: kind.unwrap_or_default(),
+        weight: args.weight,
+        labels: settings::labels(&args.label).map_err(ClientError::Usage)?,
+        require: args.require.as_ref().map(ToString::to_string).unwrap_or_default(),
+        pin: args.pin.as_ref().map(ToString::to_string).unwrap_or_default(),
+        spec: spec.map(Value::Object),
+        ..Draft::default()
+    })
+}
+
+/// `task-test-4 added on worker-2 (127.0.0.1:9090)`, or why it is nowhere yet.
+fn sentence(name: &str, added: bool, state: &ResourceState) -> String {
+    let done = if added { "added" } else { "stands already, unchanged," };
+    let place = match (state.worker.as_str(), state.reason.as_str()) {
+        ("", "") => "pending: no worker was chosen yet".to_owned(),
+        ("", reason) => format!("pending: {reason}"),
+        (worker, _) => return format!("{name} {done} on {worker} ({})\n", state.address),
+    };
+    format!("{name} {} {place}\n", if added { "added," } else { done })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cli::{Cli, Command},
+        client,
+    };
+
+    fn parsed(line: &[&str]) -> Result<Value, String> {
+        let line = ["evenkeel", "add"].iter().chain(line);
+        match Cli::try_parse_from(line).map_err(|e| e.to_string())?.command {
+            Command::Client(client::Command::Add(args)) => {
+                let draft = draft(&args).map_err(|e| e.to_string())?.check().map_err(|e| e.to_string())?.to_draft();
+                serde_json::to_value(draft).map_err(|e| e.to_string())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_a_definition() {
+        let line = [
+            "a",
+            "--weight",
+            "2",
+            "--label",
+            "x=y,z=1",
+            "--require",
+            "gpu = true",
+            "--pin",
+            "w-1",
+            "--spec",
+            r#"{"cwd":"/"}"#,
+            "--",
+            "sleep",
+            "-x",
+        ];
+        let expected = json!({"name": "a", "kind": "process", "weight": 2, "labels": {"x": "y", "z": "1"}, "require": "gpu=true", "pin": "w-1",
+            "spec": {"command": ["sleep", "-x"], "cwd": "/"}});
+        assert_eq!(parsed(&line), Ok(expected));
+        assert_eq!(parsed(&["a"]), Ok(json!({"name": "a"})));
+        assert_eq!(parsed(&["a", "--kind", "noop"]), Ok(json!({"name": "a", "kind": "noop"})));
+    }
+
+    #[test]
+    fn the_sentence_tells_where_it_runs() {
+        let on = ResourceState { worker: "worker-2".to_owned(), address: "127.0.0.1:9090".to_owned(), ..ResourceState::default() };
+        let nowhere = ResourceState { reason: "no worker is ready".to_owned(), ..ResourceState::default() };
+        assert_eq!(sentence("a", true, &on), "a added on worker-2 (127.0.0.1:9090)\n");
+        assert_eq!(sentence("a", false, &on), "a stands already, unchanged, on worker-2 (127.0.0.1:9090)\n");
+        assert_eq!(sentence("a", true, &nowhere), "a added, pending: no worker is ready\n");
+        assert_eq!(sentence("a", false, &nowhere), "a stands already, unchanged, pending: no worker is ready\n");
+    }
+}

@@ -1,0 +1,209 @@
+//! `evenkeel workers`, `masters`, `cordon`, `uncordon` and `drain`: the processes of the cluster.
+
+use std::time::Duration;
+
+use clap::Args;
+use evenkeel_model::WorkerId;
+use evenkeel_proto::v1::{
+    CordonWorkerRequest, DrainWorkerRequest, ListMastersRequest, ListWorkersRequest, MasterState, UncordonWorkerRequest, WorkerState,
+};
+
+use super::{ClientArgs, ClientError, Listing, convert, print_list, print_one, session::Session};
+use crate::output::{self, Format, Row, Tone, or_dash};
+
+/// Between two looks at a worker that is being drained.
+const LOOK: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The worker
+    #[arg(value_name = "WORKER")]
+    id: WorkerId,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The worker
+    #[arg(value_name = "WORKER")]
+    id: WorkerId,
+    /// End only when it runs nothing more
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
+    let format = args.client.output.output;
+    let workers = list_workers(&args.client.master.session()).await?;
+    if workers.is_empty() && format == Format::Table {
+        eprintln!("no workers; start one with `evenkeel worker --id 1`");
+        return Ok(());
+    }
+    let values = workers.iter().map(|w| convert::to_json("WorkerState", w)).collect::<Result<_, _>>()?;
+    let names = workers.iter().map(|w| w.id.as_str()).collect();
+    print_list(format, Listing { values, names }, || workers_table(&workers, output::colour()))
+}
+
+/// The workers as a master knows them.
+pub(crate) async fn list_workers(session: &Session) -> Result<Vec<WorkerState>, ClientError> {
+    Ok(session.call("workers", ListWorkersRequest {}, async |client, request| client.list_workers(request).await).await?.workers)
+}
+
+pub(crate) async fn masters(args: ListArgs) -> Result<(), ClientError> {
+    let format = args.client.output.output;
+    let session = args.client.master.session();
+    let masters = session.call("masters", ListMastersRequest {}, async |client, request| client.list_masters(request).await).await?.masters;
+    let values = masters.iter().map(|m| convert::to_json("MasterState", m)).collect::<Result<_, _>>()?;
+    let names = masters.iter().map(|m| m.id.as_str()).collect();
+    print_list(format, Listing { values, names }, || masters_table(&masters, output::colour()))
+}
+
+pub(crate) async fn cordon(args: WorkerArgs) -> Result<(), ClientError> {
+    let request = CordonWorkerRequest { id: args.id.to_string() };
+    let session = args.client.master.clone().session();
+    let response = session.call(args.id.as_str(), request, async |client, request| client.cordon_worker(request).await).await?;
+    told(&args.client, args.id.as_str(), "cordoned", response.worker)
+}
+
+pub(crate) async fn uncordon(args: WorkerArgs) -> Result<(), ClientError> {
+    let request = UncordonWorkerRequest { id: args.id.to_string() };
+    let session = args.client.master.clone().session();
+    let response = session.call(args.id.as_str(), request, async |client, request| client.uncordon_worker(request).await).await?;
+    told(&args.client, args.id.as_str(), "uncordoned", response.worker)
+}
+
+pub(crate) async fn drain(args: DrainArgs) -> Result<(), ClientError> {
+    let id = args.id.as_str();
+    let request = DrainWorkerRequest { id: id.to_owned() };
+    let session = args.client.master.clone().session();
+    let response = session.call(id, request, async |client, request| client.drain_worker(request).await).await?;
+    if !args.wait {
+        return told(&args.client, id, "draining", response.worker);
+    }
+    let mut left = None;
+    loop {
+        let worker = list_workers(&session).await?.into_iter().find(|w| w.id == id);
+        let Some(worker) = worker.filter(|w| w.resources > 0) else {
+            return told(&args.client, id, "drained", None);
+        };
+        if left.replace(worker.resources) != Some(worker.resources) && output::progress() {
+            eprintln!("{id} still runs {}", worker.resources);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn told(client: &ClientArgs, id: &str, done: &str, worker: Option<WorkerState>) -> Result<(), ClientError> {
+    let worker = worker.unwrap_or_else(|| WorkerState { id: id.to_owned(), ..WorkerState::default() });
+    let value = convert::to_json("WorkerState", &worker)?;
+    print_one(client.output.output, &value, id, || format!("{id} {done}\n"))
+}
+
+fn workers_table(workers: &[WorkerState], colour: bool) -> String {
+    let headers = ["ID", "ADDRESS", "PHASE", "RESOURCES", "PAYLOAD", "CAPACITY", "LABELS", "VERSION"];
+    output::table(&headers, &workers.iter().map(worker_row).collect::<Vec<_>>(), colour)
+}
+
+fn worker_row(worker: &WorkerState) -> Row {
+    let tone = match worker.phase.as_str() {
+        "ready" if !worker.cordoned && !worker.draining => Tone::Plain,
+        "lost" => Tone::Trouble,
+        _ => Tone::Waiting,
+    };
+    let mut labels: Vec<String> = worker.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    labels.sort();
+    let cells = vec![
+        worker.id.clone(),
+        or_dash(&worker.grpc_address),
+        phase(worker),
+        worker.resources.to_string(),
+        worker.payload.to_string(),
+        if worker.capacity == 0 { "-".to_owned() } else { worker.capacity.to_string() },
+        or_dash(&labels.join(",")),
+        or_dash(&worker.version),
+    ];
+    Row { cells, tone }
+}
+
+/// `ready,cordoned`, as kubectl has it.
+fn phase(worker: &WorkerState) -> String {
+    let mut phase = or_dash(&worker.phase);
+    match (worker.draining, worker.cordoned) {
+        (true, _) => phase.push_str(",draining"),
+        (false, true) => phase.push_str(",cordoned"),
+        (false, false) => {}
+    }
+    if !worker.reason.is_empty() {
+        phase.push_str(&format!(" ({})", worker.reason));
+    }
+    phase
+}
+
+fn masters_table(masters: &[MasterState], colour: bool) -> String {
+    let row = |master: &MasterState| {
+        let leader = if master.leader { "leader" } else { "-" };
+        Row::from([
+            master.id.clone(),
+            or_dash(&master.grpc_address),
+            leader.to_owned(),
+            or_dash(&master.http_address),
+            or_dash(&master.version),
+        ])
+    };
+    output::table(&["ID", "ADDRESS", "LEADER", "HTTP", "VERSION"], &masters.iter().map(row).collect::<Vec<_>>(), colour)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_read_like_this() {
+        let worker = WorkerState {
+            id: "worker-1".to_owned(),
+            grpc_address: "127.0.0.1:9090".to_owned(),
+            labels: [("zone".to_owned(), "a".to_owned()), ("gpu".to_owned(), "true".to_owned())].into(),
+            version: "0.1.0".to_owned(),
+            phase: "ready".to_owned(),
+            resources: 3,
+            payload: 5,
+            ..WorkerState::default()
+        };
+        let lost = WorkerState {
+            id: "worker-2".to_owned(),
+            phase: "lost".to_owned(),
+            reason: "waiting 5.1 s".to_owned(),
+            cordoned: true,
+            capacity: 10,
+            ..WorkerState::default()
+        };
+        let expected = "\
+ID         ADDRESS          PHASE                           RESOURCES   PAYLOAD   CAPACITY   LABELS            VERSION
+worker-1   127.0.0.1:9090   ready                                   3         5          -   gpu=true,zone=a   0.1.0
+worker-2   -                lost,cordoned (waiting 5.1 s)           0         0         10   -                 -
+";
+        assert_eq!(workers_table(&[worker, lost], false), expected);
+        let master = |id: &str, leader| MasterState {
+            id: id.to_owned(),
+            grpc_address: "h:9091".to_owned(),
+            http_address: "h:8081".to_owned(),
+            leader,
+            version: "0.1.0".to_owned(),
+        };
+        let expected = "\
+ID         ADDRESS   LEADER   HTTP     VERSION
+master-1   h:9091    leader   h:8081   0.1.0
+master-2   h:9091    -        h:8081   0.1.0
+";
+        assert_eq!(masters_table(&[master("master-1", true), master("master-2", false)], false), expected);
+    }
+}

@@ -1,0 +1,274 @@
+//! Addresses: what `--http`, `--grpc` and `--advertise` mean on this host. Pure: the host is asked through [`Host`].
+//!
+//! Without authentication a port that everybody reaches is a door that stands open, so `:PORT` means loopback unless `--insecure`
+//! says that an open door is wanted.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    str::FromStr,
+};
+
+/// `:PORT` or `HOST:PORT`, as it was written. Port 0: any that is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    host: Option<String>,
+    port: u16,
+}
+
+/// Where a server listens, and the address that others are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// The host as others reach it; an IPv6 address in brackets.
+    pub(crate) host: String,
+}
+
+/// Something about an address that the log is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    /// Whether it deserves a warning.
+    pub(crate) warning: bool,
+    /// The sentence.
+    pub(crate) text: String,
+}
+
+/// What must be asked of the host.
+pub(crate) trait Host {
+    /// The address of a name.
+    fn lookup(&self, name: &str) -> io::Result<IpAddr>;
+    /// The address that others reach this host by.
+    fn primary(&self) -> Option<IpAddr>;
+}
+
+/// What the flags say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// The flag, for what is told.
+    pub(crate) flag: &'a str,
+    /// Its value.
+    pub(crate) listen: &'a Listen,
+    /// `--insecure`.
+    pub(crate) insecure: bool,
+    /// `--advertise`.
+    pub(crate) advertise: Option<&'a str>,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("write :{text} or HOST:{text}, with a colon before the port"))?;
+        let port = match port.parse::<u16>() {
+            Ok(port) => port,
+            Err(_) => return Err(format!("{port:?} is no port; give 1 to 65535, or 0 for any that is free")),
+        };
+        let host = if host.is_empty() { None } else { Some(check_host(host)?) };
+        Ok(Self { host, port })
+    }
+}
+
+impl Listen {
+    /// Whether both ask for the very same place.
+    pub(crate) fn collides(&self, other: &Self) -> bool {
+        self.port != 0 && self == other
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host.as_deref().unwrap_or_default(), self.port)
+    }
+}
+
+/// A host name, an IPv4 address, or an IPv6 address in brackets; without scheme and port.
+pub(crate) fn check_host(text: &str) -> Result<String, String> {
+    if let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+        return inner.parse::<std::net::Ipv6Addr>().map(|_| text.to_owned()).map_err(|_| format!("{inner:?} is no IPv6 address"));
+    }
+    if text.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Ok(format!("[{text}]"));
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || text.len() > 253 || !text.chars().all(is_name) {
+        return Err(format!("{text:?} is no host name or address; give it without scheme and port"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Where to listen and what to tell others.
+pub(crate) fn resolve(wish: Wish<'_>, host: &dyn Host) -> Result<(Endpoint, Vec<Note>), String> {
+    let Wish { flag, listen, insecure, .. } = wish;
+    let mut notes = Vec::new();
+    let address = match &listen.host {
+        None if insecure => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        None => {
+            let text = format!(
+                "{flag} {listen}: listening on 127.0.0.1 only, as there is no authentication; --insecure opens it to every interface"
+            );
+            notes.push(Note { warning: false, text });
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        }
+        Some(name) => {
+            let bare = name.trim_start_matches('[').trim_end_matches(']');
+            let address =
+                bare.parse().or_else(|_| host.lookup(bare)).map_err(|e| format!("{flag} {listen}: {bare} has no address here: {e}"))?;
+            if !address.is_loopback() && !insecure {
+                let text = format!(
+                    "{flag} {listen}: whoever reaches it may command this cluster, as there is no authentication; --insecure says that this is meant"
+                );
+                notes.push(Note { warning: true, text });
+            }
+            address
+        }
+    };
+    let told = told(wish, address, host, &mut notes);
+    Ok((Endpoint { listen: SocketAddr::new(address, listen.port), host: told }, notes))
+}
+
+fn told(wish: Wish<'_>, address: IpAddr, host: &dyn Host, notes: &mut Vec<Note>) -> String {
+    let Wish { flag, listen, advertise, .. } = wish;
+    if let Some(advertise) = advertise {
+        if address.is_loopback() && !is_loopback(advertise) {
+            let text =
+                format!("{flag} {listen}: {advertise} is advertised, but only this host can connect; give {flag} HOST:PORT, or --insecure");
+            notes.push(Note { warning: true, text });
+        }
+        return advertise.to_owned();
+    }
+    if !address.is_unspecified() {
+        return bracketed(address);
+    }
+    host.primary().map_or_else(
+        || {
+            let text = format!("{flag} {listen}: this host's address cannot be found, so 127.0.0.1 is advertised; give --advertise HOST");
+            notes.push(Note { warning: true, text });
+            Ipv4Addr::LOCALHOST.to_string()
+        },
+        bracketed,
+    )
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|a| a.is_loopback())
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(a) => a.to_string(),
+        IpAddr::V6(a) => format!("[{a}]"),
+    }
+}
+
+/// The machine that this runs on.
+pub(crate) struct ThisHost;
+
+impl Host for ThisHost {
+    fn lookup(&self, name: &str) -> io::Result<IpAddr> {
+        let found = (name, 0).to_socket_addrs()?.next();
+        found.map(|a| a.ip()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// Connecting a datagram socket sends nothing: it only makes the kernel choose a route. 192.0.2.0/24 is kept for documentation
+    /// (RFC 5737).
+    fn primary(&self) -> Option<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket.local_addr().ok().map(|a| a.ip()).filter(|a| !a.is_unspecified())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake(Option<IpAddr>);
+
+    impl Host for Fake {
+        fn lookup(&self, name: &str) -> io::Result<IpAddr> {
+            match name {
+                "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                "box" => Ok(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7))),
+                _ => Err(io::Error::other("unknown name")),
+            }
+        }
+        fn primary(&self) -> Option<IpAddr> {
+            self.0
+        }
+    }
+
+    fn told_address(endpoint: &Endpoint) -> String {
+        format!("{}:{}", endpoint.host, endpoint.listen.port())
+    }
+
+    #[test]
+    fn a_port_alone_is_loopback_unless_insecure() {
+        let host = Fake(Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5))));
+        // flag value, insecure, advertise; listens on, advertises, how many notes, how many of them warnings
+        let cases = [
+            (":8081", false, None, "127.0.0.1:8081", "127.0.0.1:8081", 1, 0),
+            (":8081", true, None, "0.0.0.0:8081", "10.0.0.5:8081", 0, 0),
+            (":8081", false, Some("box"), "127.0.0.1:8081", "box:8081", 2, 1),
+            (":8081", false, Some("localhost"), "127.0.0.1:8081", "localhost:8081", 1, 0),
+            (":8081", true, Some("box"), "0.0.0.0:8081", "box:8081", 0, 0),
+            ("127.0.0.1:8081", false, None, "127.0.0.1:8081", "127.0.0.1:8081", 0, 0),
+            ("localhost:8081", false, None, "127.0.0.1:8081", "127.0.0.1:8081", 0, 0),
+            ("box:8081", false, None, "10.0.0.7:8081", "10.0.0.7:8081", 1, 1),
+            ("box:8081", true, None, "10.0.0.7:8081", "10.0.0.7:8081", 0, 0),
+            ("0.0.0.0:8081", false, None, "0.0.0.0:8081", "10.0.0.5:8081", 1, 1),
+            ("[::1]:8081", false, None, "[::1]:8081", "[::1]:8081", 0, 0),
+            ("[::]:8081", true, Some("[fd00::1]"), "[::]:8081", "[fd00::1]:8081", 0, 0),
+        ];
+        for (text, insecure, advertise, listens, told, notes, warnings) in cases {
+            let listen: Listen = text.parse().expect(text);
+            let (endpoint, said) = resolve(Wish { flag: "--http", listen: &listen, insecure, advertise }, &host).expect(text);
+            assert_eq!(
+                (endpoint.listen.to_string(), told_address(&endpoint)),
+                (listens.to_owned(), told.to_owned()),
+                "{text} {insecure} {advertise:?}"
+            );
+            assert_eq!(
+                (said.len(), said.iter().filter(|n| n.warning).count()),
+                (notes, warnings),
+                "{text} {insecure} {advertise:?}: {said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_host_without_address_still_starts() {
+        let listen: Listen = ":1".parse().expect("valid");
+        let (endpoint, notes) =
+            resolve(Wish { flag: "--grpc", listen: &listen, insecure: true, advertise: None }, &Fake(None)).expect("resolved");
+        assert_eq!(told_address(&endpoint), "127.0.0.1:1");
+        assert!(notes[0].warning);
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        let cases = [
+            ("8081", "write :8081 or HOST:8081"),
+            (":", "\"\" is no port"),
+            (":65536", "\"65536\" is no port"),
+            (":http", "\"http\" is no port"),
+            ("a b:80", "\"a b\" is no host name"),
+            ("http://a:80", "\"http://a\" is no host name"),
+            ("[::g]:80", "\"::g\" is no IPv6 address"),
+        ];
+        for (text, expected) in cases {
+            let said = text.parse::<Listen>().expect_err(text);
+            assert!(said.starts_with(expected), "{text:?}: {said}");
+        }
+        let nowhere: Listen = "nowhere:1".parse().expect("valid");
+        let wish = Wish { flag: "--http", listen: &nowhere, insecure: false, advertise: None };
+        assert_eq!(resolve(wish, &Fake(None)), Err("--http nowhere:1: nowhere has no address here: unknown name".to_owned()));
+    }
+
+    #[test]
+    fn asking_the_host_for_its_address_does_not_fail() {
+        let primary = ThisHost.primary();
+        assert!(primary.is_none_or(|a| !a.is_unspecified()));
+    }
+}

@@ -1,0 +1,106 @@
+//! The binary: master, worker, dev and the client commands.
+//!
+//! The wheel: store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit -> etcd, and back by
+//! worker::desired -> worker::reconcile -> worker::driver -> worker::report. This crate starts its parts and speaks to it from outside;
+//! it holds no rule of the cluster.
+//!
+//! `main` stays synchronous: a worker's guard must run before any thread of a runtime exists.
+
+mod bench;
+mod cli;
+mod client;
+mod config_file;
+mod dev;
+mod files;
+mod listen;
+mod log;
+mod output;
+mod run;
+mod settings;
+mod tied;
+
+use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
+
+use cli::{Command, WRONG_USAGE};
+use settings::Surroundings;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = match cli::parse(&arguments) {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // The caller may have gone; there is nobody to tell that to.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE));
+        }
+    };
+    match command {
+        Command::Master(args) => {
+            log::start(&args.common);
+            settled(args.settle(&surroundings()), |settings| {
+                log::tell(&settings.common.notes);
+                run::master(settings)
+            })
+        }
+        Command::Worker(args) => {
+            log::start(&args.common);
+            settled(args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
+        }
+        Command::WorkerAgent(args) => {
+            log::start(&args.common);
+            settled(args.settle(&surroundings()), |settings| {
+                log::tell(&settings.common.notes);
+                run::worker_agent(settings)
+            })
+        }
+        Command::Dev(args) => dev::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tied(args) => failed(&tied::run(args), 1),
+        Command::Client(command) => client::run(command),
+        Command::Completions { shell } => completions(shell),
+        Command::Version => print(concat!("evenkeel ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()),
+    }
+}
+
+/// Settings that are wrong are wrong usage; what fails later is not.
+fn settled<S>(settings: Result<S, String>, run: impl FnOnce(S) -> Result<u8, run::Failed>) -> ExitCode {
+    match settings.map(run) {
+        Err(wrong) => failed(&wrong, WRONG_USAGE),
+        Ok(Err(error)) => failed(&error.line, error.status),
+        Ok(Ok(status)) => ExitCode::from(status),
+    }
+}
+
+fn failed(line: &str, status: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {line}");
+    ExitCode::from(status)
+}
+
+/// A reader that has gone needs no error.
+fn print(bytes: &[u8]) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+    ExitCode::SUCCESS
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut <cli::Cli as clap::CommandFactory>::command(), "evenkeel", &mut script);
+    print(&script)
+}
+
+/// The only place that asks the environment for more than flags.
+fn surroundings() -> Surroundings<'static> {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    Surroundings { hostname, state_dir: state_dir(), host: &listen::ThisHost }
+}
+
+/// As the XDG rules have it, and `/var/lib` for root.
+fn state_dir() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if nix::unistd::geteuid().is_root() {
+        return "/var/lib/evenkeel".into();
+    }
+    let base = of("XDG_STATE_HOME").or_else(|| of("HOME").map(|home| home.join(".local/state"))).unwrap_or_else(std::env::temp_dir);
+    base.join("evenkeel")
+}

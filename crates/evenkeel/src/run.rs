@@ -1,0 +1,105 @@
+//! From settings to a running master or worker. Nothing is decided here.
+
+use std::ffi::OsString;
+
+use evenkeel_master::{MASTER_LEASE, MasterConfig};
+use evenkeel_planner::PlannerConfig;
+use evenkeel_store::{Client, Config};
+use evenkeel_worker::{
+    ContainmentMode, WorkerConfig, WorkerError, agent,
+    guard::{self, GuardConfig, GuardLink},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::settings::{MasterSettings, WorkerSettings};
+
+/// Runs a master until it is told to end.
+pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
+    let config = MasterConfig {
+        id: settings.id,
+        etcd: settings.common.etcd,
+        prefix: settings.common.prefix,
+        grpc_listen: settings.common.grpc.listen,
+        http_listen: settings.common.http.listen,
+        grpc_host: settings.common.grpc.host,
+        http_host: settings.common.http.host,
+        resources: settings.resources,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lease: MASTER_LEASE,
+        planner: PlannerConfig::default(),
+    };
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
+        let stop = told_to_end().map_err(|e| Failed::new(format!("cannot listen for signals: {e}")))?;
+        evenkeel_master::run(config, stop).await.map_err(|e| Failed::new(e.to_string()))
+    });
+    // What still serves a caller that does not go is left behind.
+    runtime.shutdown_background();
+    ended.map(|()| 0)
+}
+
+/// Completes at the first SIGINT or SIGTERM; a second one ends the process at once.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        let mut told = async move || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        told().await;
+        tokio::spawn(async move {
+            told().await;
+            std::process::exit(130);
+        });
+    })
+}
+
+/// Runs a worker's guard, which starts `evenkeel worker-agent` with the same arguments. No runtime exists yet when this is called.
+pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result<u8, Failed> {
+    let program = std::env::current_exe().map_err(|e| Failed::new(format!("cannot find the own program: {e}")))?;
+    let mut args: Vec<OsString> = arguments.iter().skip(1).cloned().collect();
+    if let Some(subcommand) = args.iter_mut().find(|a| *a == "worker") {
+        *subcommand = "worker-agent".into();
+    }
+    let config = GuardConfig { program, args, worker: settings.id, containment: ContainmentMode::Auto };
+    guard::run(config).map_err(|e| Failed::new(e.to_string()))
+}
+
+/// Runs a worker's agent, as the guard's child.
+pub(crate) fn worker_agent(settings: WorkerSettings) -> Result<u8, Failed> {
+    let failed = |e: WorkerError| Failed { status: e.exit_status(), line: e.to_string() };
+    let client = Client::new(Config::new(settings.common.etcd)).map_err(|e| failed(e.into()))?;
+    let mut config = WorkerConfig::new(settings.id, client, settings.data_dir);
+    config.prefix = settings.common.prefix;
+    config.grpc_listen = settings.common.grpc.listen;
+    config.http_listen = settings.common.http.listen;
+    config.advertise_host = settings.common.grpc.host;
+    config.labels = settings.labels;
+    config.capacity = settings.capacity;
+    config.catalog = settings.catalog;
+    config.drivers = settings.drivers;
+    config.version = env!("CARGO_PKG_VERSION").to_owned();
+    let link = GuardLink::open().map_err(|e| failed(e.into()))?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(agent::run(config, link)).map_err(failed);
+    runtime.shutdown_background();
+    ended.map(|()| 0)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Failed::new(format!("cannot start: {e}")))
+}
+
+/// Why it ended: one line that names the thing and the way out, and the exit status.
+pub(crate) struct Failed {
+    pub(crate) status: u8,
+    pub(crate) line: String,
+}
+
+impl Failed {
+    fn new(line: String) -> Self {
+        Self { status: 1, line }
+    }
+}

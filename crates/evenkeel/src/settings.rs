@@ -1,0 +1,412 @@
+//! The flags of `master`, `worker` and `dev`, and the settings that they come to: parsed and checked once, then handed down.
+//!
+//! Below this nothing reads flags, files or the environment. It must not start anything.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
+
+use crate::listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve};
+
+/// The policies that the planner has.
+const POLICIES: [&str; 1] = ["least-payload"];
+/// The drivers that the worker has.
+const DRIVERS: [&str; 2] = ["noop", "process"];
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CommonArgs {
+    /// What all keys in etcd begin with: /NAME, or nothing
+    #[arg(long, value_name = "P", env = "EVENKEEL_PREFIX", default_value = "", value_parser = prefix, hide_env = true)]
+    pub(crate) prefix: String,
+    /// A YAML or JSON file of settings; its keys are the names of these flags
+    #[arg(long, value_name = "FILE", env = "EVENKEEL_CONFIG", hide_env = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// The name or address that others reach this host by
+    #[arg(long, value_name = "HOST", env = "EVENKEEL_ADVERTISE", value_parser = check_host, hide_env = true)]
+    pub(crate) advertise: Option<String>,
+    /// How the log is written, to stderr
+    #[arg(long, value_name = "FORMAT", env = "EVENKEEL_LOG_FORMAT", value_enum, default_value = "text", hide_env = true)]
+    pub(crate) log_format: LogFormat,
+    /// What the log tells: error, warn, info, debug, trace, or a list such as info,evenkeel_store=debug
+    #[arg(long, value_name = "LEVEL", env = "EVENKEEL_LOG_LEVEL", default_value = "info", value_parser = log_level, hide_env = true)]
+    pub(crate) log_level: String,
+    /// Listen on every interface although there is no authentication
+    #[arg(long, env = "EVENKEEL_INSECURE", value_parser = BoolishValueParser::new(), hide_env = true)]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EtcdArgs {
+    /// etcd's client URLs
+    #[arg(long, value_name = "URL", env = "EVENKEEL_ETCD", value_delimiter = ',', default_value = "http://127.0.0.1:2379", value_parser = url, hide_env = true)]
+    pub(crate) etcd: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MasterArgs {
+    /// Its id: a number N makes master-N; without it the host's name
+    #[arg(long, env = "EVENKEEL_ID", hide_env = true)]
+    pub(crate) id: Option<String>,
+    /// Where HTTP is served
+    #[arg(long, value_name = "[HOST]:PORT", env = "EVENKEEL_HTTP", default_value = ":8081", hide_env = true)]
+    pub(crate) http: Listen,
+    /// Where gRPC is served
+    #[arg(long, value_name = "[HOST]:PORT", env = "EVENKEEL_GRPC", default_value = ":9091", hide_env = true)]
+    pub(crate) grpc: Listen,
+    /// Resources that are kept as this file has them
+    #[arg(long, value_name = "FILE", env = "EVENKEEL_RESOURCES", hide_env = true)]
+    pub(crate) resources: Option<PathBuf>,
+    /// How a worker is chosen
+    #[arg(long, value_name = "NAME", env = "EVENKEEL_POLICY", default_value = POLICIES[0], value_parser = policy, hide_env = true)]
+    pub(crate) policy: String,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// Its id: a number N makes worker-N; without it the host's name
+    #[arg(long, env = "EVENKEEL_ID", hide_env = true)]
+    pub(crate) id: Option<String>,
+    /// Where HTTP is served
+    #[arg(long, value_name = "[HOST]:PORT", env = "EVENKEEL_HTTP", default_value = ":8080", hide_env = true)]
+    pub(crate) http: Listen,
+    /// Where gRPC is served
+    #[arg(long, value_name = "[HOST]:PORT", env = "EVENKEEL_GRPC", default_value = ":9090", hide_env = true)]
+    pub(crate) grpc: Listen,
+    /// A label that resources can require; many times, or with commas
+    #[arg(long, value_name = "K=V", env = "EVENKEEL_LABEL", value_delimiter = ',', value_parser = label, hide_env = true)]
+    pub(crate) label: Vec<(String, String)>,
+    /// The largest sum of weights that it takes; without it there is no bound
+    #[arg(long, value_name = "N", env = "EVENKEEL_CAPACITY", value_parser = clap::value_parser!(u64).range(1..), hide_env = true)]
+    pub(crate) capacity: Option<u64>,
+    /// A file that says what the names of resources without a kind mean
+    #[arg(long, value_name = "FILE", env = "EVENKEEL_CATALOG", hide_env = true)]
+    pub(crate) catalog: Option<PathBuf>,
+    /// The drivers that it offers
+    #[arg(long, value_name = "A,B", env = "EVENKEEL_DRIVERS", value_delimiter = ',', default_values = DRIVERS, value_parser = driver, hide_env = true)]
+    pub(crate) drivers: Vec<String>,
+    /// Where logs and notes of its work are kept
+    #[arg(long, value_name = "DIR", env = "EVENKEEL_DATA_DIR", hide_env = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DevArgs {
+    /// How many masters
+    #[arg(long, value_name = "N", env = "EVENKEEL_MASTERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=9), hide_env = true)]
+    pub(crate) masters: u16,
+    /// How many workers
+    #[arg(long, value_name = "N", env = "EVENKEEL_WORKERS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50), hide_env = true)]
+    pub(crate) workers: u16,
+    /// The resources to run; without it, five examples
+    #[arg(long, value_name = "FILE", env = "EVENKEEL_RESOURCES", hide_env = true)]
+    pub(crate) resources: Option<PathBuf>,
+    /// Use this etcd instead of starting one; what is written there stays
+    #[arg(long, value_name = "URL", env = "EVENKEEL_ETCD", value_delimiter = ',', value_parser = url, hide_env = true)]
+    pub(crate) etcd: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// What every long-running process has.
+#[derive(Clone, Debug)]
+pub(crate) struct CommonSettings {
+    /// etcd's client URLs, each with its scheme; never empty.
+    pub(crate) etcd: Vec<String>,
+    /// Empty, or begins with `/` and does not end with one.
+    pub(crate) prefix: String,
+    /// Where HTTP is served, and what others are told.
+    pub(crate) http: Endpoint,
+    /// Where gRPC is served, and what others are told.
+    pub(crate) grpc: Endpoint,
+    /// What the log is to say once it is there.
+    pub(crate) notes: Vec<Note>,
+}
+
+/// What `evenkeel master` needs.
+#[derive(Clone, Debug)]
+pub(crate) struct MasterSettings {
+    pub(crate) id: MasterId,
+    pub(crate) common: CommonSettings,
+    /// The first source; it can be read and was right when the process started.
+    pub(crate) resources: Option<PathBuf>,
+}
+
+/// What `evenkeel worker` needs.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerSettings {
+    pub(crate) id: WorkerId,
+    pub(crate) common: CommonSettings,
+    pub(crate) labels: Labels,
+    pub(crate) capacity: Option<u64>,
+    /// Exists and can be read; what stands in it is the worker's to check.
+    pub(crate) catalog: Option<PathBuf>,
+    /// Kinds that the worker has; never empty.
+    pub(crate) drivers: Vec<String>,
+    pub(crate) data_dir: PathBuf,
+}
+
+/// What is asked of the machine, so that the rest is a function of its arguments.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) hostname: String,
+    /// Where data is kept without `--data-dir`.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) host: &'a dyn Host,
+}
+
+impl MasterArgs {
+    /// The settings, or one line that says which flag is wrong and why.
+    pub(crate) fn settle(self, around: &Surroundings<'_>) -> Result<MasterSettings, String> {
+        let id = id(self.id.as_deref(), "master", &around.hostname);
+        let id = MasterId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
+        if let Some(path) = &self.resources {
+            crate::files::check_resources(path).map_err(|e| format!("--resources {e}"))?;
+        }
+        let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
+        common.notes.push(Note { warning: false, text: format!("placing by {}", self.policy) });
+        Ok(MasterSettings { id, common, resources: self.resources })
+    }
+}
+
+impl WorkerArgs {
+    /// The settings, or one line that says which flag is wrong and why.
+    pub(crate) fn settle(self, around: &Surroundings<'_>) -> Result<WorkerSettings, String> {
+        let id = id(self.id.as_deref(), "worker", &around.hostname);
+        let id = WorkerId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
+        let labels = labels(&self.label)?;
+        if let Some(path) = &self.catalog {
+            std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
+        }
+        let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
+        let common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
+        Ok(WorkerSettings { id, common, labels, capacity: self.capacity, catalog: self.catalog, drivers: self.drivers, data_dir })
+    }
+}
+
+fn settle_common(
+    common: &CommonArgs,
+    etcd: Vec<String>,
+    http: &Listen,
+    grpc: &Listen,
+    around: &Surroundings<'_>,
+) -> Result<CommonSettings, String> {
+    if http.collides(grpc) {
+        return Err(format!("--http and --grpc are both {http}; give each its own port"));
+    }
+    let wish = |flag, listen| Wish { flag, listen, insecure: common.insecure, advertise: common.advertise.as_deref() };
+    let (http, mut notes) = resolve(wish("--http", http), around.host)?;
+    let (grpc, more) = resolve(wish("--grpc", grpc), around.host)?;
+    notes.extend(more);
+    Ok(CommonSettings { etcd, prefix: common.prefix.clone(), http, grpc, notes })
+}
+
+/// A number makes `master-1`; without an id it is the host's name, made to fit the rule for names.
+fn id(given: Option<&str>, role: &str, hostname: &str) -> String {
+    match given {
+        Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => format!("{role}-{number}"),
+        Some(name) => name.to_owned(),
+        None => {
+            let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+            let name: String = hostname.chars().map(fits).skip_while(|c| !c.is_ascii_alphanumeric()).take(MAX_NAME).collect();
+            if name.is_empty() { role.to_owned() } else { name }
+        }
+    }
+}
+
+/// The labels that were given, each key once.
+pub(crate) fn labels(pairs: &[(String, String)]) -> Result<Labels, String> {
+    let mut labels = Labels::new();
+    for (key, value) in pairs {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            return Err(format!("--label: {key} is given twice"));
+        }
+    }
+    check_labels("--label", &labels).map_err(|e| e.to_string())?;
+    Ok(labels)
+}
+
+/// `key=value`.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("write {text}=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// A URL of etcd or of a master; `host:port` alone means http.
+pub(crate) fn url(text: &str) -> Result<String, String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    if !matches!(scheme, "http" | "https") {
+        return Err(format!("scheme {scheme:?} is neither http nor https"));
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = rest.rsplit_once(':').ok_or("the port is missing; write http://HOST:PORT")?;
+    check_host(host)?;
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(format!("{scheme}://{host}:{port}")),
+        _ => Err(format!("{port:?} is no port; give 1 to 65535")),
+    }
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let printable = |c: char| c.is_ascii_graphic();
+    match text {
+        "" => Ok(String::new()),
+        text if !text.starts_with('/') => Err(format!("does not begin with /; write /{text}")),
+        text if text.ends_with('/') => Err("ends with /; leave the last one out".to_owned()),
+        text if text.contains("//") => Err("has // in it; write one".to_owned()),
+        text if !text.chars().all(printable) => Err("has a space, or a character that is not printable ASCII".to_owned()),
+        text if text.len() > MAX_NAME => Err(format!("has {} characters; it may have {MAX_NAME}", text.len())),
+        text => Ok(text.to_owned()),
+    }
+}
+
+fn policy(text: &str) -> Result<String, String> {
+    if POLICIES.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("is not supported by this version; it has {}", POLICIES.join(", ")))
+    }
+}
+
+fn driver(text: &str) -> Result<String, String> {
+    ResourceName::new(text).map_err(|e| e.to_string())?;
+    if DRIVERS.contains(&text) { Ok(text.to_owned()) } else { Err(format!("is no driver of this worker; it has {}", DRIVERS.join(", "))) }
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    struct Nowhere;
+
+    impl Host for Nowhere {
+        fn lookup(&self, _: &str) -> std::io::Result<std::net::IpAddr> {
+            Err(std::io::Error::other("unknown name"))
+        }
+        fn primary(&self) -> Option<std::net::IpAddr> {
+            Some(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 5)))
+        }
+    }
+
+    fn around() -> Surroundings<'static> {
+        Surroundings { hostname: "box_1.example".to_owned(), state_dir: "/state".into(), host: &Nowhere }
+    }
+
+    fn master(line: &str) -> Result<MasterSettings, String> {
+        match Cli::try_parse_from(["evenkeel", "master"].into_iter().chain(line.split_whitespace())).map_err(|e| e.to_string())?.command {
+            Command::Master(args) => args.settle(&around()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn worker(line: &str) -> Result<WorkerSettings, String> {
+        match Cli::try_parse_from(["evenkeel", "worker"].into_iter().chain(line.split_whitespace())).map_err(|e| e.to_string())?.command {
+            Command::Worker(args) => args.settle(&around()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_commands_of_the_classic_run() {
+        let settings = master("--id 2 --http :8081 --grpc :9091").expect("valid");
+        assert_eq!(settings.id.as_str(), "master-2");
+        assert_eq!(settings.common.http.host, "127.0.0.1");
+        assert_eq!(settings.common.etcd, ["http://127.0.0.1:2379"]);
+        assert_eq!(settings.common.prefix, "");
+        assert_eq!(settings.common.notes.len(), 3);
+        assert_eq!(settings.common.notes[2].text, "placing by least-payload");
+
+        let settings = worker("--id 1 --http :8080 --grpc :9090").expect("valid");
+        assert_eq!(settings.id.as_str(), "worker-1");
+        assert_eq!(settings.common.grpc.listen.to_string(), "127.0.0.1:9090");
+        assert_eq!(settings.data_dir, PathBuf::from("/state/worker-1"));
+        assert_eq!(settings.drivers, DRIVERS);
+        assert_eq!(settings.capacity, None);
+    }
+
+    #[test]
+    fn ports_without_flags_are_the_usual() {
+        let settings = master("").expect("valid").common;
+        assert_eq!((settings.http.listen.port(), settings.grpc.listen.port()), (8081, 9091));
+        let settings = worker("").expect("valid").common;
+        assert_eq!((settings.http.listen.port(), settings.grpc.listen.port()), (8080, 9090));
+    }
+
+    #[test]
+    fn ids_follow_the_rule() {
+        let cases = [
+            (Some("1"), "box", "worker-1"),
+            (Some("007"), "box", "worker-007"),
+            (Some("blue"), "box", "blue"),
+            (Some("1a"), "box", "1a"),
+            (None, "box-1.example", "box-1.example"),
+            (None, "_büx 1", "b-x-1"),
+            (None, "---", "worker"),
+            (None, "", "worker"),
+        ];
+        for (given, hostname, expected) in cases {
+            assert_eq!(id(given, "worker", hostname), expected, "{given:?} {hostname:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_a_worker_arrives() {
+        let line = "--id blue --etcd a:1,https://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
+        let settings = worker(line).expect("valid");
+        assert_eq!(settings.common.etcd, ["http://a:1", "https://b:2"]);
+        assert_eq!(settings.common.prefix, "/x/y");
+        assert_eq!(settings.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["disk=ssd", "gpu=true", "zone=a"]);
+        assert_eq!((settings.capacity, settings.drivers), (Some(7), vec!["noop".to_owned()]));
+        assert_eq!(settings.common.http.host, "box");
+        assert_eq!(settings.common.http.listen.to_string(), "0.0.0.0:8080");
+        assert!(settings.common.notes.is_empty());
+    }
+
+    #[test]
+    fn urls_are_made_whole() {
+        let cases = [
+            ("http://127.0.0.1:2379", Ok("http://127.0.0.1:2379")),
+            ("127.0.0.1:2379", Ok("http://127.0.0.1:2379")),
+            ("https://etcd-1.example:2379/", Ok("https://etcd-1.example:2379")),
+            ("[::1]:2379", Ok("http://[::1]:2379")),
+            ("localhost", Err("the port is missing")),
+            ("ftp://a:1", Err("scheme \"ftp\" is neither")),
+            ("http://a:b", Err("\"b\" is no port")),
+            ("http://a:0", Err("\"0\" is no port")),
+            ("http://a b:1", Err("\"a b\" is no host name")),
+            ("http://a:1/x", Err("\"1/x\" is no port")),
+            ("", Err("the port is missing")),
+        ];
+        for (text, expected) in cases {
+            match (url(text), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                (Err(said), Err(expected)) => assert!(said.starts_with(expected), "{text:?}: {said}"),
+                (found, expected) => panic!("{text:?}: {found:?}, expected {expected:?}"),
+            }
+        }
+    }
+}

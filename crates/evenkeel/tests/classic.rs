@@ -1,0 +1,142 @@
+//! The classic run, step by step, as a person does it: curl, etcdctl, a reflection client and the binary.
+
+mod support;
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use support::{Stage, run};
+
+fn examples(file: &str) -> String {
+    format!("{}/../../examples/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[tokio::test]
+async fn two_workers_five_resources_and_everything_that_is_done_to_them() {
+    let mut stage = Stage::start().await;
+    stage.masters(2, &["--resources", &examples("classic.yaml")]).await;
+    stage.workers(2).await;
+    let before = stage.settled(5).await;
+    assert_eq!(stage.counts().await, [3, 2]);
+
+    a_new_leader_changes_nothing(&mut stage, &before).await;
+    curl_adds_and_deletes(&stage).await;
+
+    let left = "worker-1";
+    stage.signal(left, Signal::SIGINT);
+    assert_eq!(stage.ended(left).await, Some(0));
+    stage.settled(5).await;
+    assert_eq!(stage.counts().await, [5]);
+    assert_eq!(stage.session(left).await, None, "a worker that left is registered no more");
+}
+
+async fn a_new_leader_changes_nothing(stage: &mut Stage, before: &std::collections::BTreeMap<String, support::Assigned>) {
+    let old = stage.leader().await;
+    stage.signal(&old, Signal::SIGTERM);
+    assert_eq!(stage.ended(&old).await, Some(0));
+    stage
+        .eventually("another master leads", async || {
+            let leader = stage.leader().await;
+            (leader != old).then_some(leader)
+        })
+        .await;
+    assert_eq!(stage.settled(5).await, *before);
+    stage.spawn(&old, &["--resources", &examples("classic.yaml")]);
+    stage
+        .eventually("the old leader is ready as a standby", async || {
+            stage.connect(&old).await.ok()?;
+            let ready =
+                Command::new("curl").args(["-s", &format!("http://127.0.0.1:{}/readyz", stage.process(&old).http)]).output().ok()?;
+            String::from_utf8_lossy(&ready.stdout).starts_with("ready: master").then_some(())
+        })
+        .await;
+}
+
+async fn curl_adds_and_deletes(stage: &Stage) {
+    for master in ["master-1", "master-2"] {
+        let answer = stage.curl(master, "/crawler/resource", &["-d", r#"{"id":"zjx","name":"task-test-4"}"#]);
+        let assigned = stage.assignments().await["task-test-4"].worker.clone();
+        let port = stage.process(&assigned).grpc;
+        assert_eq!(answer, format!(r#"{{"id":"{assigned}","Address":"127.0.0.1:{port}"}}"#));
+        let shown = stage.etcdctl("/resources/task-test-4");
+        let mut lines = shown.lines();
+        assert_eq!(lines.next(), Some("/resources/task-test-4"));
+        let record: serde_json::Value = serde_json::from_str(lines.next().expect("a value")).expect("json");
+        assert_eq!(record["Name"], "task-test-4");
+        assert_eq!(record["AssignedNode"], format!("{assigned}|127.0.0.1:{port}"));
+        assert!(record["ID"].as_str().is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id > 1 << 60)));
+        assert!(record["CreationTime"].as_i64().is_some_and(|ns| ns > 1_600_000_000_000_000_000));
+        assert_eq!(record.as_object().map(serde_json::Map::len), Some(4), "{record}");
+
+        let again = stage.curl(master, "/crawler/resource", &["-d", r#"{"id":"zjx","name":"task-test-4"}"#]);
+        assert_eq!(again, answer, "the same again has no effect");
+        assert_eq!(stage.etcdctl("/resources/task-test-4"), shown);
+
+        let gone = stage.curl(master, "/crawler/resource", &["-X", "DELETE", "-d", r#"{"name":"task-test-4"}"#]);
+        assert_eq!(gone, "{}");
+        assert_eq!(stage.etcdctl("/resources/task-test-4"), "");
+        let unknown = stage.curl(master, "/crawler/resource", &["-X", "DELETE", "-d", r#"{"name":"task-test-4"}"#]);
+        assert_eq!(unknown, r#"{"code":5,"message":"no such resource","details":[]}"#);
+        stage.settled(5).await;
+    }
+}
+
+/// The reflection client that `make test` installs; none: it was left out on purpose.
+fn reflection_client() -> Option<String> {
+    if std::env::var("EVENKEEL_SKIP_BUF").is_ok_and(|v| v == "1") {
+        return None;
+    }
+    let installed = format!("{}/../../target/tools/bin/buf", env!("CARGO_MANIFEST_DIR"));
+    Some(if std::path::Path::new(&installed).exists() { installed } else { "buf".to_owned() })
+}
+
+#[tokio::test]
+async fn a_reflection_client_finds_and_calls_everything() {
+    let Some(buf) = reflection_client() else { return };
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    let master = format!("http://127.0.0.1:{}", stage.process("master-1").grpc);
+    let worker = format!("http://127.0.0.1:{}", stage.process("worker-1").grpc);
+    let curl = |arguments: &[&str]| run(Command::new(&buf).args(["curl", "--protocol", "grpc", "--http2-prior-knowledge"]).args(arguments));
+
+    let services = curl(&["--list-services", &master]);
+    for service in ["CrawlerMaster", "evenkeel.v1.Master", "grpc.health.v1.Health"] {
+        assert!(services.lines().any(|line| line == service), "{services}");
+    }
+    let services = curl(&["--list-services", &worker]);
+    assert!(services.lines().any(|line| line == "evenkeel.v1.Worker"), "{services}");
+    assert!(!services.contains("Master"), "{services}");
+
+    let added = curl(&["-d", r#"{"name":"a"}"#, &format!("{master}/CrawlerMaster/AddResource")]);
+    let added: serde_json::Value = serde_json::from_str(&added).expect("json");
+    assert_eq!(added["id"], "worker-1");
+    let spec = r#"{"resource":{"name":"b","kind":"process","spec":{"command":["sleep","1000"]}}}"#;
+    curl(&["-d", spec, &format!("{master}/evenkeel.v1.Master/AddResource")]);
+    stage.settled(2).await;
+    let running: serde_json::Value = serde_json::from_str(&curl(&[&format!("{worker}/evenkeel.v1.Worker/ListRunning")])).expect("json");
+    assert_eq!(running["running"].as_array().map(Vec::len), Some(2), "{running}");
+    let health = curl(&["-d", "{}", &format!("{worker}/grpc.health.v1.Health/Check")]);
+    assert!(health.contains("SERVING"), "{health}");
+    assert_eq!(curl(&["-d", r#"{"name":"a"}"#, &format!("{master}/CrawlerMaster/DeleteResource")]).trim(), "{}");
+}
+
+#[tokio::test]
+async fn the_file_of_resources_is_followed_and_what_came_by_the_api_stays() {
+    let mut stage = Stage::start().await;
+    let file = stage.manifest(&["kept".to_owned(), "goes".to_owned()]);
+    let path = file.display().to_string();
+    stage.masters(1, &["--resources", &path]).await;
+    stage.workers(1).await;
+    stage.curl("master-1", "/crawler/resource", &["-d", r#"{"name":"by-api"}"#]);
+    let before = stage.settled(3).await;
+    stage.manifest(&["kept".to_owned(), "comes".to_owned()]);
+    let after = stage
+        .eventually("the file is followed", async || {
+            let after = stage.assignments().await;
+            (after.len() == 3 && !after.contains_key("goes")).then_some(after)
+        })
+        .await;
+    assert_eq!((&after["kept"], &after["by-api"]), (&before["kept"], &before["by-api"]));
+    assert!(after.contains_key("comes"));
+}
