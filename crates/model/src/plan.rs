@@ -173,6 +173,13 @@ pub enum Pending {
         /// How many break it.
         count: usize,
     },
+    /// It is pinned to a worker that cannot take it; none: that worker is not ready.
+    Pin {
+        /// The worker.
+        worker: WorkerId,
+        /// The rule that it breaks.
+        misfit: Option<Misfit>,
+    },
     /// The name's previous run has not ended yet, on this worker.
     PreviousRun(WorkerId),
     /// The admitted session of this worker is gone; its authority may last until this moment.
@@ -196,6 +203,8 @@ impl fmt::Display for Pending {
             Self::NoneFits { workers, commonest, count } => {
                 write!(f, "none of the {workers} ready workers fits: {commonest} ({count} of {workers})")
             }
+            Self::Pin { worker, misfit: None } => write!(f, "it is pinned to {worker}, which is not ready"),
+            Self::Pin { worker, misfit: Some(misfit) } => write!(f, "it is pinned to {worker}, which cannot take it: {misfit}"),
             Self::PreviousRun(worker) => write!(f, "waits for its previous run on {worker} to end"),
             Self::Authority { worker, .. } => write!(f, "{worker} is lost; waits until nothing can run there any more"),
             Self::Budget => f.write_str("its turn comes with the next plan"),

@@ -20,11 +20,14 @@ pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition) -> Result<Worke
 
 /// Of a pinned resource only one worker is asked, however many there are.
 fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId) -> Result<WorkerId, Pending> {
-    let Some(registration) = loads.ready_worker(pin) else { return Err(why_none(loads, definition)) };
-    match fit::can_run(definition, pin, registration, loads.payload(pin)) {
-        Ok(()) => Ok(pin.clone()),
-        Err(misfit) => Err(Pending::NoneFits { workers: 1, commonest: misfit, count: 1 }),
-    }
+    let misfit = match loads.ready_worker(pin) {
+        None => None,
+        Some(registration) => match fit::can_run(definition, pin, registration, loads.payload(pin)) {
+            Ok(()) => return Ok(pin.clone()),
+            Err(misfit) => Some(misfit),
+        },
+    };
+    Err(Pending::Pin { worker: pin.clone(), misfit })
 }
 
 /// Whether a ready worker can take one more resource.

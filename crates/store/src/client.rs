@@ -18,7 +18,7 @@ use tracing::debug;
 use crate::{
     error::Error,
     member::{Connection, Member, Use},
-    types::{KeyRange, Op, Read, Snapshot, Txn, TxnReply},
+    types::{KeyRange, Read, Snapshot, Txn, TxnReply},
     wire,
 };
 
@@ -189,8 +189,13 @@ impl Client {
     /// # Errors
     /// Those of [`Client::txn`].
     pub async fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<Revision, Error> {
-        let txn = Txn { then: vec![Op::put(key, value)], ..Txn::default() };
-        Ok(self.txn(txn, self.shared.deadline).await?.revision)
+        let (key, value) = (key.into(), value.into());
+        let put = |mut connection: Connection| {
+            let (key, value) = (key.clone(), value.clone());
+            async move { connection.kv.put(key, value, None).await }
+        };
+        let reply = self.call(self.shared.deadline, Repeat::Unsent, put).await?;
+        Ok(Revision(reply.header().map_or(0, |header| header.revision())))
     }
 
     /// Grants a lease. etcd rounds the time to live up to a second, and up to its own minimum.
@@ -212,6 +217,19 @@ impl Client {
         let revoke = |mut connection: Connection| async move { connection.lease.revoke(lease).await };
         match self.call(deadline, Repeat::Any, revoke).await {
             Ok(_) | Err(Error::LeaseNotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How long a lease lasts if it is not extended, to the second; none: it is gone.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn remaining(&self, lease: i64) -> Result<Option<Duration>, Error> {
+        let ask = |mut connection: Connection| async move { connection.lease.time_to_live(lease, None).await };
+        match self.call(self.shared.deadline, Repeat::Any, ask).await {
+            Ok(answer) => Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs)),
+            Err(Error::LeaseNotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }

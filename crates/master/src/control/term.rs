@@ -1,7 +1,10 @@
 //! One term of leadership: the commit pipeline with the leader's fence, what was decided and is not yet known to be written, and the
 //! history. It carries out plans and wishes; it chooses nothing.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use evenkeel_model::{Decision, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
@@ -30,6 +33,12 @@ const HISTORY_BATCHES: u64 = 500;
 const HISTORY_ENTRIES: usize = 100;
 /// How long planning rests after etcd has refused a write for a reason that time may mend.
 const REST: Duration = Duration::from_secs(1);
+
+/// A plan that takes longer is followed by a rest of so many times its length.
+const LONG: Duration = Duration::from_millis(2);
+const REST_FACTOR: u32 = 3;
+/// How many actions of one plan the log shows.
+const SHOWN: usize = 20;
 
 /// See the module.
 pub(super) struct Term {
@@ -231,20 +240,27 @@ impl Term {
         if let Some(until) = self.rests_until.filter(|until| *until > now) {
             return Some(until);
         }
-        self.rests_until = None;
         self.is_due = false;
+        let began = Instant::now();
         let plan = evenkeel_planner::plan(&known.cluster, now, &self.planner);
+        // However much there is to plan, most of the time is left to the callers.
+        self.rests_until = Some(began.elapsed()).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
         let violations = check::check_plan(&known.cluster, &plan, now, self.planner.wait);
         if !violations.is_empty() {
             tracing::error!(?violations, "the plan violates an invariant and is not carried out");
             return Some(now.after(REST));
         }
         known.undone = plan.undone.len();
+        if plan.actions.len() > SHOWN {
+            tracing::info!(actions = plan.actions.len(), undone = plan.undone.len(), "decided many; the history has each");
+        }
         for action in &plan.actions {
             // What builds on a write under way is planned again when that is done.
             let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
             if let Some(entry) = history::of_action(action, &known.cluster, unix_ns(), &self.master) {
-                tracing::info!(?action, "decided");
+                if plan.actions.len() <= SHOWN {
+                    tracing::info!(?action, "decided");
+                }
                 self.happen(entry);
             }
             self.decide(known, decision, action.resource(), None, now);
@@ -274,7 +290,12 @@ impl Term {
             return true;
         }
         for request in freed {
-            self.wish(known, request, now);
+            if self.list == List::Good {
+                self.wish(known, request, now);
+            } else {
+                let name = request.name().clone();
+                request.refuse(Refusal::Conflict(name));
+            }
         }
         false
     }

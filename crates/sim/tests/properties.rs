@@ -1,13 +1,11 @@
 //! What must hold of every plan, whatever happens to the cluster.
 
-mod world;
-
 use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::{Definition, Draft, Moment, Origin, Pending, Registration, Standing, Subject, fit};
+use evenkeel_model::{Definition, Draft, Moment, Origin, Pending, Registration, Standing, Subject, WorkerId, fit};
 use evenkeel_planner::plan;
+use evenkeel_sim::world::World;
 use proptest::prelude::*;
-use world::{World, worker};
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -55,7 +53,7 @@ fn definition(name: u8, weight: u64, zone: Option<u8>, pin: Option<u8>, version:
 
 fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registration {
     Registration {
-        id: worker(&format!("w{id}")),
+        id: WorkerId::new(&format!("w{id}")).expect("an id"),
         address: format!("127.0.0.1:{}", 9000 + u32::from(id) + 10 * u32::from(guard)),
         http: String::new(),
         labels: BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]),

@@ -1,5 +1,5 @@
-//! A world for the planner's tests: a store that only counts revisions, workers that do as they are told, and a leader that carries out
-//! each plan after checking it.
+//! A world for the planner: a store that only counts revisions, workers that do as they are told, and a leader that carries out each plan
+//! after checking it. It finds faults by panicking: it is for tests alone.
 
 use std::time::Duration;
 
@@ -11,20 +11,23 @@ use evenkeel_planner::{PlannerConfig, plan};
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct World {
-    pub(crate) cluster: Cluster,
-    pub(crate) config: PlannerConfig,
-    pub(crate) now: Moment,
+pub struct World {
+    /// What stands.
+    pub cluster: Cluster,
+    /// What steers its plans.
+    pub config: PlannerConfig,
+    /// The leader's clock.
+    pub now: Moment,
     revision: i64,
     /// Assignments created, less those that took the place of none: what a person would call moves.
-    pub(crate) moves: usize,
+    pub moves: usize,
 }
 
-pub(crate) fn name(text: &str) -> ResourceName {
+fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("a resource's name")
 }
 
-pub(crate) fn worker(text: &str) -> WorkerId {
+fn worker(text: &str) -> WorkerId {
     WorkerId::new(text).expect("a worker's id")
 }
 
@@ -34,12 +37,17 @@ impl World {
         Revision(self.revision)
     }
 
-    pub(crate) fn apply(&mut self, event: Event) {
+    /// Takes in an event, and checks what came of it.
+    ///
+    /// # Panics
+    /// When the cluster violates an invariant.
+    pub fn apply(&mut self, event: Event) {
         self.cluster.apply(event, self.now);
         assert_eq!(check::check_cluster(&self.cluster), []);
     }
 
-    pub(crate) fn put(&mut self, definition: Definition) {
+    /// Wants a resource.
+    pub fn put(&mut self, definition: Definition) {
         let revision = self.next();
         let unit = self.cluster.unit(definition.name.as_str());
         let node = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.assigned_node.clone()).unwrap_or_default();
@@ -48,23 +56,28 @@ impl World {
         self.apply(Event::Resource { name, value: Some(Box::new(Versioned { revision, value })) });
     }
 
-    pub(crate) fn delete(&mut self, text: &str) {
+    /// Wants a resource no more.
+    pub fn delete(&mut self, text: &str) {
         self.apply(Event::Resource { name: name(text), value: None });
     }
 
     /// A new session of a worker; an earlier one is gone.
-    pub(crate) fn join(&mut self, registration: Registration) {
+    pub fn join(&mut self, registration: Registration) {
         let session = Session(self.next().0);
         self.apply(Event::Worker { id: registration.id.clone(), value: None });
         self.apply(Event::Worker { id: registration.id.clone(), value: Some(Box::new((session, registration))) });
     }
 
-    pub(crate) fn crash(&mut self, id: &str) {
+    /// The worker's session ends without a word.
+    pub fn crash(&mut self, id: &str) {
         self.apply(Event::Worker { id: worker(id), value: None });
     }
 
     /// The worker stops everything and says so.
-    pub(crate) fn leave(&mut self, id: &str) {
+    ///
+    /// # Panics
+    /// Never: a worker that is ready is registered.
+    pub fn leave(&mut self, id: &str) {
         let Some(w) = self.cluster.worker(id) else { return };
         if w.standing() != Standing::Ready {
             return;
@@ -75,7 +88,10 @@ impl World {
     }
 
     /// Every live worker stops what it was told to stop.
-    pub(crate) fn acknowledge(&mut self) {
+    ///
+    /// # Panics
+    /// When the cluster violates an invariant.
+    pub fn acknowledge(&mut self) {
         let stopping: Vec<ResourceName> = self.cluster.agenda().stopping.iter().cloned().collect();
         for name in stopping {
             let unit = self.cluster.unit(name.as_str()).expect("unit").clone();
@@ -90,12 +106,16 @@ impl World {
         }
     }
 
-    pub(crate) fn pass(&mut self, span: Duration) {
+    /// Lets time pass.
+    pub fn pass(&mut self, span: Duration) {
         self.now = self.now.after(span);
     }
 
     /// Plans, checks the plan, and carries it out.
-    pub(crate) fn turn(&mut self) -> Plan {
+    ///
+    /// # Panics
+    /// When the plan or what comes of it violates an invariant.
+    pub fn turn(&mut self) -> Plan {
         let plan = plan(&self.cluster, self.now, &self.config);
         assert_eq!(check::check_plan(&self.cluster, &plan, self.now, self.config.wait), []);
         for action in &plan.actions {
@@ -110,7 +130,10 @@ impl World {
     }
 
     /// Lets time pass and workers answer until nothing is left to do; gives the last, empty plan.
-    pub(crate) fn settle(&mut self) -> Plan {
+    ///
+    /// # Panics
+    /// When that does not come to be.
+    pub fn settle(&mut self) -> Plan {
         for _ in 0..200 {
             let plan = self.turn();
             if plan.actions.is_empty() && plan.wake.is_none() && self.cluster.agenda().stopping.is_empty() {
@@ -124,12 +147,15 @@ impl World {
         panic!("does not settle: {:?}", self.cluster.agenda());
     }
 
-    pub(crate) fn home(&self, text: &str) -> Option<String> {
+    /// Where a resource is, or is going.
+    #[must_use]
+    pub fn home(&self, text: &str) -> Option<String> {
         self.cluster.unit(text).and_then(|u| u.home()).map(ToString::to_string)
     }
 
     /// How many resources each ready worker has.
-    pub(crate) fn counts(&self) -> Vec<usize> {
+    #[must_use]
+    pub fn counts(&self) -> Vec<usize> {
         self.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).map(|(_, w)| w.names.len()).collect()
     }
 }
