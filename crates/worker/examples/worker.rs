@@ -1,0 +1,71 @@
+//! A worker in a few lines, and what the tests of real processes run: `worker '{"etcd": ["http://127.0.0.1:2379"], "id": "worker-1", "data_dir": "/tmp/w"}'`.
+//!
+//! The wheel: all of worker::guard and worker::agent in two processes. It checks nothing of what it is told: `evenkeel worker` does.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+
+use evenkeel_model::{Labels, WorkerId};
+use evenkeel_store::{Client, Config};
+use evenkeel_worker::{
+    ContainmentMode, WorkerConfig, agent,
+    guard::{self, GuardConfig, GuardLink},
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    etcd: Vec<String>,
+    id: WorkerId,
+    data_dir: PathBuf,
+    #[serde(default)]
+    groups_only: bool,
+    #[serde(default)]
+    grpc_port: u16,
+    #[serde(default)]
+    drivers: Vec<String>,
+    catalog: Option<PathBuf>,
+    #[serde(default)]
+    labels: Labels,
+}
+
+fn main() -> ExitCode {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,evenkeel_worker=debug".to_owned());
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).init();
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let is_agent = args.len() == 2;
+    let text = args.last().and_then(|arg| arg.to_str()).expect("usage: worker JSON");
+    let given: Given = serde_json::from_str(text).expect("what is given");
+    let status = if is_agent { run_agent(given) } else { run_guard(&given, args) };
+    ExitCode::from(status)
+}
+
+fn run_guard(given: &Given, mut args: Vec<OsString>) -> u8 {
+    args.insert(0, "agent".into());
+    let containment = if given.groups_only { ContainmentMode::Groups } else { ContainmentMode::Auto };
+    let program = std::env::current_exe().expect("this program");
+    guard::run(GuardConfig { program, args, worker: given.id.clone(), containment }).unwrap_or_else(|error| {
+        tracing::error!(%error);
+        1
+    })
+}
+
+fn run_agent(given: Given) -> u8 {
+    let link = GuardLink::open().expect("the guard's link");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let result = runtime.block_on(async {
+        let client = Client::new(Config::new(given.etcd)).expect("endpoints");
+        let mut config = WorkerConfig::new(given.id, client, given.data_dir);
+        config.grpc_listen.set_port(given.grpc_port);
+        (config.drivers, config.catalog, config.labels) = (given.drivers, given.catalog, given.labels);
+        agent::run(config, link).await
+    });
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(%error);
+            error.exit_status()
+        }
+    }
+}

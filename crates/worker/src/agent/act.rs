@@ -1,0 +1,249 @@
+//! What follows from the state of a session: asks worker::reconcile about each name that was touched, and carries out the answer.
+//!
+//! The wheel: worker::reconcile -> **worker::agent** -> worker::driver. It decides nothing itself, and never waits.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use evenkeel_model::{Epoch, Observed, ResourceName, Spec, Status};
+
+use super::{follow::Follower, serve::Serving, table::Row, unix_time};
+use crate::{
+    authority::BootTime,
+    desired::Told,
+    driver::{Driver, Observer, StopOrder, Work},
+    reconcile::{Action, Facts, Footing, Run, RunState, StopWhy, decide},
+};
+
+/// By how much the agent's own kill comes before the guard's.
+const BEFORE_GUARD: Duration = Duration::from_millis(100);
+
+impl Serving<'_> {
+    /// One turn.
+    pub(super) fn act(&mut self) {
+        let now = self.agent.clock.now();
+        self.watch_authority(now);
+        self.follow();
+        while let Some(name) = self.dirty.pop_first() {
+            self.act_on(&name, now);
+        }
+        let open = !self.leaving && !self.lost && self.admission().is_some();
+        self.agent.gate.open_until(self.authority.tell_at(self.agent.timing.grace).filter(|_| open));
+        if !self.state.table.is_busy() {
+            self.agent.disarm_guard(self.state);
+        }
+        self.report();
+    }
+
+    /// Sees authority come and go.
+    fn watch_authority(&mut self, now: BootTime) {
+        let reaches = self.authority.reaches(now, self.agent.timing.grace);
+        if reaches {
+            self.lapsed = false;
+        } else if !self.lapsed {
+            tracing::warn!(session = %self.session, "authority ends: etcd has not confirmed the session for too long; work is stopped");
+            self.lapsed = true;
+            // By the time that authority is back, others may have acted.
+            self.state.desired.forget_view();
+            self.follower = None;
+        }
+        if let Some(longest) = self.state.table.longest_grace()
+            && !self.authority.reaches(now, longest)
+        {
+            let due = self.shortest_grace_due(now, longest);
+            self.dirty.extend(self.state.table.live_with_grace(due));
+        }
+        let end = self.own_kill_at();
+        if self.state.table.has_stopping() && end.is_none_or(|at| at <= now) && self.forced_at != end {
+            self.forced_at = end;
+            self.state.table.hurry(StopOrder { kill_by: Some(now) });
+        }
+    }
+
+    /// The shortest grace whose time to be told has come, given that `longest` is due.
+    fn shortest_grace_due(&self, now: BootTime, longest: Duration) -> Duration {
+        let left = self.authority.kill_at().map_or(Duration::ZERO, |at| at.since(now));
+        // Beyond the longest that authority grants, all are told at the same time.
+        left.min(longest).min(self.agent.timing.longest_grace())
+    }
+
+    /// When the agent itself kills what was told to stop.
+    fn own_kill_at(&self) -> Option<BootTime> {
+        self.authority.kill_at().map(|at| at.before(BEFORE_GUARD))
+    }
+
+    /// When something has to be done although nothing happens.
+    pub(super) fn next_time(&self) -> Option<BootTime> {
+        let tell = self.state.table.longest_grace().and_then(|grace| self.authority.tell_at(grace));
+        let lapse = self.authority.tell_at(self.agent.timing.grace).filter(|_| !self.lapsed);
+        let kill = self.own_kill_at().filter(|at| self.state.table.has_stopping() && self.forced_at != Some(*at));
+        tell.into_iter().chain(lapse).chain(kill).min()
+    }
+
+    /// Lists and follows the assignments as soon as that counts: with authority, and under an admission that was seen.
+    fn follow(&mut self) {
+        if self.follower.is_none() && !self.lapsed && !self.lost && self.state.desired.needs_list() {
+            let agent = self.agent;
+            self.follower = Some(Follower::begin(agent.client.clone(), agent.keys.clone(), agent.id.clone()));
+        }
+    }
+
+    fn footing(&self) -> Footing {
+        if self.leaving {
+            Footing::Leaving
+        } else if self.lost || self.admission().is_none() {
+            Footing::Unadmitted
+        } else if self.state.desired.has_view() {
+            Footing::Acting
+        } else {
+            Footing::Waiting
+        }
+    }
+
+    fn act_on(&mut self, name: &ResourceName, now: BootTime) {
+        let told = self.state.desired.told(name).cloned();
+        let facts = Facts {
+            told: told.as_ref(),
+            run: self.state.table.run(name),
+            past: self.state.desired.past(name),
+            footing: self.footing(),
+            authority: &self.authority,
+            grace: self.agent.timing.grace,
+        };
+        match decide(&facts, now) {
+            Some(Action::Start(epoch)) => {
+                if let Some(told) = told {
+                    self.start(name, epoch, &told, now);
+                }
+            }
+            Some(Action::Rest(epoch)) => self.rest(name, epoch),
+            Some(Action::Stop(epoch, why)) => self.stop(name, epoch, why),
+            Some(Action::ReportStopped(epoch)) => {
+                tracing::info!(resource = %name, %epoch, "reported as stopped");
+                self.state.desired.stopped(name, epoch);
+                self.set_status(name, epoch, Observed::Stopped, String::new());
+            }
+            // It was not started for want of authority.
+            None if told.is_some() && facts.run.is_none() && self.lapsed => {
+                self.deferred.insert(name.clone());
+            }
+            None => {}
+        }
+    }
+
+    fn start(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, now: BootTime) {
+        let resolved = match &told.assignment {
+            Ok(assignment) => {
+                let (kind, spec) = self.agent.catalog.resolve(name, assignment);
+                self.prepare(&kind, &spec).map(|(driver, grace)| (driver, grace, kind, spec))
+            }
+            Err(error) => Err(format!("its assignment cannot be read: {error}")),
+        };
+        let (driver, grace, kind, spec) = match resolved {
+            Ok(resolved) => resolved,
+            Err(message) => return self.fail(name, epoch, told, message),
+        };
+        let row = Row {
+            run: Run { epoch, state: RunState::Live, grace },
+            kind,
+            hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
+            status: status(epoch, Observed::Starting, String::new()),
+            pid: 0,
+            handle: None,
+        };
+        self.state.table.insert(name.clone(), row);
+        // The guard knows of the end before there is anything to end.
+        if !self.authority.reaches(now, grace) || !self.arm_guard() {
+            self.state.table.remove(name);
+            self.deferred.insert(name.clone());
+            return;
+        }
+        let observer = Observer::new(name.clone(), epoch, self.agent.events.clone());
+        match driver.start(Work { name: name.clone(), epoch, spec }, observer) {
+            Ok(handle) => {
+                self.agent.board.starts.fetch_add(1, Ordering::Relaxed);
+                if let Some(mut row) = self.state.table.remove(name) {
+                    row.handle = Some(handle);
+                    self.state.table.insert(name.clone(), row);
+                }
+                self.set_status(name, epoch, Observed::Starting, String::new());
+            }
+            Err((error, observer)) => {
+                observer.unused();
+                self.fail(name, epoch, told, error.to_string());
+            }
+        }
+        self.agent.board.show(name, self.state.table.get(name));
+    }
+
+    fn prepare(&self, kind: &str, spec: &Spec) -> Result<(std::sync::Arc<dyn Driver>, Duration), String> {
+        let registry = &self.agent.registry;
+        let driver =
+            registry.get(kind).ok_or_else(|| format!("kind {kind:?} has no driver here; there are {}", registry.kinds().join(", ")))?;
+        let grace = driver.grace(spec).map_err(|error| error.to_string())?;
+        Ok((std::sync::Arc::clone(driver), grace))
+    }
+
+    /// It cannot be started, whatever is tried: that is its status until its assignment changes.
+    fn fail(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, message: String) {
+        tracing::warn!(resource = %name, %epoch, message, "cannot be started");
+        let row = Row {
+            run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
+            kind: told.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
+            hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
+            status: status(epoch, Observed::Failed, message.clone()),
+            pid: 0,
+            handle: None,
+        };
+        self.state.table.insert(name.clone(), row);
+        self.set_status(name, epoch, Observed::Failed, message);
+        self.agent.board.show(name, self.state.table.get(name));
+    }
+
+    /// An earlier session has run it to its end: its status stands.
+    fn rest(&mut self, name: &ResourceName, epoch: Epoch) {
+        let stands = self.state.reporter.written(name).filter(|status| status.epoch == epoch).cloned();
+        let assignment = self.state.desired.told(name).and_then(|told| told.assignment.clone().ok());
+        let row = Row {
+            run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
+            kind: assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
+            hash: assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
+            status: stands.unwrap_or_else(|| status(epoch, Observed::Exited, String::new())),
+            pid: 0,
+            handle: None,
+        };
+        self.state.table.insert(name.clone(), row);
+        self.agent.board.show(name, self.state.table.get(name));
+    }
+
+    fn stop(&mut self, name: &ResourceName, epoch: Epoch, why: StopWhy) {
+        tracing::info!(resource = %name, %epoch, why = %why, "stopping");
+        let kill_by = match why {
+            StopWhy::Authority | StopWhy::Unadmitted => self.own_kill_at(),
+            StopWhy::Told(_) | StopWhy::Gone | StopWhy::Replaced | StopWhy::Leaving => None,
+        };
+        let over = self.state.table.stop(name, StopOrder { kill_by }, unix_time());
+        // Of an assignment that is gone there is nothing to report, and without authority nobody listens.
+        if let (StopWhy::Told(_), Some(row)) = (why, self.state.table.get(name)) {
+            self.state.reporter.set(name, row.status.clone());
+        }
+        self.agent.board.show(name, self.state.table.get(name));
+        if over {
+            self.end(name);
+        }
+    }
+
+    /// Nothing of a run is left.
+    pub(super) fn end(&mut self, name: &ResourceName) {
+        self.state.table.remove(name);
+        self.agent.board.show(name, None);
+        self.dirty.insert(name.clone());
+    }
+
+    fn set_status(&mut self, name: &ResourceName, epoch: Epoch, phase: Observed, message: String) {
+        self.state.reporter.set(name, status(epoch, phase, message));
+    }
+}
+
+fn status(epoch: Epoch, phase: Observed, message: String) -> Status {
+    Status { phase, epoch, since: unix_time(), restarts: 0, message }
+}

@@ -1,0 +1,109 @@
+//! Follows this worker's assignments: statuses and assignments listed whole, then what changes.
+//!
+//! The wheel: store::watch -> **worker** -> worker::desired. It is begun after the admission was seen, so that every list in it is at a
+//! revision not before the admission's. It decides nothing.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use evenkeel_model::{Epoch, ResourceName, Revision, Status, WorkerId};
+use evenkeel_store::{Change, Client, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror};
+use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
+
+use crate::desired::Told;
+
+/// The pause before etcd is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Own statuses as they stand, with their modification revisions. None where the value cannot be read.
+pub(crate) type Statuses = BTreeMap<ResourceName, (Option<Status>, Revision)>;
+
+/// What is heard of the assignments.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Everything, as it stands at this revision or later.
+    Whole { revision: Revision, told: BTreeMap<ResourceName, Told>, statuses: Statuses },
+    /// All assignments again: etcd could not be followed for a while.
+    Again { revision: Revision, told: BTreeMap<ResourceName, Told> },
+    /// What has changed.
+    Changes(Vec<(ResourceName, Option<Told>)>),
+}
+
+/// Follows until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) heard: mpsc::Receiver<Heard>,
+    task: AbortHandle,
+}
+
+impl Follower {
+    pub(crate) fn begin(client: Client, keys: Keys, worker: WorkerId) -> Self {
+        let (sender, heard) = mpsc::channel(64);
+        let task = tokio::spawn(async move {
+            // It ends when nobody listens.
+            let _ = follow(&client, &keys, &worker, &sender).await;
+        });
+        Self { heard, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(
+    client: &Client,
+    keys: &Keys,
+    worker: &WorkerId,
+    sender: &mpsc::Sender<Heard>,
+) -> Result<(), mpsc::error::SendError<Heard>> {
+    let listed = loop {
+        match client.list(&KeyRange::prefix(keys.statuses_of(worker))).await {
+            Ok(listed) => break listed,
+            Err(error) => tracing::debug!(%error, "the statuses cannot be listed"),
+        }
+        sleep(PAUSE).await;
+    };
+    let mut first = Some((listed.revision, statuses(keys, &listed.kvs)));
+    let mut updates = mirror(client, KeyRange::prefix(keys.assignments_of(worker)));
+    while let Some(update) = updates.recv().await {
+        let heard = match update {
+            Update::Reset { kvs, revision } => {
+                let told = kvs.iter().filter_map(|kv| Some((name_of(keys, &kv.key)?, told(kv)))).collect();
+                match first.take() {
+                    Some((listed, statuses)) => Heard::Whole { revision: revision.min(listed), told, statuses },
+                    None => Heard::Again { revision, told },
+                }
+            }
+            Update::Changes { changes, .. } => Heard::Changes(changes.iter().filter_map(|change| changed(keys, change)).collect()),
+            Update::Lost { .. } | Update::Recovered => continue,
+        };
+        sender.send(heard).await?;
+    }
+    Ok(())
+}
+
+fn name_of(keys: &Keys, key: &[u8]) -> Option<ResourceName> {
+    match keys.parse(key) {
+        Key::Assignment(_, name) | Key::Status(_, name) => Some(name),
+        _ => None,
+    }
+}
+
+fn changed(keys: &Keys, change: &Change) -> Option<(ResourceName, Option<Told>)> {
+    let name = name_of(keys, change.key())?;
+    Some(match change {
+        Change::Put(kv) => (name, Some(told(kv))),
+        Change::Delete { .. } => (name, None),
+    })
+}
+
+fn told(kv: &Kv) -> Told {
+    let assignment = serde_json::from_slice(&kv.value).map(Arc::new).map_err(|error| error.to_string().into());
+    Told { epoch: Epoch(kv.created.0), assignment }
+}
+
+fn statuses(keys: &Keys, kvs: &[Kv]) -> Statuses {
+    kvs.iter().filter_map(|kv| Some((name_of(keys, &kv.key)?, (serde_json::from_slice(&kv.value).ok(), kv.modified)))).collect()
+}

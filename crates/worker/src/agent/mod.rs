@@ -1,0 +1,207 @@
+//! The agent: registers, follows its assignments, does what follows from them, reports, and leaves.
+//!
+//! The wheel: it joins worker::desired, worker::reconcile, worker::driver and worker::report. It decides nothing that those have not
+//! decided: it asks, and carries out. Its guard kills it, and all of its work, if it does not keep proving its session.
+
+mod act;
+pub(crate) mod board;
+mod follow;
+mod proof;
+mod register;
+mod serve;
+pub(crate) mod table;
+
+use std::{
+    process::exit,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use evenkeel_model::{Registration, Session, WorkerId};
+use evenkeel_store::{Client, keys::Keys};
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    board::Board,
+    register::{Begun, Registrar},
+    serve::{Ended, Serving},
+    table::Table,
+};
+use crate::{
+    authority::{Clock, Gate, SystemClock, Timing},
+    catalog::Catalog,
+    config::{WorkerConfig, WorkerError},
+    containment::Containment,
+    desired::Desired,
+    driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
+    guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
+    report::Reporter,
+    server::{self, Listeners},
+};
+
+/// Logs of resources that this worker has not run for so long are removed at its start.
+const KEEP_LOGS: Duration = Duration::from_secs(7 * 86_400);
+
+/// What stays the same as long as the agent lives.
+struct Agent {
+    id: WorkerId,
+    keys: Keys,
+    client: Client,
+    timing: Timing,
+    clock: Arc<dyn Clock>,
+    gate: Gate,
+    link: LinkSender,
+    registry: Registry,
+    catalog: Catalog,
+    board: Arc<Board>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+/// What changes, and outlives a session.
+struct State {
+    table: Table,
+    desired: Desired,
+    reporter: Reporter,
+    heard: mpsc::UnboundedReceiver<Event>,
+    leave: watch::Receiver<bool>,
+    /// The guard was told of an end, and not yet that nothing runs.
+    guard_armed: bool,
+}
+
+/// Runs until the worker has left. All work has ended then; after an error the guard ends it.
+///
+/// # Errors
+/// Why it cannot begin or go on: [`WorkerError::exit_status`] tells the guard what to do.
+pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerError> {
+    config.timing.check()?;
+    let containment = contain(&config, &link)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let gate = Gate::shut(clock.clone());
+    let registry = drivers(&config, &gate, &containment)?;
+    let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry.kinds()))?;
+    let listeners = Listeners::bind(config.grpc_listen, config.http_listen).await?;
+    let hello = link.hello;
+    let origin = register::origin(link.guard_id());
+    let sender = link.sender();
+    let leave = listen_to_guard(link, Arc::clone(&containment))?;
+
+    let board = Arc::new(Board::new(config.id.clone(), gate.clone()));
+    let registration = Registration {
+        id: config.id.clone(),
+        address: register::address(&config.advertise_host, listeners.grpc_port),
+        http: register::address(&config.advertise_host, listeners.http_port),
+        labels: config.labels.clone(),
+        capacity: config.capacity,
+        kinds: registry.kinds(),
+        version: config.version.clone(),
+        origin,
+        attests: None,
+        released: false,
+    };
+    let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
+    let _servers = server::serve(listeners, &board, &logs);
+
+    let (events, heard) = mpsc::unbounded_channel();
+    let keys = Keys::new(config.prefix.clone());
+    let registrar =
+        Registrar { client: config.client.clone(), keys: keys.clone(), link: sender.clone(), timing: config.timing, registration };
+    let WorkerConfig { id, client, timing, etcd_wait, .. } = config;
+    let agent = Agent { id, keys, client, timing, clock, gate, link: sender, registry, catalog, board, events };
+    let state =
+        State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_armed: false };
+    // An agent that follows on one with work must come back whenever etcd does.
+    let patience = if hello.generation > 1 { Duration::MAX } else { etcd_wait };
+    agent.live(state, registrar, hello.previous, patience).await
+}
+
+/// Prepares the folder for data, and finds out how work is held.
+fn contain(config: &WorkerConfig, link: &GuardLink) -> Result<Arc<Containment>, WorkerError> {
+    let data_dir = |source| WorkerError::DataDir { path: config.data_dir.clone(), source };
+    std::fs::create_dir_all(log::log_folder(&config.data_dir)).map_err(data_dir)?;
+    let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
+    if let Err(error) = logs.prune(KEEP_LOGS, SystemTime::now()) {
+        tracing::warn!(%error, "old logs cannot be removed");
+    }
+    Containment::find(&config.id, link.guard_pid, &link.guard_id(), link.hello.by_cgroup)
+        .map(Arc::new)
+        .map_err(|source| WorkerError::System { what: "hold processes", source })
+}
+
+fn drivers(config: &WorkerConfig, gate: &Gate, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
+    let process = ProcessConfig {
+        worker: config.id.clone(),
+        data_dir: &config.data_dir,
+        max_log_bytes: config.max_log_bytes,
+        grace: config.timing.grace,
+        gate: gate.clone(),
+    };
+    let process = ProcessDriver::new(process, Arc::clone(containment))
+        .map_err(|source| WorkerError::System { what: "start the thread that starts processes", source })?;
+    Ok(Registry::default().with(Arc::new(Noop)).with(Arc::new(process)).limited_to(&config.drivers)?)
+}
+
+/// Hears a request to leave, and the guard's death: then nobody would end the work but this process.
+fn listen_to_guard(link: GuardLink, containment: Arc<Containment>) -> Result<watch::Receiver<bool>, WorkerError> {
+    link.listen(move || {
+        containment.kill_all();
+        tracing::error!("the guard has ended: all work was killed");
+        exit(i32::from(STATUS_AGAIN));
+    })
+    .map_err(|source| WorkerError::System { what: "listen to the guard", source })
+}
+
+impl Agent {
+    /// One session after another, until the worker leaves.
+    async fn live(
+        &self,
+        mut state: State,
+        registrar: Registrar,
+        mut previous: Option<Registered>,
+        patience: Duration,
+    ) -> Result<(), WorkerError> {
+        let mut leave = state.leave.clone();
+        let mut asked = async move || {
+            // The guard's death ends this process by itself.
+            if leave.wait_for(|leave| *leave).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ready = self.client.wait_ready(patience) => ready?,
+            () = asked() => return Ok(()),
+        };
+        loop {
+            let begun = tokio::select! {
+                begun = registrar.register(previous) => begun?,
+                () = asked() => return Ok(()),
+            };
+            let registered = Registered { session: Session(begun.key.created().0), lease: begun.key.lease() };
+            tracing::info!(id = %self.id, session = %registered.session, address = registrar.registration.address, "registered");
+            self.board.sessions.fetch_add(1, Ordering::Relaxed);
+            match self.serve(&mut state, begun).await? {
+                Ended::Left => return Ok(()),
+                Ended::Lost => previous = Some(registered),
+            }
+        }
+    }
+
+    async fn serve(&self, state: &mut State, begun: Begun) -> Result<Ended, WorkerError> {
+        let ended = Serving::begin(self, state, begun).run().await;
+        self.gate.open_until(None);
+        state.desired.begin(None);
+        ended
+    }
+
+    /// Tells the guard that nothing runs.
+    fn disarm_guard(&self, state: &mut State) {
+        if state.guard_armed {
+            state.guard_armed = !self.link.authority(None);
+        }
+    }
+}
+
+/// For statuses: nanoseconds since the Unix epoch.
+fn unix_time() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,208 @@
+//! Begins a session: one registration of this worker under its id.
+//!
+//! The wheel: before worker::desired. A session's key is never overwritten. An earlier one of the same guard is deleted first, because
+//! that guard has reaped everything of it; anybody else's is waited for, as long as it may be that of a worker that has died.
+
+use std::time::Duration;
+
+use evenkeel_model::{Admission, Origin, Registration, Revision, Session, WorkerId};
+use evenkeel_store::{Client, CreateError, Error, KeyName, Kv, LeasedKey, NewLeasedKey, keys::Keys};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    authority::Timing,
+    config::WorkerError,
+    guard::{LinkSender, Registered},
+};
+
+/// The pause before etcd is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// For one registration, all of its calls together.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// So many of its leases may pass before a holder that neither extends nor loses its key is taken to live.
+const LEASES: u32 = 5;
+/// What is waited for beyond the lease of a worker that may be dead.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// What it takes to register.
+pub(crate) struct Registrar {
+    pub(crate) client: Client,
+    pub(crate) keys: Keys,
+    pub(crate) link: LinkSender,
+    pub(crate) timing: Timing,
+    /// What this worker says of itself; what it attests is filled in.
+    pub(crate) registration: Registration,
+}
+
+/// A session that has begun.
+pub(crate) struct Begun {
+    pub(crate) key: LeasedKey,
+    /// The value of its key.
+    pub(crate) registration: Registration,
+}
+
+impl Registrar {
+    /// Registers. Nothing of any earlier session of this guard may run when this is called: that is what is attested.
+    pub(crate) async fn register(&self, mut previous: Option<Registered>) -> Result<Begun, WorkerError> {
+        let mut complained = false;
+        loop {
+            let held = match self.try_once(previous).await {
+                Ok(begun) => return Ok(begun),
+                Err(Attempt::Held(kv)) => kv,
+                Err(Attempt::Failed(error)) => {
+                    if !may_pass(&error) {
+                        return Err(error.into());
+                    }
+                    if !std::mem::replace(&mut complained, true) {
+                        tracing::warn!(%error, "registering: etcd does not answer; going on trying");
+                    }
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let holder: Option<Registration> = serde_json::from_slice(&held.value).ok();
+            if holder.as_ref().is_some_and(|holder| holder.origin == self.registration.origin) {
+                // An agent of this guard that ended before it could tell.
+                previous = Some(Registered { session: Session(held.created.0), lease: held.lease });
+                continue;
+            }
+            let address = holder.map(|holder| holder.address).unwrap_or_default();
+            tracing::warn!(id = %self.registration.id, address, "the id is held by another session: waiting for its end");
+            if !self.wait_for_end(&held).await {
+                let within = self.timing.lease + MARGIN;
+                return Err(WorkerError::IdTaken { id: self.registration.id.clone(), address, within });
+            }
+        }
+    }
+
+    async fn try_once(&self, previous: Option<Registered>) -> Result<Begun, Attempt> {
+        let mut registration = self.registration.clone();
+        registration.attests = self.attests(previous).await.map_err(Attempt::Failed)?;
+        let new = NewLeasedKey {
+            key: KeyName::Exact(self.keys.worker(&registration.id).into_bytes()),
+            value: serde_json::to_vec(&registration).unwrap_or_default(),
+            ttl: self.timing.lease,
+            replaces: previous.map(|p| Revision(p.session.0)),
+        };
+        match LeasedKey::create(&self.client, new, DEADLINE).await {
+            Ok(key) => {
+                let registered = Registered { session: Session(key.created().0), lease: key.lease() };
+                if !self.link.registered(registered) {
+                    tracing::warn!("the guard could not be told of the session: the next agent finds it in etcd");
+                }
+                Ok(Begun { key, registration })
+            }
+            Err(CreateError::Held { kv }) => Err(Attempt::Held(kv)),
+            Err(CreateError::Store(error)) => Err(Attempt::Failed(error)),
+        }
+    }
+
+    /// The session that is admitted, if it was one of this guard: it has reaped everything of all its sessions but the one to come.
+    async fn attests(&self, previous: Option<Registered>) -> Result<Option<Session>, Error> {
+        if cfg!(not(target_os = "linux")) {
+            // Without a subreaper nobody can know.
+            return Ok(None);
+        }
+        let read = self.client.get(self.keys.admission(&self.registration.id).as_bytes()).await?;
+        let admission = read.kv.and_then(|kv| serde_json::from_slice::<Admission>(&kv.value).ok());
+        Ok(match admission {
+            Some(admission) if admission.origin == self.registration.origin => Some(admission.session),
+            Some(_) => None,
+            None => previous.map(|p| p.session),
+        })
+    }
+
+    /// Whether the key went, or changed hands. It does not for a holder that lives: that one extends its lease. A lease that was extended
+    /// once proves nothing, since etcd does so for all of them when it starts or changes its leader.
+    async fn wait_for_end(&self, held: &Kv) -> bool {
+        let mut until = Instant::now() + self.timing.lease * LEASES;
+        let (mut last, mut extended) = (Duration::MAX, 0);
+        while held.lease != 0 && Instant::now() < until {
+            match self.client.get(&held.key).await {
+                Ok(read) if read.kv.as_ref().is_none_or(|kv| kv.created != held.created) => return true,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "the holder of the id cannot be looked up");
+                    until = Instant::now() + self.timing.lease * LEASES;
+                }
+            }
+            if let Ok(Some(left)) = self.client.remaining(held.lease).await {
+                extended += u32::from(left > last);
+                last = left;
+            }
+            if extended >= 2 {
+                return false;
+            }
+            sleep(PAUSE).await;
+        }
+        false
+    }
+}
+
+enum Attempt {
+    Held(Kv),
+    Failed(Error),
+}
+
+/// Whether trying again may help.
+fn may_pass(error: &Error) -> bool {
+    error.blames_member()
+        || matches!(error, Error::NoSpace { .. } | Error::LeaseNotFound | Error::Compacted { .. } | Error::NotReady { .. })
+}
+
+/// The boot id of this machine and the id of the guard.
+pub(crate) fn origin(guard: String) -> Origin {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Origin { boot_id: boot_id.trim().to_owned(), guard }
+}
+
+/// `host:port`, with brackets where the host is an IPv6 address.
+pub(crate) fn address(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Gives the id up: the registration says so, the leader takes it away, and the lease ends. Nothing may run any more.
+pub(crate) async fn release(client: &Client, key: &LeasedKey, mut registration: Registration, worker: &WorkerId) {
+    const WRITE: Duration = Duration::from_secs(1);
+    const TAKEN_AWAY: Duration = Duration::from_secs(1);
+    registration.released = true;
+    let value = serde_json::to_vec(&registration).unwrap_or_default();
+    let end = Instant::now() + 2 * WRITE;
+    loop {
+        match key.update(value.clone(), WRITE).await {
+            Ok(Some(_)) => break,
+            Ok(None) => return,
+            Err(error) if Instant::now() < end => {
+                tracing::debug!(%error, "the release could not be written: trying again");
+                sleep(PAUSE).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, worker = %worker, "the release could not be written: the leader waits until the lease has expired");
+                return;
+            }
+        }
+    }
+    let end = Instant::now() + TAKEN_AWAY;
+    while Instant::now() < end {
+        if matches!(client.get(key.key()).await, Ok(read) if read.kv.is_none()) {
+            break;
+        }
+        sleep(PAUSE / 5).await;
+    }
+    if let Err(error) = client.revoke(key.lease(), WRITE).await {
+        tracing::debug!(%error, "the lease could not be revoked: it will expire");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_that_can_be_dialled() {
+        assert_eq!(address("10.0.0.5", 9090), "10.0.0.5:9090");
+        assert_eq!(address("worker-1.example", 9090), "worker-1.example:9090");
+        assert_eq!(address("::1", 9090), "[::1]:9090");
+        assert_eq!(address("[::1]", 9090), "[::1]:9090");
+    }
+}

@@ -1,0 +1,367 @@
+//! One session, from its registration to its end: waits for what happens, takes it in, and then acts.
+//!
+//! The wheel: the loop of worker::agent. A wake-up carries facts into worker::desired, the table or the authority; what follows from
+//! them is found out in `act`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use evenkeel_model::{Admission, Registration, ResourceName, Revision, Session};
+use evenkeel_store::{Change, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Agent, State,
+    follow::{Follower, Heard},
+    proof::{Proof, prove_on},
+    register::{self, Begun},
+};
+use crate::{
+    authority::{Authority, BootTime},
+    config::WorkerError,
+    driver::{Event, What},
+    report::{Batch, Ground, Outcome, Verdict},
+};
+
+/// Changes that come together are written together.
+const TOGETHER: Duration = Duration::from_millis(30);
+const AFTER_REFUSAL: Duration = Duration::from_millis(20);
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+const WRITE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How a session ended. Nothing runs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Its key is gone: another session may begin.
+    Lost,
+    /// The worker has left.
+    Left,
+}
+
+/// A session.
+pub(super) struct Serving<'a> {
+    pub(super) agent: &'a Agent,
+    pub(super) state: &'a mut State,
+    pub(super) session: Session,
+    pub(super) authority: Authority,
+    /// No proof reaches to now. What was seen before counts no more.
+    pub(super) lapsed: bool,
+    /// The key is gone, for certain.
+    pub(super) lost: bool,
+    pub(super) leaving: bool,
+    /// The end of authority at which everything was last ordered to be killed.
+    pub(super) forced_at: Option<BootTime>,
+    pub(super) follower: Option<Follower>,
+    /// Names about which something has changed.
+    pub(super) dirty: BTreeSet<ResourceName>,
+    /// Names that could not be started for want of authority.
+    pub(super) deferred: BTreeSet<ResourceName>,
+    pub(super) report_at: Option<Instant>,
+    key: Arc<LeasedKey>,
+    registration: Registration,
+    lease: watch::Receiver<LeaseState>,
+    admission: mpsc::Receiver<Update>,
+    proofs: mpsc::Receiver<Proof>,
+    written: mpsc::Receiver<(Batch, Outcome)>,
+    writer: mpsc::Sender<(Batch, Outcome)>,
+    tasks: JoinSet<()>,
+}
+
+/// Something that happens.
+enum Wake {
+    Admission(Update),
+    Heard(Heard),
+    Proof(Proof),
+    Driver(Event),
+    Written(Batch, Outcome),
+    KeyGone,
+    Leave,
+    Time,
+}
+
+impl<'a> Serving<'a> {
+    pub(super) fn begin(agent: &'a Agent, state: &'a mut State, begun: Begun) -> Self {
+        let key = Arc::new(begun.key);
+        let session = Session(key.created().0);
+        state.desired.begin(Some(session));
+        state.reporter.abandon();
+        let (sender, proofs) = mpsc::channel(4);
+        let (writer, written) = mpsc::channel(1);
+        let leaving = *state.leave.borrow();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender));
+        Self {
+            session,
+            authority: Authority::none(agent.timing),
+            lapsed: true,
+            lost: false,
+            leaving,
+            forced_at: None,
+            follower: None,
+            dirty: BTreeSet::new(),
+            deferred: BTreeSet::new(),
+            report_at: None,
+            lease: key.state(),
+            admission: mirror(&agent.client, KeyRange::key(agent.keys.admission(&agent.id))),
+            registration: begun.registration,
+            key,
+            proofs,
+            written,
+            writer,
+            tasks,
+            agent,
+            state,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<Ended, WorkerError> {
+        loop {
+            self.act();
+            if self.lost && !self.state.table.is_busy() {
+                return Ok(if self.leaving { Ended::Left } else { Ended::Lost });
+            }
+            if self.leaving && self.state.table.is_empty() {
+                return Ok(self.leave().await);
+            }
+            let wake = self.wait().await;
+            self.take_in(wake)?;
+        }
+    }
+
+    async fn leave(mut self) -> Ended {
+        self.agent.gate.open_until(None);
+        self.tasks.abort_all();
+        register::release(&self.agent.client, &self.key, self.registration.clone(), &self.agent.id).await;
+        tracing::info!(id = %self.agent.id, session = %self.session, "left");
+        Ended::Left
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let now = self.agent.clock.now();
+        let timer = self.next_time().map(|at| Instant::now() + at.since(now));
+        let wake_at = timer.into_iter().chain(self.report_at.filter(|_| self.state.reporter.is_due())).min();
+        let (lost, leaving) = (self.lost, self.leaving);
+        let heard = async {
+            match &mut self.follower {
+                Some(follower) => follower.heard.recv().await,
+                None => pending().await,
+            }
+        };
+        let time = async {
+            match wake_at {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            Some(proof) = self.proofs.recv() => Wake::Proof(proof),
+            Some(update) = self.admission.recv() => Wake::Admission(update),
+            Some(heard) = heard => Wake::Heard(heard),
+            Some(event) = self.state.heard.recv() => Wake::Driver(event),
+            Some((batch, outcome)) = self.written.recv() => Wake::Written(batch, outcome),
+            Ok(_) = self.lease.wait_for(|state| *state != LeaseState::Alive), if !lost => Wake::KeyGone,
+            Ok(_) = self.state.leave.wait_for(|leave| *leave), if !leaving => Wake::Leave,
+            () = time => Wake::Time,
+        }
+    }
+
+    fn take_in(&mut self, wake: Wake) -> Result<(), WorkerError> {
+        match wake {
+            Wake::Admission(update) => self.see_admission(&update),
+            Wake::Heard(heard) => self.hear(heard),
+            Wake::Proof(proof) => self.take_proof(proof),
+            Wake::Driver(event) => self.observe(event)?,
+            Wake::Written(batch, outcome) => self.take_outcome(&batch, outcome),
+            Wake::KeyGone => self.lose(),
+            Wake::Leave => {
+                tracing::info!("leaving: all work is stopped");
+                self.leaving = true;
+                self.touch_all();
+            }
+            Wake::Time => {}
+        }
+        Ok(())
+    }
+
+    fn see_admission(&mut self, update: &Update) {
+        let kv: Option<&Kv> = match update {
+            Update::Reset { kvs, .. } => kvs.first(),
+            Update::Changes { changes, .. } => match changes.last() {
+                Some(Change::Put(kv)) => Some(kv),
+                _ => None,
+            },
+            Update::Lost { .. } | Update::Recovered => return,
+        };
+        let admission = kv.and_then(|kv| Some((serde_json::from_slice::<Admission>(&kv.value).ok()?, kv.modified)));
+        let before = self.state.desired.admitted();
+        self.state.desired.see_admission(admission.as_ref().map(|(admission, revision)| (admission, *revision)));
+        let after = self.state.desired.admitted();
+        if before != after {
+            // Another admission, or none: what was listed under the one before is too old.
+            self.follower = None;
+            match after {
+                Some(_) => tracing::info!(session = %self.session, "admitted"),
+                None => tracing::warn!(session = %self.session, "not admitted any more"),
+            }
+            self.touch_all();
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        let desired = &mut self.state.desired;
+        match heard {
+            Heard::Whole { revision, told, statuses } => {
+                let read = statuses.iter().filter_map(|(name, (status, _))| Some((name.clone(), status.clone()?))).collect();
+                if desired.list(revision, told, &read) {
+                    self.state.reporter.list(statuses, |name| desired.told(name).is_some());
+                } else {
+                    tracing::warn!(%revision, "a list that is older than the admission is not acted on");
+                    self.follower = None;
+                }
+                self.touch_all();
+            }
+            Heard::Again { revision, told } => {
+                if desired.list(revision, told, &BTreeMap::new()) {
+                    self.state.reporter.retain(|name| desired.told(name).is_some());
+                }
+                self.touch_all();
+            }
+            Heard::Changes(changes) => {
+                for (name, told) in changes {
+                    match told {
+                        Some(told) => desired.put(name.clone(), told),
+                        None => {
+                            desired.delete(&name);
+                            self.state.reporter.forget(&name);
+                        }
+                    }
+                    self.dirty.insert(name);
+                }
+            }
+        }
+    }
+
+    fn take_proof(&mut self, proof: Proof) {
+        match proof {
+            Proof::Held { sent } => {
+                self.agent.board.proofs_held.fetch_add(1, Ordering::Relaxed);
+                self.authority.proved(sent);
+                self.dirty.append(&mut self.deferred);
+                self.arm_guard();
+            }
+            Proof::Failed => {
+                self.agent.board.proofs_failed.fetch_add(1, Ordering::Relaxed);
+            }
+            Proof::Lost => self.lose(),
+        }
+    }
+
+    fn lose(&mut self) {
+        if !std::mem::replace(&mut self.lost, true) {
+            tracing::warn!(session = %self.session, "the session is lost: all work is stopped");
+            self.state.desired.begin(None);
+            self.follower = None;
+            self.touch_all();
+        }
+    }
+
+    fn observe(&mut self, event: Event) -> Result<(), WorkerError> {
+        let Event { name, epoch, what } = event;
+        match what {
+            What::Is(seen) => {
+                if let Some(status) = self.state.table.observe(&name, epoch, seen, super::unix_time()) {
+                    self.state.reporter.set(&name, status.clone());
+                }
+                self.agent.board.show(&name, self.state.table.get(&name));
+                self.dirty.insert(name);
+                Ok(())
+            }
+            What::Ended => {
+                if self.state.table.run(&name).is_some_and(|run| run.epoch == epoch) {
+                    self.end(&name);
+                }
+                Ok(())
+            }
+            What::Broken => Err(WorkerError::Broken(name)),
+        }
+    }
+
+    fn take_outcome(&mut self, batch: &Batch, outcome: Outcome) {
+        let pause = match &outcome {
+            Outcome::Written(_) => {
+                self.agent.board.statuses_written.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                Duration::ZERO
+            }
+            Outcome::Refused(_) => AFTER_REFUSAL,
+            Outcome::Unknown => AFTER_FAILURE,
+        };
+        self.report_at = Some(Instant::now() + pause);
+        if self.state.reporter.done(batch, outcome) == Verdict::SessionLost {
+            self.lose();
+        }
+    }
+
+    /// Hands the next batch to a task of its own, if it is time.
+    pub(super) fn report(&mut self) {
+        let Some(admission) = self.state.desired.admitted() else { return };
+        if self.leaving || self.lapsed || !self.state.desired.has_view() || !self.state.reporter.is_due() {
+            return;
+        }
+        let now = Instant::now();
+        let pause = if self.state.reporter.is_urgent() { Duration::ZERO } else { TOGETHER };
+        let at = *self.report_at.get_or_insert(now + pause);
+        if at > now {
+            return;
+        }
+        self.report_at = None;
+        let Some(batch) = self.state.reporter.next(Ground { session: self.session, admission }) else { return };
+        let (client, writer) = (self.agent.client.clone(), self.writer.clone());
+        let txn = batch.txn(&self.agent.keys, &self.agent.id);
+        self.tasks.spawn(async move {
+            let outcome = match client.txn(txn, WRITE_DEADLINE).await {
+                Ok(reply) if reply.succeeded => Outcome::Written(reply.revision),
+                Ok(reply) => Outcome::Refused(reply.reads),
+                Err(error) => {
+                    tracing::debug!(%error, "statuses could not be written");
+                    Outcome::Unknown
+                }
+            };
+            let _ = writer.send((batch, outcome)).await;
+        });
+        // Tasks that are done are cleared away.
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Tells the guard until when work may live, if any does. False if it could not be told.
+    pub(super) fn arm_guard(&mut self) -> bool {
+        let Some(kill_at) = self.authority.kill_at() else { return false };
+        if !self.state.table.is_busy() {
+            return true;
+        }
+        self.state.guard_armed = true;
+        let told = self.agent.link.authority(Some(kill_at));
+        if !told {
+            tracing::warn!("the guard does not hear how long work may live");
+        }
+        told
+    }
+
+    /// Everything is to be looked at again.
+    pub(super) fn touch_all(&mut self) {
+        let names = self.state.desired.names().chain(self.state.table.names()).cloned();
+        self.dirty.extend(names);
+    }
+
+    /// The revision of the admission that this session has, for the log.
+    pub(super) fn admission(&self) -> Option<Revision> {
+        self.state.desired.admitted()
+    }
+}

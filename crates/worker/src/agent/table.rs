@@ -1,0 +1,209 @@
+//! What runs on this worker, with the handles that stop it.
+//!
+//! The wheel: between worker::reconcile, which decides about it, and worker::driver, which makes it true. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use evenkeel_model::{Epoch, Hash, Observed, ResourceName, Status};
+
+use crate::{
+    driver::{Handle, Observation, StopOrder},
+    reconcile::{Run, RunState},
+};
+
+/// One run.
+pub(crate) struct Row {
+    pub(crate) run: Run,
+    pub(crate) kind: String,
+    pub(crate) hash: Hash,
+    pub(crate) status: Status,
+    pub(crate) pid: u32,
+    /// None: there is nothing to stop.
+    pub(crate) handle: Option<Box<dyn Handle>>,
+}
+
+/// All runs.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: BTreeMap<ResourceName, Row>,
+    /// The graces of the live ones, with how often each occurs.
+    live: BTreeMap<Duration, usize>,
+    stopping: BTreeSet<ResourceName>,
+}
+
+impl Table {
+    pub(crate) fn get(&self, name: &ResourceName) -> Option<&Row> {
+        self.rows.get(name)
+    }
+
+    pub(crate) fn run(&self, name: &ResourceName) -> Option<Run> {
+        self.rows.get(name).map(|row| row.run)
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &ResourceName> {
+        self.rows.keys()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Something runs, or may run. What rests has no process.
+    pub(crate) fn is_busy(&self) -> bool {
+        !(self.live.is_empty() && self.stopping.is_empty())
+    }
+
+    pub(crate) fn has_stopping(&self) -> bool {
+        !self.stopping.is_empty()
+    }
+
+    /// The longest grace of what is live: that one has to be told first when authority ends.
+    pub(crate) fn longest_grace(&self) -> Option<Duration> {
+        self.live.last_key_value().map(|(grace, _)| *grace)
+    }
+
+    /// The live ones that need at least this grace.
+    pub(crate) fn live_with_grace(&self, at_least: Duration) -> Vec<ResourceName> {
+        let is_due = |row: &Row| row.run.state == RunState::Live && row.run.grace >= at_least;
+        self.rows.iter().filter(|(_, row)| is_due(row)).map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn insert(&mut self, name: ResourceName, row: Row) {
+        self.remove(&name);
+        self.count(&name, row.run, true);
+        self.rows.insert(name, row);
+    }
+
+    pub(crate) fn remove(&mut self, name: &ResourceName) -> Option<Row> {
+        let row = self.rows.remove(name)?;
+        self.count(name, row.run, false);
+        Some(row)
+    }
+
+    /// Tells a run to stop. True if there is nothing to wait for.
+    pub(crate) fn stop(&mut self, name: &ResourceName, order: StopOrder, now_ns: i64) -> bool {
+        self.set_state(name, RunState::Stopping);
+        let Some(row) = self.rows.get_mut(name) else { return true };
+        row.enter(Observed::Stopping, now_ns);
+        match &row.handle {
+            Some(handle) => {
+                handle.stop(order);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Gives everything that is stopping another order.
+    pub(crate) fn hurry(&self, order: StopOrder) {
+        let handles = self.stopping.iter().filter_map(|name| self.rows.get(name)?.handle.as_ref());
+        handles.for_each(|handle| handle.stop(order));
+    }
+
+    /// Takes in what a driver observed; the status that follows, if the run is still of this epoch and was not told to stop.
+    pub(crate) fn observe(&mut self, name: &ResourceName, epoch: Epoch, seen: Observation, now_ns: i64) -> Option<&Status> {
+        let run = self.run(name).filter(|run| run.epoch == epoch && run.state != RunState::Stopping)?;
+        let rests = matches!(seen.phase, Observed::Exited | Observed::Failed);
+        if rests != (run.state == RunState::Resting) {
+            self.set_state(name, if rests { RunState::Resting } else { RunState::Live });
+        }
+        let row = self.rows.get_mut(name)?;
+        row.enter(seen.phase, now_ns);
+        (row.pid, row.status.restarts, row.status.message) = (seen.pid, seen.restarts, seen.message);
+        Some(&row.status)
+    }
+
+    fn set_state(&mut self, name: &ResourceName, state: RunState) {
+        let Some(row) = self.rows.get_mut(name) else { return };
+        let before = row.run;
+        row.run.state = state;
+        let after = row.run;
+        self.count(name, before, false);
+        self.count(name, after, true);
+    }
+
+    fn count(&mut self, name: &ResourceName, run: Run, add: bool) {
+        match (run.state, add) {
+            (RunState::Live, true) => *self.live.entry(run.grace).or_default() += 1,
+            (RunState::Live, false) => {
+                let left = self.live.get(&run.grace).map_or(0, |n| n - 1);
+                if left == 0 {
+                    self.live.remove(&run.grace);
+                } else {
+                    self.live.insert(run.grace, left);
+                }
+            }
+            (RunState::Stopping, true) => {
+                self.stopping.insert(name.clone());
+            }
+            (RunState::Stopping, false) => {
+                self.stopping.remove(name);
+            }
+            (RunState::Resting, _) => {}
+        }
+    }
+}
+
+impl Row {
+    fn enter(&mut self, phase: Observed, now_ns: i64) {
+        if self.status.phase != phase {
+            (self.status.phase, self.status.since) = (phase, now_ns);
+            self.status.message = String::new();
+        }
+        if phase != Observed::Running && phase != Observed::Stopping {
+            self.pid = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ResourceName {
+        ResourceName::new(text).expect("name")
+    }
+
+    fn row(epoch: i64, grace_ms: u64) -> Row {
+        let epoch = Epoch(epoch);
+        let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, message: String::new() };
+        let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
+        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, handle: None }
+    }
+
+    fn seen(phase: Observed) -> Observation {
+        Observation { phase, pid: 9, restarts: 0, message: String::new() }
+    }
+
+    #[test]
+    fn it_knows_whether_something_runs_and_who_needs_longest_to_stop() {
+        let mut table = Table::default();
+        table.insert(name("a"), row(1, 500));
+        table.insert(name("b"), row(2, 2000));
+        assert_eq!((table.is_busy(), table.longest_grace()), (true, Some(Duration::from_secs(2))));
+        assert_eq!(table.live_with_grace(Duration::from_secs(1)), [name("b")]);
+        assert!(table.stop(&name("b"), StopOrder::default(), 5));
+        assert_eq!((table.has_stopping(), table.longest_grace()), (true, Some(Duration::from_millis(500))));
+        table.remove(&name("b"));
+        assert!(table.observe(&name("a"), Epoch(1), seen(Observed::Exited), 6).is_some());
+        assert_eq!((table.is_busy(), table.longest_grace(), table.is_empty()), (false, None, false));
+        table.remove(&name("a"));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn only_the_run_of_that_epoch_is_observed() {
+        let mut table = Table::default();
+        table.insert(name("a"), row(1, 500));
+        assert_eq!(table.observe(&name("a"), Epoch(2), seen(Observed::Running), 5), None);
+        let status = table.observe(&name("a"), Epoch(1), seen(Observed::Running), 5).expect("status");
+        assert_eq!((status.phase, status.since), (Observed::Running, 5));
+        let status = table.observe(&name("a"), Epoch(1), seen(Observed::Running), 6).expect("status");
+        assert_eq!(status.since, 5, "since it runs");
+        table.stop(&name("a"), StopOrder::default(), 7);
+        assert_eq!(table.observe(&name("a"), Epoch(1), seen(Observed::Running), 8), None, "it was told to stop");
+    }
+}

@@ -1,0 +1,147 @@
+//! The catalog: what a name without a kind means on this worker.
+//!
+//! The wheel: beside worker::driver. Read once, at the start. A name that it does not know is held by the driver `noop`.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use evenkeel_model::{Assignment, ResourceName, Spec};
+use serde::Deserialize;
+
+/// What a name means.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    kind: String,
+    #[serde(default)]
+    spec: Spec,
+}
+
+/// Names and what they mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog(BTreeMap<ResourceName, Entry>);
+
+/// What is wrong with a catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// It cannot be read.
+    #[error("--catalog {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not say what a catalog says.
+    #[error("--catalog {}: {reason}; it is a map from names to {{kind, spec}}, as YAML or JSON", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A kind that no driver of this worker has.
+    #[error("--catalog {}: {name} is of kind {kind:?}; this worker has the drivers {known}", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        name: ResourceName,
+        /// Its kind.
+        kind: String,
+        /// What there is.
+        known: String,
+    },
+}
+
+impl Catalog {
+    /// Reads a file and checks that this worker has the drivers.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(path: &Path, kinds: &[String]) -> Result<Self, CatalogError> {
+        let path = path.to_owned();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(CatalogError::File { path, source }),
+        };
+        let entries =
+            if text.trim().is_empty() { Ok(BTreeMap::new()) } else { serde_saphyr::from_str::<BTreeMap<ResourceName, Entry>>(&text) };
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => return Err(CatalogError::Content { path, reason: first_line(&error.to_string()) }),
+        };
+        match entries.iter().find(|(_, entry)| !kinds.contains(&entry.kind)) {
+            Some((name, entry)) => Err(CatalogError::Kind { path, name: name.clone(), kind: entry.kind.clone(), known: kinds.join(", ") }),
+            None => Ok(Self(entries)),
+        }
+    }
+
+    /// The kind and the spec that an assignment comes to.
+    #[must_use]
+    pub fn resolve(&self, name: &ResourceName, assignment: &Assignment) -> (String, Spec) {
+        if !assignment.kind.is_empty() {
+            return (assignment.kind.clone(), assignment.spec.clone());
+        }
+        match self.0.get(name) {
+            Some(entry) => (entry.kind.clone(), entry.spec.clone()),
+            None => ("noop".to_owned(), assignment.spec.clone()),
+        }
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{Hash, Phase};
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Catalog, String> {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), text).expect("write");
+        let kinds = ["noop".to_owned(), "process".to_owned()];
+        Catalog::read(file.path(), &kinds).map_err(|e| e.to_string().replace(&file.path().display().to_string(), "FILE"))
+    }
+
+    fn resolve(catalog: &Catalog, name: &str, kind: &str) -> (String, String) {
+        let assignment = Assignment { kind: kind.to_owned(), spec: Spec::default(), hash: Hash::default(), phase: Phase::Run };
+        let (kind, spec) = catalog.resolve(&ResourceName::new(name).expect("name"), &assignment);
+        (kind, spec.as_str().to_owned())
+    }
+
+    #[test]
+    fn a_name_without_a_kind_means_what_the_catalog_says() {
+        let yaml = "a:\n  kind: process\n  spec:\n    command: [sleep, '1']\nb: {kind: noop}\n";
+        let json = json!({"a": {"kind": "process", "spec": {"command": ["sleep", "1"]}}, "b": {"kind": "noop"}}).to_string();
+        assert_eq!(read(yaml), read(&json));
+        let catalog = read(yaml).expect("catalog");
+        assert_eq!(resolve(&catalog, "a", ""), ("process".into(), r#"{"command":["sleep","1"]}"#.into()));
+        assert_eq!(resolve(&catalog, "unknown", ""), ("noop".into(), String::new()));
+        assert_eq!(resolve(&catalog, "a", "noop"), ("noop".into(), String::new()), "its own kind counts");
+        assert_eq!(read(""), Ok(Catalog::default()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, expected) in [
+            ("a: {kind: docker}", "--catalog FILE: a is of kind \"docker\"; this worker has the drivers noop, process"),
+            ("a: {kind: noop, sepc: {}}", "unknown field `sepc`"),
+            ("a: 3", "--catalog FILE: "),
+            ("a b: {kind: noop}", "has ' ' at position 2"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(expected), "{error}");
+        }
+        let missing = Catalog::read(Path::new("/none/x.yaml"), &[]).expect_err("missing").to_string();
+        assert!(missing.starts_with("--catalog /none/x.yaml: No such file"), "{missing}");
+    }
+}

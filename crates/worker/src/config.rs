@@ -1,0 +1,187 @@
+//! What a worker is told at its start, and why it cannot begin or go on.
+//!
+//! The wheel: around all of worker. Parsed and checked once; nothing below reads flags or the environment.
+
+use std::{
+    ffi::OsStr,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use evenkeel_model::{Labels, WorkerId};
+use evenkeel_store as store;
+
+use crate::{
+    authority::{Timing, TimingError},
+    catalog::CatalogError,
+    driver::UnknownDriver,
+    guard::{LinkError, STATUS_AGAIN},
+};
+
+/// Each of the two generations of a log.
+pub const MAX_LOG_BYTES: u64 = 4 << 20;
+/// How long the first agent waits for etcd at its start.
+pub const ETCD_WAIT: Duration = Duration::from_secs(30);
+
+/// What a worker is told at its start.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its id.
+    pub id: WorkerId,
+    /// The connection to etcd.
+    pub client: store::Client,
+    /// Stands before every key: empty, or a path that begins with a slash and does not end with one.
+    pub prefix: String,
+    /// Where its gRPC server listens; port 0: any free one.
+    pub grpc_listen: SocketAddr,
+    /// Where its HTTP server listens; port 0: any free one.
+    pub http_listen: SocketAddr,
+    /// The host under which others reach it.
+    pub advertise_host: String,
+    /// What `require` selects on.
+    pub labels: Labels,
+    /// The largest payload that it takes; none: no bound.
+    pub capacity: Option<u64>,
+    /// What names without a kind mean.
+    pub catalog: Option<PathBuf>,
+    /// The drivers that it offers; empty: all.
+    pub drivers: Vec<String>,
+    /// Where it keeps logs: a folder of its own.
+    pub data_dir: PathBuf,
+    /// The bound of each of the two generations of a log, in bytes.
+    pub max_log_bytes: u64,
+    /// The spans of the ownership protocol.
+    pub timing: Timing,
+    /// How long the first agent waits for etcd at its start. A later one, which follows on one that had work, waits without end.
+    pub etcd_wait: Duration,
+    /// The version of the binary.
+    pub version: String,
+}
+
+impl WorkerConfig {
+    /// A worker of this id with what can be left out left out: servers on free ports of the loopback, data in `data_dir`.
+    #[must_use]
+    pub fn new(id: WorkerId, client: store::Client, data_dir: PathBuf) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            id,
+            client,
+            prefix: String::new(),
+            grpc_listen: loopback,
+            http_listen: loopback,
+            advertise_host: "127.0.0.1".to_owned(),
+            labels: Labels::new(),
+            capacity: None,
+            catalog: None,
+            drivers: Vec::new(),
+            data_dir,
+            max_log_bytes: MAX_LOG_BYTES,
+            timing: Timing::default(),
+            etcd_wait: ETCD_WAIT,
+            version: String::new(),
+        }
+    }
+}
+
+/// The folder of a worker's data where none is given: below `$XDG_STATE_HOME` if that is set, else below the system's folder for
+/// temporary files.
+#[must_use]
+pub fn default_data_dir(id: &WorkerId, xdg_state_home: Option<&OsStr>) -> PathBuf {
+    let base = xdg_state_home.filter(|home| Path::new(home).is_absolute()).map_or_else(std::env::temp_dir, PathBuf::from);
+    base.join("evenkeel").join(id.as_str())
+}
+
+/// Why a worker cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// There is no guard.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The spans break the promise.
+    #[error(transparent)]
+    Timing(#[from] TimingError),
+    /// A driver that there is not.
+    #[error(transparent)]
+    Drivers(#[from] UnknownDriver),
+    /// The catalog cannot be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A port that cannot be had.
+    #[error("{flag} {address}: {source}; choose another, or port 0 for any that is free")]
+    Listen {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder for data cannot be used.
+    #[error("--data-dir {}: {source}; name a folder that this user may write to", path.display())]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another worker holds the id.
+    #[error(
+        "the id {id} is taken by a live worker at {address}; stop that one, or give this one another --id \
+         (one that was killed a moment ago loses its id within {} s)", within.as_secs()
+    )]
+    IdTaken {
+        /// The id.
+        id: WorkerId,
+        /// Where the other is reached.
+        address: String,
+        /// How long an id outlives its worker.
+        within: Duration,
+    },
+    /// etcd cannot be reached, is too old, or refuses.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The system refused something.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A driver has lost track of what runs.
+    #[error("the driver of {0} has failed, and nobody knows what runs: the guard is to end all work")]
+    Broken(evenkeel_model::ResourceName),
+    /// The guard cannot be told what it must know.
+    #[error("the guard does not hear: nothing may be run")]
+    GuardDeaf,
+}
+
+impl WorkerError {
+    /// The exit status of the agent: whether the guard is to start it again. See [`crate::guard::FINAL_STATUSES`].
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Broken(_) | Self::GuardDeaf | Self::System { .. } => STATUS_AGAIN,
+            Self::Drivers(_) | Self::Timing(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_has_a_folder_per_worker() {
+        let id = WorkerId::new("worker-1").expect("id");
+        assert_eq!(default_data_dir(&id, Some(OsStr::new("/state"))), Path::new("/state/evenkeel/worker-1"));
+        assert!(default_data_dir(&id, None).ends_with("evenkeel/worker-1"));
+        assert_eq!(default_data_dir(&id, Some(OsStr::new("relative"))), default_data_dir(&id, None));
+    }
+}

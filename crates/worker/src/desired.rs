@@ -1,0 +1,272 @@
+//! PURE: what this worker is told to do, and whether it may act on that.
+//!
+//! The wheel: etcd -> **worker::desired** -> worker::reconcile. It holds the admission that was seen, one whole view of the assignments
+//! and what is known to have ended. No etcd, no clock; it starts and stops nothing.
+//!
+//! An older view may hold an assignment that has since gone to another worker. So a view counts only if it was listed at a revision not
+//! before that of the admission, and everything is forgotten that an earlier session saw.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use evenkeel_model::{Admission, Assignment, Epoch, Observed, ResourceName, Revision, Session, Status};
+
+/// One assignment as it stands in etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The create revision of its key.
+    pub epoch: Epoch,
+    /// Its value, or why that cannot be read.
+    pub assignment: Result<Arc<Assignment>, Arc<str>>,
+}
+
+/// The end of an epoch that this worker, in this session or an earlier one, has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Reported stopped: never started again.
+    Stopped(Epoch),
+    /// Ended by itself, and its restart policy leaves it so: not started again, and it may still be reported stopped.
+    Exited(Epoch),
+}
+
+/// The admission of this worker as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Admitted {
+    session: Session,
+    revision: Revision,
+}
+
+/// What this worker is told to do.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    session: Option<Session>,
+    admission: Option<Admitted>,
+    view: Option<BTreeMap<ResourceName, Told>>,
+    past: BTreeMap<ResourceName, Past>,
+}
+
+impl Desired {
+    /// A session begins, or (none) has ended. What was seen before counts no more; what is known to have ended stays known.
+    pub fn begin(&mut self, session: Option<Session>) {
+        self.session = session;
+        self.admission = None;
+        self.view = None;
+    }
+
+    /// The admission as it stands now, with its modification revision. Another one than before makes the view too old.
+    pub fn see_admission(&mut self, seen: Option<(&Admission, Revision)>) {
+        let seen = seen.map(|(admission, revision)| Admitted { session: admission.session, revision });
+        if seen != self.admission {
+            self.admission = seen;
+            self.view = None;
+        }
+    }
+
+    /// The session is admitted: the revision of the admission that says so.
+    #[must_use]
+    pub fn admitted(&self) -> Option<Revision> {
+        self.admission.filter(|admission| Some(admission.session) == self.session).map(|admission| admission.revision)
+    }
+
+    /// Admitted, and without a view to act on: assignments and statuses are to be listed now.
+    #[must_use]
+    pub fn needs_list(&self) -> bool {
+        self.admitted().is_some() && self.view.is_none()
+    }
+
+    /// A whole list of assignments and of own statuses, both read at `revision` or later. Refused if it is older than the admission.
+    pub fn list(&mut self, revision: Revision, told: BTreeMap<ResourceName, Told>, statuses: &BTreeMap<ResourceName, Status>) -> bool {
+        if self.admitted().is_none_or(|admission| revision < admission) {
+            return false;
+        }
+        for (name, status) in statuses {
+            match status.phase {
+                Observed::Stopped => self.stopped(name, status.epoch),
+                Observed::Exited => self.exited(name, status.epoch),
+                _ => {}
+            }
+        }
+        self.past.retain(|name, past| told.get(name).is_some_and(|t| t.epoch <= past.epoch()));
+        self.view = Some(told);
+        true
+    }
+
+    /// One assignment was written after the list.
+    pub fn put(&mut self, name: ResourceName, told: Told) {
+        if let Some(view) = &mut self.view {
+            view.insert(name, told);
+        }
+    }
+
+    /// One assignment was deleted after the list.
+    pub fn delete(&mut self, name: &ResourceName) {
+        if let Some(view) = &mut self.view {
+            view.remove(name);
+            self.past.remove(name);
+        }
+    }
+
+    /// The view is too old to act on: authority was lost in between.
+    pub fn forget_view(&mut self) {
+        self.view = None;
+    }
+
+    /// There is a view to act on.
+    #[must_use]
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
+    /// What the view says of one name. None also without a view: ask [`Desired::has_view`] first.
+    #[must_use]
+    pub fn told(&self, name: &ResourceName) -> Option<&Told> {
+        self.view.as_ref()?.get(name)
+    }
+
+    /// The names in the view.
+    pub fn names(&self) -> impl Iterator<Item = &ResourceName> {
+        self.view.iter().flat_map(BTreeMap::keys)
+    }
+
+    /// This epoch is reported as stopped from now on.
+    pub fn stopped(&mut self, name: &ResourceName, epoch: Epoch) {
+        if self.past.get(name).is_none_or(|past| past.epoch() <= epoch) {
+            self.past.insert(name.clone(), Past::Stopped(epoch));
+        }
+    }
+
+    fn exited(&mut self, name: &ResourceName, epoch: Epoch) {
+        if self.past.get(name).is_none_or(|past| past.epoch() < epoch) {
+            self.past.insert(name.clone(), Past::Exited(epoch));
+        }
+    }
+
+    /// The end that is known of the latest epoch of a name.
+    #[must_use]
+    pub fn past(&self, name: &ResourceName) -> Option<Past> {
+        self.past.get(name).copied()
+    }
+}
+
+impl Past {
+    /// Whose end it is.
+    #[must_use]
+    pub fn epoch(self) -> Epoch {
+        match self {
+            Self::Stopped(epoch) | Self::Exited(epoch) => epoch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{Hash, Origin, Phase, Spec};
+
+    use super::*;
+
+    fn name(text: &str) -> ResourceName {
+        ResourceName::new(text).expect("name")
+    }
+
+    fn told(epoch: i64) -> Told {
+        let assignment = Assignment { kind: String::new(), spec: Spec::default(), hash: Hash::default(), phase: Phase::Run };
+        Told { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
+    }
+
+    fn status(epoch: i64, phase: Observed) -> Status {
+        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, message: String::new() }
+    }
+
+    fn admission(session: i64) -> Admission {
+        Admission { session: Session(session), origin: Origin::default() }
+    }
+
+    fn admitted() -> Desired {
+        let mut desired = Desired::default();
+        desired.begin(Some(Session(7)));
+        desired.see_admission(Some((&admission(7), Revision(9))));
+        desired
+    }
+
+    #[test]
+    fn only_the_own_session_is_admitted() {
+        let mut desired = Desired::default();
+        desired.see_admission(Some((&admission(7), Revision(9))));
+        assert_eq!(desired.admitted(), None, "no session");
+        desired.begin(Some(Session(8)));
+        desired.see_admission(Some((&admission(7), Revision(9))));
+        assert_eq!(desired.admitted(), None, "another session's");
+        assert!(!desired.list(Revision(20), BTreeMap::new(), &BTreeMap::new()));
+        desired.see_admission(Some((&admission(8), Revision(12))));
+        assert_eq!(desired.admitted(), Some(Revision(12)));
+    }
+
+    #[test]
+    fn a_view_older_than_the_admission_is_refused() {
+        let mut desired = admitted();
+        assert!(!desired.list(Revision(8), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert!(desired.needs_list() && desired.told(&name("a")).is_none());
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert!(!desired.needs_list() && desired.told(&name("a")).is_some());
+    }
+
+    #[test]
+    fn another_admission_makes_the_view_too_old() {
+        let mut desired = admitted();
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        desired.see_admission(Some((&admission(7), Revision(9))));
+        assert!(desired.has_view(), "the same one changes nothing");
+        desired.see_admission(Some((&admission(7), Revision(11))));
+        assert!(!desired.has_view() && desired.needs_list());
+        desired.see_admission(None);
+        assert!(!desired.needs_list() && desired.admitted().is_none());
+    }
+
+    #[test]
+    fn changes_before_the_first_list_are_dropped() {
+        let mut desired = admitted();
+        desired.put(name("a"), told(3));
+        assert_eq!(desired.told(&name("a")), None);
+    }
+
+    #[test]
+    fn a_list_swaps_the_whole_view() {
+        let mut desired = admitted();
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3)), (name("b"), told(4))]), &BTreeMap::new()));
+        assert!(desired.list(Revision(30), BTreeMap::from([(name("b"), told(25))]), &BTreeMap::new()));
+        assert_eq!((desired.told(&name("a")), desired.told(&name("b"))), (None, Some(&told(25))));
+        assert_eq!(desired.names().count(), 1);
+    }
+
+    #[test]
+    fn ends_that_stand_in_etcd_count_and_are_forgotten_with_their_assignment() {
+        let mut desired = admitted();
+        let statuses = BTreeMap::from([
+            (name("a"), status(3, Observed::Stopped)),
+            (name("b"), status(4, Observed::Exited)),
+            (name("c"), status(5, Observed::Running)),
+            (name("gone"), status(1, Observed::Stopped)),
+        ]);
+        let all = BTreeMap::from([(name("a"), told(3)), (name("b"), told(4)), (name("c"), told(5))]);
+        assert!(desired.list(Revision(9), all.clone(), &statuses));
+        assert_eq!(desired.past(&name("a")), Some(Past::Stopped(Epoch(3))));
+        assert_eq!(desired.past(&name("b")), Some(Past::Exited(Epoch(4))));
+        assert_eq!((desired.past(&name("c")), desired.past(&name("gone"))), (None, None));
+        desired.stopped(&name("b"), Epoch(4));
+        assert!(desired.list(Revision(10), all, &statuses), "the status in etcd is older than what is known here");
+        assert_eq!(desired.past(&name("b")), Some(Past::Stopped(Epoch(4))));
+        desired.delete(&name("a"));
+        assert_eq!(desired.past(&name("a")), None);
+    }
+
+    #[test]
+    fn what_ended_stays_known_in_the_next_session() {
+        let mut desired = admitted();
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        desired.stopped(&name("a"), Epoch(3));
+        desired.begin(None);
+        desired.begin(Some(Session(20)));
+        desired.see_admission(Some((&admission(20), Revision(21))));
+        assert!(desired.list(Revision(21), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert_eq!(desired.past(&name("a")), Some(Past::Stopped(Epoch(3))));
+    }
+}

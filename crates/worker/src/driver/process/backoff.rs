@@ -1,0 +1,43 @@
+//! How long a process that ended waits before it is started again. Pure.
+//!
+//! The wheel: under worker::driver.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(10);
+/// A process that ran for so long ran well.
+const WELL: Duration = Duration::from_secs(10);
+
+/// Counts the runs in a row that were too short.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Backoff {
+    short_runs: u32,
+}
+
+impl Backoff {
+    /// The pause after a run of this length.
+    pub(super) fn after(&mut self, ran: Duration) -> Duration {
+        if ran >= WELL {
+            self.short_runs = 0;
+        }
+        let pause = FIRST.saturating_mul(1 << self.short_runs.min(10)).min(LONGEST);
+        self.short_runs = self.short_runs.saturating_add(1);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_bound_and_starts_anew_after_a_good_run() {
+        let mut backoff = Backoff::default();
+        let short = Duration::from_millis(5);
+        let pauses: Vec<u128> = (0..9).map(|_| backoff.after(short).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(backoff.after(WELL), FIRST);
+        assert_eq!(backoff.after(short), FIRST * 2);
+    }
+}

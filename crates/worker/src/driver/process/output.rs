@@ -1,0 +1,85 @@
+//! From a process's output to its log, without losing the last of it and without waiting for a pipe that somebody still holds.
+//!
+//! The wheel: under worker::driver. It reads and writes; it decides nothing.
+
+use std::{
+    io::{self, PipeReader},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use tokio::{net::unix::pipe::Receiver, sync::oneshot, task::JoinHandle};
+
+use super::log::Log;
+
+/// One read. A pipe holds 64 KiB unless it was told otherwise.
+const CHUNK: usize = 64 * 1024;
+/// What is read at most after the end, should somebody write on all the same.
+const LAST_CHUNKS: usize = 32;
+/// How long the last output may take to be written.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// Copies one process's output.
+#[derive(Debug)]
+pub(super) struct Output {
+    over: oneshot::Sender<()>,
+    copying: JoinHandle<()>,
+}
+
+impl Output {
+    /// Begins to copy. It must be called within a tokio runtime.
+    pub(super) fn copy(pipe: PipeReader, log: Log) -> io::Result<Self> {
+        let pipe = Receiver::from_owned_fd(OwnedFd::from(pipe))?;
+        let (over, ended) = oneshot::channel();
+        Ok(Self { over, copying: tokio::spawn(copy(pipe, log, ended)) })
+    }
+
+    /// Every writer is dead: what they wrote is in the pipe or in the log. Returns when all of it is in the log.
+    pub(super) async fn finish(self) {
+        let _ = self.over.send(());
+        if tokio::time::timeout(LAST_WRITE, self.copying).await.is_err() {
+            tracing::warn!("the disk is slow: the last output of a process is still being written");
+        }
+    }
+}
+
+async fn copy(pipe: Receiver, log: Log, mut ended: oneshot::Receiver<()>) {
+    let mut warned = false;
+    let mut left = None;
+    while left != Some(0) {
+        if left.is_none() {
+            tokio::select! {
+                biased;
+                _ = &mut ended => left = Some(LAST_CHUNKS),
+                ready = pipe.readable() => if ready.is_err() { return },
+            }
+        }
+        left = left.map(|n| n - 1);
+        // The buffer exists only while there is something to read: most work is silent most of the time.
+        let mut chunk = vec![0; CHUNK];
+        let read = match left {
+            None => pipe.try_read(&mut chunk),
+            // The runtime may not have heard yet of what the last writer left. The pipe itself knows.
+            Some(_) => nix::unistd::read(&pipe, &mut chunk).map_err(io::Error::from),
+        };
+        match read {
+            Ok(0) => return,
+            Ok(count) => {
+                chunk.truncate(count);
+                let log = log.clone();
+                let written = tokio::task::spawn_blocking(move || log.append(&chunk)).await;
+                if let Ok(Err(error)) = written
+                    && !std::mem::replace(&mut warned, true)
+                {
+                    tracing::warn!(%error, "output cannot be written to its log and is lost");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if left.is_some() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What a resource of kind `process` says, checked. Pure.
+//!
+//! The wheel: under worker::driver. Each error names the field and the rule.
+
+use std::{collections::BTreeMap, str::FromStr, time::Duration};
+
+use evenkeel_model::Spec;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::driver::SpecError;
+
+/// The longest grace.
+const LONGEST_GRACE: Duration = Duration::from_secs(3600);
+
+/// A checked spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProcessSpec {
+    /// The program and its arguments; never empty.
+    pub(super) command: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) cwd: Option<String>,
+    pub(super) restart: Restart,
+    pub(super) stop_signal: Signal,
+    /// None: the usual.
+    pub(super) stop_grace: Option<Duration>,
+}
+
+/// When a process that ended by itself is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Restart {
+    #[default]
+    Always,
+    OnFailure,
+    Never,
+}
+
+type Checked<T> = Result<T, SpecError>;
+
+fn wrong<T>(field: &str, rule: impl std::fmt::Display) -> Checked<T> {
+    Err(SpecError(format!("spec.{field}: {rule}")))
+}
+
+impl ProcessSpec {
+    /// Checks every field.
+    pub(super) fn parse(spec: &Spec) -> Checked<Self> {
+        let mut parsed = Self {
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: None,
+            restart: Restart::default(),
+            stop_signal: Signal::SIGTERM,
+            stop_grace: None,
+        };
+        let value = spec.to_value();
+        for (field, value) in value.as_object().into_iter().flatten() {
+            match field.as_str() {
+                "command" => parsed.command = command(value)?,
+                "env" => parsed.env = env(value)?,
+                "cwd" => parsed.cwd = Some(cwd(value)?),
+                "restart" => parsed.restart = restart(value)?,
+                "stop_signal" => parsed.stop_signal = stop_signal(value)?,
+                "stop_grace" => parsed.stop_grace = Some(stop_grace(value)?),
+                _ => return wrong(field, "is not known; there are command, env, cwd, restart, stop_signal, stop_grace"),
+            }
+        }
+        if parsed.command.is_empty() {
+            return wrong("command", "is missing; give the program and its arguments as a list of strings");
+        }
+        Ok(parsed)
+    }
+}
+
+fn command(value: &Value) -> Checked<Vec<String>> {
+    const RULE: &str = "is not a list of strings that begins with the program";
+    let Some(items) = value.as_array().filter(|items| !items.is_empty()) else { return wrong("command", RULE) };
+    let mut words = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        match item.as_str() {
+            Some("") if index == 0 => return wrong("command", RULE),
+            Some(word) => words.push(without_nul(&format!("command[{index}]"), word)?),
+            None => return wrong(&format!("command[{index}]"), "is not a string; put it in quotes"),
+        }
+    }
+    Ok(words)
+}
+
+fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
+    let Some(fields) = value.as_object() else { return wrong("env", "is not a map from names to strings") };
+    let mut env = BTreeMap::new();
+    for (name, value) in fields {
+        let field = format!("env.{name}");
+        if name.is_empty() || name.contains('=') || name.contains('\0') {
+            return wrong(&field, "is no name of an environment variable");
+        }
+        if name.starts_with("EVENKEEL_") {
+            return wrong(&field, "names that begin with EVENKEEL_ are set by the worker");
+        }
+        let Some(text) = value.as_str() else { return wrong(&field, "is not a string; put it in quotes") };
+        env.insert(name.clone(), without_nul(&field, text)?);
+    }
+    Ok(env)
+}
+
+fn cwd(value: &Value) -> Checked<String> {
+    match value.as_str() {
+        Some(path) if !path.is_empty() => without_nul("cwd", path),
+        _ => wrong("cwd", "is not the path of a folder"),
+    }
+}
+
+fn restart(value: &Value) -> Checked<Restart> {
+    match value.as_str() {
+        Some("always") => Ok(Restart::Always),
+        Some("on-failure") => Ok(Restart::OnFailure),
+        Some("never") => Ok(Restart::Never),
+        _ => wrong("restart", format!("{value} is none of always, on-failure, never")),
+    }
+}
+
+fn stop_signal(value: &Value) -> Checked<Signal> {
+    const KNOWN: [Signal; 7] =
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGKILL];
+    let name = value.as_str().unwrap_or_default();
+    let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
+    match Signal::from_str(&full) {
+        Ok(signal) if KNOWN.contains(&signal) => Ok(signal),
+        _ => wrong("stop_signal", format!("{value} is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL")),
+    }
+}
+
+fn stop_grace(value: &Value) -> Checked<Duration> {
+    match value.as_str().and_then(duration) {
+        Some(grace) if grace <= LONGEST_GRACE => Ok(grace),
+        _ => wrong("stop_grace", format!("{value} is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h")),
+    }
+}
+
+/// Reads a whole number with a unit.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+fn without_nul(field: &str, text: &str) -> Checked<String> {
+    if text.contains('\0') { wrong(field, "has a NUL character") } else { Ok(text.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: Value) -> Result<ProcessSpec, String> {
+        ProcessSpec::parse(&Spec::from_value(value).expect("spec")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_full_spec_is_read() {
+        let spec = parse(json!({"command": ["./crawl", ""], "env": {"A": "b"}, "cwd": "/srv", "restart": "on-failure",
+            "stop_signal": "INT", "stop_grace": "2s"}));
+        let expected = ProcessSpec {
+            command: vec!["./crawl".into(), String::new()],
+            env: BTreeMap::from([("A".into(), "b".into())]),
+            cwd: Some("/srv".into()),
+            restart: Restart::OnFailure,
+            stop_signal: Signal::SIGINT,
+            stop_grace: Some(Duration::from_secs(2)),
+        };
+        assert_eq!(spec, Ok(expected));
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let spec = parse(json!({"command": ["a"]})).expect("spec");
+        assert_eq!((spec.restart, spec.stop_signal, spec.stop_grace), (Restart::Always, Signal::SIGTERM, None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_rule() {
+        let with = |field: &str, value: Value| {
+            let mut spec = json!({"command": ["a"]});
+            spec[field] = value;
+            spec
+        };
+        let cases = [
+            (json!({}), "spec.command: is missing; give the program and its arguments as a list of strings"),
+            (with("command", json!([])), "spec.command: is not a list of strings that begins with the program"),
+            (with("command", json!("a b")), "spec.command: is not a list of strings that begins with the program"),
+            (with("command", json!([""])), "spec.command: is not a list of strings that begins with the program"),
+            (with("command", json!(["a", 1])), "spec.command[1]: is not a string; put it in quotes"),
+            (with("command", json!(["a\0"])), "spec.command[0]: has a NUL character"),
+            (with("comand", json!(["a"])), "spec.comand: is not known; there are command, env, cwd, restart, stop_signal, stop_grace"),
+            (with("env", json!(["a"])), "spec.env: is not a map from names to strings"),
+            (with("env", json!({"A": 1})), "spec.env.A: is not a string; put it in quotes"),
+            (with("env", json!({"A=B": "1"})), "spec.env.A=B: is no name of an environment variable"),
+            (with("env", json!({"EVENKEEL_EPOCH": "9"})), "spec.env.EVENKEEL_EPOCH: names that begin with EVENKEEL_ are set by the worker"),
+            (with("cwd", json!("")), "spec.cwd: is not the path of a folder"),
+            (with("restart", json!("sometimes")), "spec.restart: \"sometimes\" is none of always, on-failure, never"),
+            (with("stop_signal", json!("STOP")), "spec.stop_signal: \"STOP\" is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL"),
+            (with("stop_grace", json!(2)), "spec.stop_grace: 2 is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h"),
+            (with("stop_grace", json!("2h")), "spec.stop_grace: \"2h\" is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h"),
+        ];
+        for (spec, expected) in cases {
+            assert_eq!(parse(spec.clone()), Err(expected.to_owned()), "{spec}");
+        }
+    }
+
+    #[test]
+    fn spans_have_units() {
+        let cases = [
+            ("500ms", Some(500)),
+            ("2s", Some(2000)),
+            ("1m", Some(60_000)),
+            ("1h", Some(3_600_000)),
+            ("2", None),
+            ("s", None),
+            ("-1s", None),
+            ("1.5s", None),
+            ("", None),
+        ];
+        for (text, millis) in cases {
+            assert_eq!(duration(text), millis.map(Duration::from_millis), "{text}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The agent's end of the socket to its guard.
+//!
+//! The wheel: beside worker::agent. It says what it is told to say, and hears two things: a request to leave, and the guard's death.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use nix::sys::socket::{MsgFlags, send};
+use tokio::sync::watch;
+
+use super::wire::{Hello, Inbox, Registered, ToAgent, ToGuard};
+use crate::authority::BootTime;
+
+/// The guard speaks at once.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+static OPEN_TO_THE_END: OnceLock<Arc<UnixStream>> = OnceLock::new();
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Standard input is not the guard's socket.
+    #[error("no guard started this process; run `evenkeel worker` instead")]
+    NoGuard,
+    /// The system refused something.
+    #[error("the link to the guard fails: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The agent's link to its guard.
+#[derive(Debug)]
+pub struct GuardLink {
+    /// What the guard said first.
+    pub hello: Hello,
+    /// The guard's process.
+    pub guard_pid: u32,
+    stream: Arc<UnixStream>,
+}
+
+/// Speaks to the guard, from anywhere.
+#[derive(Clone, Debug)]
+pub struct LinkSender(Arc<UnixStream>);
+
+impl GuardLink {
+    /// Takes the link over from standard input, where the guard put it. Call it once, first of all.
+    ///
+    /// # Errors
+    /// No guard started this process, or it says nothing.
+    pub fn open() -> Result<Self, LinkError> {
+        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        stream.local_addr().map_err(|_| LinkError::NoGuard)?;
+        // No child may inherit the link: the guard's death is seen by its end.
+        nix::unistd::dup2_stdin(OwnedFd::from(File::open("/dev/null")?)).map_err(io::Error::from)?;
+        #[cfg(target_os = "linux")]
+        let _ = nix::sys::prctl::set_name(c"evenkeel-agent");
+        let link = Self::over(stream, nix::unistd::getppid().as_raw().unsigned_abs())?;
+        // The guard takes the end of the link for the end of this process, so it must not come before.
+        let _ = OPEN_TO_THE_END.set(Arc::clone(&link.stream));
+        Ok(link)
+    }
+
+    /// A link over this socket, at whose other end the guard is.
+    pub(crate) fn over(stream: UnixStream, guard_pid: u32) -> Result<Self, LinkError> {
+        stream.set_read_timeout(Some(HELLO_DEADLINE))?;
+        let hello = match read(&stream, &mut Inbox::new())? {
+            Some(ToAgent::Hello(hello)) => hello,
+            _ => return Err(LinkError::NoGuard),
+        };
+        stream.set_read_timeout(None)?;
+        Ok(Self { hello, guard_pid, stream: Arc::new(stream) })
+    }
+
+    /// What speaks.
+    #[must_use]
+    pub fn sender(&self) -> LinkSender {
+        LinkSender(Arc::clone(&self.stream))
+    }
+
+    /// The guard's id as text.
+    #[must_use]
+    pub fn guard_id(&self) -> String {
+        format!("{:016x}", self.hello.guard)
+    }
+
+    /// Listens on a thread of its own, which nothing else can hold up. The receiver turns true when the worker is to leave; when the
+    /// guard has ended, `orphaned` is called on that thread, and must kill all work and end this process.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn listen(self, orphaned: impl FnOnce() + Send + 'static) -> io::Result<watch::Receiver<bool>> {
+        let (leave, receiver) = watch::channel(false);
+        std::thread::Builder::new().name("guard-link".to_owned()).spawn(move || {
+            let mut inbox = Inbox::new();
+            // A message that is not known is nothing to obey.
+            while let Ok(message) = read(&self.stream, &mut inbox) {
+                if message == Some(ToAgent::Leave) {
+                    leave.send_replace(true);
+                }
+            }
+            orphaned();
+        })?;
+        Ok(receiver)
+    }
+}
+
+/// The next message; none if its tag is not known.
+fn read(mut stream: &UnixStream, inbox: &mut Inbox) -> io::Result<Option<ToAgent>> {
+    loop {
+        match stream.read(inbox.room()) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                if let Some(message) = inbox.filled(count) {
+                    return Ok(ToAgent::decode(&message));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl LinkSender {
+    /// Tells when everything is to be killed; none: nothing runs. False if the guard cannot be told: then nothing may be started.
+    #[must_use]
+    pub fn authority(&self, kill_at: Option<BootTime>) -> bool {
+        self.send(ToGuard::Authority(kill_at))
+    }
+
+    /// Tells what was registered. False if the guard cannot be told.
+    #[must_use]
+    pub fn registered(&self, registered: Registered) -> bool {
+        self.send(ToGuard::Registered(registered))
+    }
+
+    /// Never waits: a guard that does not read is a guard that does not guard.
+    fn send(&self, message: ToGuard) -> bool {
+        let message = message.encode();
+        send(std::os::fd::AsRawFd::as_raw_fd(&*self.0), &message, MsgFlags::MSG_DONTWAIT) == Ok(message.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use evenkeel_model::Session;
+
+    use super::*;
+
+    #[test]
+    fn both_sides_understand_each_other() {
+        let (mut guard, agent) = UnixStream::pair().expect("pair");
+        let previous = Some(Registered { session: Session(4), lease: 9 });
+        let hello = Hello { guard: 0xab, generation: 2, previous, by_cgroup: false };
+        guard.write_all(&ToAgent::Hello(hello).encode()).expect("hello");
+        let link = GuardLink::over(agent, 1).expect("link");
+        assert_eq!((link.hello, link.guard_id()), (hello, "00000000000000ab".to_owned()));
+
+        let sender = link.sender();
+        assert!(sender.authority(Some(BootTime(5))));
+        let mut inbox = Inbox::new();
+        let count = guard.read(inbox.room()).expect("read");
+        assert_eq!(inbox.filled(count).as_ref().and_then(ToGuard::decode), Some(ToGuard::Authority(Some(BootTime(5)))));
+
+        let (orphaned, when) = std::sync::mpsc::channel();
+        let leave = link.listen(move || orphaned.send(()).expect("heard")).expect("thread");
+        guard.write_all(&[9; super::super::wire::SIZE]).expect("unknown");
+        guard.write_all(&ToAgent::Leave.encode()).expect("leave");
+        drop(guard);
+        when.recv_timeout(Duration::from_secs(10)).expect("the guard's end is seen");
+        assert!(*leave.borrow(), "and the request that came before it");
+        assert!(!sender.authority(None), "nobody hears any more");
+    }
+}

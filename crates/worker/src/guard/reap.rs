@@ -1,0 +1,162 @@
+//! Kills all work, and knows when it is dead.
+//!
+//! The wheel: under worker::guard. It decides nothing and, on Linux, allocates nothing. The guard is a subreaper: whoever loses its
+//! parent becomes the guard's child, so that all work is dead when the guard has no child left.
+
+use std::{io, time::Duration};
+
+use evenkeel_model::WorkerId;
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill, killpg},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    cgroup::{self, Cgroup},
+    containment::{self, ContainmentMode},
+    procfs::Processes,
+};
+
+#[derive(Debug)]
+pub(super) struct Reaper {
+    processes: Processes,
+    /// Holds all work; none where there are no cgroups.
+    work: Option<Cgroup>,
+    pid: i32,
+    session: i32,
+}
+
+/// What is left of the guard's children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Children {
+    Some,
+    None,
+}
+
+impl Reaper {
+    pub(super) fn new(worker: &WorkerId, mode: ContainmentMode) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let work = match mode {
+            ContainmentMode::Auto => make_cgroup(worker),
+            ContainmentMode::Groups => None,
+        };
+        let session = nix::unistd::getsid(None)?.as_raw();
+        Ok(Self { processes: Processes::open()?, work, pid: nix::unistd::getpid().as_raw(), session })
+    }
+
+    pub(super) fn by_cgroup(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// Reaps whoever has ended; `ended` hears of each.
+    pub(super) fn reap(&self, mut ended: impl FnMut(Pid, WaitStatus)) -> Children {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return Children::Some,
+                Ok(status @ (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _))) => ended(pid, status),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return Children::None,
+            }
+        }
+    }
+
+    /// Kills the agent and all work, and returns when all of it is dead and reaped: how the agent ended, if that was not known yet.
+    pub(super) fn end_all(&mut self, agent: Option<Pid>) -> Option<WaitStatus> {
+        #[cfg(not(target_os = "linux"))]
+        containment::kill_tree(&mut self.processes, agent);
+        if let Some(agent) = agent {
+            // The group too: a child that is just being made is in it until it begins a session of its own.
+            let _ = killpg(agent, Signal::SIGKILL);
+            let _ = kill(agent, Signal::SIGKILL);
+        }
+        let mut status = None;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let empty = self.kill_cgroup();
+            self.kill_children();
+            let children = self.reap(|pid, how| {
+                if agent == Some(pid) {
+                    status = Some(how);
+                }
+            });
+            if empty && children == Children::None {
+                return status;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    fn kill_cgroup(&self) -> bool {
+        let Some(work) = &self.work else { return true };
+        let empty = work.is_empty().unwrap_or(true);
+        if !empty {
+            let _ = work.kill();
+        }
+        empty
+    }
+
+    fn kill_children(&mut self) {
+        let (own, session) = (self.pid, self.session);
+        let _ = self.processes.each(|stat| {
+            if stat.parent != own || stat.dead {
+                return;
+            }
+            let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
+            // Work runs in sessions of its own, and a group lies within one session. A group is killed at one stroke,
+            // which a member that forks without end cannot outrun.
+            if stat.session != session && stat.session > 1 && stat.group > 1 {
+                let _ = killpg(Pid::from_raw(stat.group), Signal::SIGKILL);
+            }
+        });
+    }
+
+    /// The last step of the guard: nothing runs any more.
+    pub(super) fn remove_cgroup(&self) {
+        if let Some(work) = &self.work {
+            work.remove();
+        }
+    }
+}
+
+/// Makes the cgroup of all work, or says why there is none.
+fn make_cgroup(worker: &WorkerId) -> Option<Cgroup> {
+    let own = cgroup::own()?;
+    end_what_dead_guards_left(&own, worker);
+    let made = Cgroup::create(containment::work_folder(own, worker, std::process::id()))
+        .and_then(|group| group.may_be_joined().inspect_err(|_| group.remove()).map(|()| group));
+    match made {
+        Ok(group) => Some(group),
+        Err(error) => {
+            tracing::info!(%error, "no cgroup can be made here: work is held by process groups");
+            None
+        }
+    }
+}
+
+/// A guard that was killed together with its agent could not end its work.
+fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
+    let Ok(entries) = std::fs::read_dir(own) else { return };
+    let prefix = containment::work_prefix(worker);
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(&prefix)).and_then(|pid| pid.parse().ok()) else { continue };
+        let is_own = u32::try_from(pid).is_ok_and(|pid| pid == std::process::id());
+        if !is_own && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+            continue;
+        }
+        if let Ok(group) = Cgroup::open(entry.path()) {
+            tracing::warn!(cgroup = %entry.path().display(), "ending the work that a killed guard left behind");
+            while !group.is_empty().unwrap_or(true) {
+                let _ = group.kill();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            group.remove();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What guard and agent say to each other over their socket: messages of one size, in one file for both sides.
+//!
+//! The wheel: beside worker::agent, under worker::guard. Six little-endian words of 64 bits: a tag, then what the tag says.
+//!
+//! | tag | from | words |
+//! |---|---|---|
+//! | 1 hello | guard | guard id, generation, session, lease of the agent before (0: none), 1 if work is held by a cgroup |
+//! | 2 leave | guard | |
+//! | 3 authority | agent | boot time in ns at which everything is to be killed; 0: nothing runs, no end |
+//! | 4 registered | agent | session, lease |
+
+use evenkeel_model::Session;
+
+use crate::authority::BootTime;
+
+/// The size of each message.
+pub(crate) const SIZE: usize = 48;
+
+const HELLO: u64 = 1;
+const LEAVE: u64 = 2;
+const AUTHORITY: u64 = 3;
+const REGISTERED: u64 = 4;
+
+/// A registration as the guard remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The session.
+    pub session: Session,
+    /// The lease that its key is bound to.
+    pub lease: i64,
+}
+
+/// The first message to a new agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Random, drawn once when the guard started.
+    pub guard: u64,
+    /// How many agents this guard has started, this one included.
+    pub generation: u64,
+    /// The last session that an agent of this guard registered. Everything of it, and of all before it, has been reaped.
+    pub previous: Option<Registered>,
+    /// The guard made a cgroup for the work.
+    pub by_cgroup: bool,
+}
+
+/// What the guard says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ToAgent {
+    /// The first message.
+    Hello(Hello),
+    /// Stop everything, release the registration, exit with status 0.
+    Leave,
+}
+
+/// What the agent says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ToGuard {
+    /// When to kill; none: nothing runs.
+    Authority(Option<BootTime>),
+    /// A session was registered.
+    Registered(Registered),
+}
+
+type Message = [u8; SIZE];
+
+fn pack(words: [u64; 6]) -> Message {
+    let mut message = [0; SIZE];
+    for (place, word) in message.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    message
+}
+
+fn unpack(message: &Message) -> [u64; 6] {
+    let mut words = [0; 6];
+    for (word, place) in words.iter_mut().zip(message.chunks_exact(8)) {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(place);
+        *word = u64::from_le_bytes(bytes);
+    }
+    words
+}
+
+fn registered(session: u64, lease: u64) -> Option<Registered> {
+    (session != 0).then_some(Registered { session: Session(session.cast_signed()), lease: lease.cast_signed() })
+}
+
+impl ToAgent {
+    pub(crate) fn encode(&self) -> Message {
+        match self {
+            Self::Hello(Hello { guard, generation, previous, by_cgroup }) => {
+                let (session, lease) = previous.map_or((0, 0), |p| (p.session.0.cast_unsigned(), p.lease.cast_unsigned()));
+                pack([HELLO, *guard, *generation, session, lease, u64::from(*by_cgroup)])
+            }
+            Self::Leave => pack([LEAVE, 0, 0, 0, 0, 0]),
+        }
+    }
+
+    /// None for a tag that is not known.
+    pub(crate) fn decode(message: &Message) -> Option<Self> {
+        match unpack(message) {
+            [HELLO, guard, generation, session, lease, by_cgroup] => {
+                Some(Self::Hello(Hello { guard, generation, previous: registered(session, lease), by_cgroup: by_cgroup != 0 }))
+            }
+            [LEAVE, ..] => Some(Self::Leave),
+            _ => None,
+        }
+    }
+}
+
+impl ToGuard {
+    pub(crate) fn encode(&self) -> Message {
+        match self {
+            Self::Authority(end) => pack([AUTHORITY, end.map_or(0, |at| at.0), 0, 0, 0, 0]),
+            Self::Registered(Registered { session, lease }) => {
+                pack([REGISTERED, session.0.cast_unsigned(), lease.cast_unsigned(), 0, 0, 0])
+            }
+        }
+    }
+
+    /// None for a tag that is not known.
+    pub(crate) fn decode(message: &Message) -> Option<Self> {
+        match unpack(message) {
+            [AUTHORITY, end, ..] => Some(Self::Authority((end != 0).then_some(BootTime(end)))),
+            [REGISTERED, session, lease, ..] => registered(session, lease).map(Self::Registered),
+            _ => None,
+        }
+    }
+}
+
+/// Puts messages together from what a read yields.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    bytes: Message,
+    filled: usize,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        Self { bytes: [0; SIZE], filled: 0 }
+    }
+
+    /// Where the next read goes to.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.filled..]
+    }
+
+    /// So many bytes were read; a message if it is whole.
+    pub(crate) fn filled(&mut self, count: usize) -> Option<Message> {
+        self.filled += count;
+        if self.filled < SIZE {
+            return None;
+        }
+        self.filled = 0;
+        Some(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_comes_back() {
+        let previous = Some(Registered { session: Session(12), lease: -5 });
+        for message in [
+            ToAgent::Hello(Hello { guard: u64::MAX, generation: 2, previous, by_cgroup: true }),
+            ToAgent::Hello(Hello { guard: 1, generation: 1, previous: None, by_cgroup: false }),
+            ToAgent::Leave,
+        ] {
+            assert_eq!(ToAgent::decode(&message.encode()), Some(message));
+        }
+        for message in [
+            ToGuard::Authority(Some(BootTime(77))),
+            ToGuard::Authority(None),
+            ToGuard::Registered(Registered { session: Session(3), lease: i64::MAX }),
+        ] {
+            assert_eq!(ToGuard::decode(&message.encode()), Some(message));
+        }
+        assert_eq!(ToGuard::decode(&[0; SIZE]), None);
+        assert_eq!(ToAgent::decode(&[9; SIZE]), None);
+    }
+
+    #[test]
+    fn messages_are_put_together_from_pieces() {
+        let message = ToGuard::Authority(Some(BootTime(77))).encode();
+        let mut inbox = Inbox::new();
+        for _ in 0..2 {
+            inbox.room()[..40].copy_from_slice(&message[..40]);
+            assert_eq!(inbox.filled(40), None);
+            assert_eq!(inbox.room().len(), 8);
+            inbox.room().copy_from_slice(&message[40..]);
+            assert_eq!(inbox.filled(8), Some(message));
+        }
+    }
+}

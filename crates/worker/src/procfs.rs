@@ -1,0 +1,154 @@
+//! The processes of this machine, as the kernel lists them.
+//!
+//! The wheel: under worker::guard and worker::driver, which look for descendants to kill. It kills nothing. On Linux a scan allocates
+//! nothing: the guard scans while memory may be short.
+
+/// One process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    pub(crate) group: i32,
+    /// Zero where the system does not say.
+    pub(crate) session: i32,
+    /// It has ended, every thread of it, and waits to be reaped.
+    pub(crate) dead: bool,
+}
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::Processes;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use other::Processes;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::io;
+
+    use nix::{
+        dir::Dir,
+        fcntl::{OFlag, openat},
+        sys::stat::Mode,
+    };
+
+    use super::Stat;
+
+    /// An open `/proc`.
+    #[derive(Debug)]
+    pub(crate) struct Processes(Dir);
+
+    impl Processes {
+        pub(crate) fn open() -> io::Result<Self> {
+            Ok(Self(Dir::open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
+        }
+
+        /// Visits every process once. One that comes or goes meanwhile may be missed.
+        pub(crate) fn each(&mut self, mut visit: impl FnMut(Stat)) -> io::Result<()> {
+            let proc = nix::unistd::dup(&self.0)?;
+            for entry in self.0.iter() {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if !name.first().is_some_and(u8::is_ascii_digit) {
+                    continue;
+                }
+                // "<pid>/stat": a pid has at most ten digits.
+                let mut path = [0_u8; 16];
+                let Some(room) = path.get_mut(..name.len() + 5) else { continue };
+                room[..name.len()].copy_from_slice(name);
+                room[name.len()..].copy_from_slice(b"/stat");
+                let mut text = [0_u8; 512];
+                let Ok(file) = openat(&proc, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
+                let Ok(length) = nix::unistd::read(&file, &mut text) else { continue };
+                if let Some(stat) = super::parse(&text[..length]) {
+                    visit(stat);
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Reads a line of `/proc/<pid>/stat`. The command's name, in brackets, may itself hold brackets and spaces.
+#[cfg(any(target_os = "linux", test))]
+fn parse(line: &[u8]) -> Option<Stat> {
+    let open = line.iter().position(|b| *b == b'(')?;
+    let close = line.iter().rposition(|b| *b == b')')?;
+    let pid = number(line.get(..open)?.trim_ascii())?;
+    let mut fields = line.get(close + 1..)?.trim_ascii_start().split(|b| *b == b' ');
+    let state = *fields.next()?.first()?;
+    let parent = number(fields.next()?)?;
+    let group = number(fields.next()?)?;
+    let session = number(fields.next()?)?;
+    // A process whose first thread has ended is shown as a zombie while others of its threads still run.
+    let threads = number(fields.nth(13)?)?;
+    let dead = matches!(state, b'X' | b'x') || (state == b'Z' && threads <= 1);
+    Some(Stat { pid, parent, group, session, dead })
+}
+
+#[cfg(any(target_os = "linux", test))]
+fn number(text: &[u8]) -> Option<i32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+mod other {
+    use std::{io, process::Command};
+
+    use super::Stat;
+
+    /// Lists processes by asking `ps`.
+    #[derive(Debug)]
+    pub(crate) struct Processes(());
+
+    impl Processes {
+        pub(crate) fn open() -> io::Result<Self> {
+            Ok(Self(()))
+        }
+
+        pub(crate) fn each(&mut self, mut visit: impl FnMut(Stat)) -> io::Result<()> {
+            let output = Command::new("ps").args(["-A", "-o", "pid=,ppid=,pgid=,state="]).output()?;
+            for line in String::from_utf8_lossy(&output.stdout).lines() {
+                let mut fields = line.split_whitespace();
+                let mut number = || fields.next().and_then(|f| f.parse().ok());
+                let (Some(pid), Some(parent), Some(group)) = (number(), number(), number()) else { continue };
+                let dead = fields.next().is_some_and(|state| state.starts_with('Z'));
+                visit(Stat { pid, parent, group, session: 0, dead });
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_whatever_the_command_is_called() {
+        let tail = " 1 2 3 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
+        let stat = |line: String| parse(line.as_bytes());
+        let expected = Stat { pid: 42, parent: 1, group: 2, session: 3, dead: false };
+        assert_eq!(stat(format!("42 (sh) S{tail}")), Some(expected));
+        assert_eq!(stat(format!("42 (a) R (b c) S{tail}")), Some(expected));
+        assert_eq!(stat(format!("42 (sh) Z{tail}")), Some(Stat { dead: true, ..expected }));
+        assert_eq!(stat(format!("42 (sh) Z{}", tail.replace("20 0 1 0", "20 0 4 0"))), Some(expected), "other threads still run");
+        assert_eq!(stat("42 (sh".to_owned()), None);
+    }
+
+    #[test]
+    fn a_scan_finds_this_process() {
+        let own = i32::try_from(std::process::id()).expect("pid");
+        let mut found = None;
+        let mut processes = Processes::open().expect("processes");
+        for _ in 0..2 {
+            processes
+                .each(|stat| {
+                    if stat.pid == own {
+                        found = Some(stat);
+                    }
+                })
+                .expect("scan");
+            let stat = found.take().expect("found, each time");
+            assert_eq!((stat.parent, stat.dead), (nix::unistd::getppid().as_raw(), false));
+        }
+    }
+}

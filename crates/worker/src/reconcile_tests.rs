@@ -1,0 +1,282 @@
+//! Tables and properties of worker::reconcile.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use evenkeel_model::{Assignment, Hash, Spec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::authority::Timing;
+
+const GRACE: Duration = Duration::from_millis(500);
+
+fn told(epoch: i64, phase: Phase) -> Told {
+    Told {
+        epoch: Epoch(epoch),
+        assignment: Ok(Arc::new(Assignment { kind: String::new(), spec: Spec::default(), hash: Hash::default(), phase })),
+    }
+}
+
+fn stop() -> Phase {
+    Phase::Stop { reason: StopReason::Rebalance, to: None }
+}
+
+fn run(epoch: i64, state: RunState) -> Option<Run> {
+    Some(Run { epoch: Epoch(epoch), state, grace: GRACE })
+}
+
+fn millis(n: u64) -> BootTime {
+    BootTime(n * 1_000_000)
+}
+
+/// A proof was sent at 0: authority reaches until 3750 ms for work with the usual grace.
+fn proved() -> Authority {
+    let mut authority = Authority::none(Timing::default());
+    authority.proved(BootTime(0));
+    authority
+}
+
+struct Case {
+    name: &'static str,
+    told: Option<Told>,
+    run: Option<Run>,
+    past: Option<Past>,
+    footing: Footing,
+    now: u64,
+    expected: Option<Action>,
+}
+
+const BASE: Case = Case { name: "", told: None, run: None, past: None, footing: Footing::Acting, now: 0, expected: None };
+
+fn check(cases: Vec<Case>) {
+    let authority = proved();
+    for case in cases {
+        let facts =
+            Facts { told: case.told.as_ref(), run: case.run, past: case.past, footing: case.footing, authority: &authority, grace: GRACE };
+        assert_eq!(decide(&facts, millis(case.now)), case.expected, "{}", case.name);
+    }
+}
+
+#[test]
+fn what_is_told_is_started_where_that_is_allowed() {
+    use Footing::{Leaving, Unadmitted, Waiting};
+    let start = || Case { told: Some(told(3, Phase::Run)), ..BASE };
+    check(vec![
+        Case { name: "start", expected: Some(Action::Start(Epoch(3))), ..start() },
+        Case { name: "without a fresh view", footing: Waiting, ..start() },
+        Case { name: "without admission", footing: Unadmitted, ..start() },
+        Case { name: "while leaving", footing: Leaving, ..start() },
+        Case { name: "at the end of authority", now: 3750, ..start() },
+        Case { name: "just before it", now: 3749, expected: Some(Action::Start(Epoch(3))), ..start() },
+        Case { name: "reported stopped", past: Some(Past::Stopped(Epoch(3))), ..start() },
+        Case { name: "a later epoch was reported stopped", past: Some(Past::Stopped(Epoch(4))), ..start() },
+        Case { name: "an earlier one was", past: Some(Past::Stopped(Epoch(2))), expected: Some(Action::Start(Epoch(3))), ..start() },
+        Case { name: "it ran to its end", past: Some(Past::Exited(Epoch(3))), expected: Some(Action::Rest(Epoch(3))), ..start() },
+        Case { name: "it runs", run: run(3, RunState::Live), ..start() },
+        Case { name: "it rests", run: run(3, RunState::Resting), ..start() },
+        Case { name: "the old one is not stopped yet", run: run(2, RunState::Stopping), ..start() },
+    ]);
+}
+
+#[test]
+fn what_runs_is_stopped_for_a_reason() {
+    use Footing::{Leaving, Unadmitted, Waiting};
+    let stopped = |why| Some(Action::Stop(Epoch(3), why));
+    let live = || Case { told: Some(told(3, Phase::Run)), run: run(3, RunState::Live), ..BASE };
+    check(vec![
+        Case { name: "told", told: Some(told(3, stop())), expected: stopped(StopWhy::Told(StopReason::Rebalance)), ..live() },
+        Case { name: "gone", told: None, expected: stopped(StopWhy::Gone), ..live() },
+        Case { name: "replaced", told: Some(told(9, Phase::Run)), expected: stopped(StopWhy::Replaced), ..live() },
+        Case { name: "replaced, and that is to stop", told: Some(told(9, stop())), expected: stopped(StopWhy::Replaced), ..live() },
+        Case { name: "no view says nothing", told: None, footing: Waiting, ..live() },
+        Case { name: "authority", now: 3750, expected: stopped(StopWhy::Authority), ..live() },
+        Case { name: "authority without a view", now: 3750, footing: Waiting, expected: stopped(StopWhy::Authority), ..live() },
+        Case { name: "unadmitted", footing: Unadmitted, expected: stopped(StopWhy::Unadmitted), ..live() },
+        Case { name: "leaving", footing: Leaving, expected: stopped(StopWhy::Leaving), ..live() },
+        Case { name: "told once", told: Some(told(3, stop())), run: run(3, RunState::Stopping), ..live() },
+        Case { name: "what rests survives the authority", run: run(3, RunState::Resting), now: 9000, ..live() },
+        Case { name: "and the admission", run: run(3, RunState::Resting), footing: Unadmitted, ..live() },
+        Case { name: "but not its assignment", run: run(3, RunState::Resting), told: None, expected: stopped(StopWhy::Gone), ..live() },
+    ]);
+}
+
+#[test]
+fn an_end_is_reported_once_and_only_when_nothing_runs() {
+    let end = || Case { told: Some(told(3, stop())), ..BASE };
+    check(vec![
+        Case { name: "nothing runs", expected: Some(Action::ReportStopped(Epoch(3))), ..end() },
+        Case { name: "also without authority: it starts nothing", now: 9000, expected: Some(Action::ReportStopped(Epoch(3))), ..end() },
+        Case { name: "it exited before", past: Some(Past::Exited(Epoch(3))), expected: Some(Action::ReportStopped(Epoch(3))), ..end() },
+        Case { name: "reported", past: Some(Past::Stopped(Epoch(3))), ..end() },
+        Case { name: "still stopping", run: run(3, RunState::Stopping), ..end() },
+        Case { name: "an older one still stopping", run: run(2, RunState::Stopping), ..end() },
+        Case { name: "not admitted: it cannot know what its predecessor runs", footing: Footing::Unadmitted, ..end() },
+    ]);
+}
+
+#[test]
+fn an_assignment_that_cannot_be_read_is_handed_to_the_driver_as_it_is() {
+    let broken = Told { epoch: Epoch(3), assignment: Err("no JSON".into()) };
+    check(vec![
+        Case { name: "start", told: Some(broken.clone()), expected: Some(Action::Start(Epoch(3))), ..BASE },
+        Case { name: "keep", told: Some(broken), run: run(3, RunState::Live), ..BASE },
+    ]);
+}
+
+/// One thing that happens to a worker.
+#[derive(Clone, Debug)]
+enum Event {
+    Assign(usize),
+    TellStop(usize),
+    Unassign(usize),
+    Proof,
+    Pass(u64),
+    EndStops,
+    Exit(usize),
+    Footing(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0..3usize).prop_map(Event::Assign),
+        (0..3usize).prop_map(Event::TellStop),
+        (0..3usize).prop_map(Event::Unassign),
+        Just(Event::Proof),
+        (0..4000u64).prop_map(Event::Pass),
+        Just(Event::EndStops),
+        (0..3usize).prop_map(Event::Exit),
+        (0..4u8).prop_map(Event::Footing),
+    ]
+}
+
+struct World {
+    now: u64,
+    next_epoch: i64,
+    authority: Authority,
+    footing: Footing,
+    told: BTreeMap<usize, Told>,
+    runs: BTreeMap<usize, Run>,
+    past: BTreeMap<usize, Past>,
+}
+
+impl World {
+    fn apply(&mut self, event: &Event) {
+        match *event {
+            Event::Assign(name) if !self.told.contains_key(&name) => {
+                self.next_epoch += 1;
+                self.told.insert(name, told(self.next_epoch, Phase::Run));
+            }
+            Event::TellStop(name) if self.told.contains_key(&name) => {
+                let epoch = self.told[&name].epoch.0;
+                self.told.insert(name, told(epoch, stop()));
+            }
+            Event::Unassign(name) => {
+                self.told.remove(&name);
+            }
+            Event::Assign(_) | Event::TellStop(_) => {}
+            Event::Proof => self.authority.proved(millis(self.now)),
+            Event::Pass(by) => self.now += by,
+            Event::EndStops => self.runs.retain(|_, run| run.state != RunState::Stopping),
+            Event::Exit(name) => {
+                if let Some(run) = self.runs.get_mut(&name).filter(|run| run.state == RunState::Live) {
+                    run.state = RunState::Resting;
+                }
+            }
+            Event::Footing(n) => self.footing = [Footing::Acting, Footing::Waiting, Footing::Unadmitted, Footing::Leaving][usize::from(n)],
+        }
+    }
+
+    fn decide(&self, name: usize) -> Option<Action> {
+        let facts = Facts {
+            told: self.told.get(&name),
+            run: self.runs.get(&name).copied(),
+            past: self.past.get(&name).copied(),
+            footing: self.footing,
+            authority: &self.authority,
+            grace: GRACE,
+        };
+        decide(&facts, millis(self.now))
+    }
+
+    /// Carries out what is decided, and checks that it may be.
+    fn turn(&mut self, name: usize) -> Result<(), TestCaseError> {
+        for _ in 0..4 {
+            let Some(action) = self.decide(name) else { return Ok(()) };
+            match action {
+                Action::Start(epoch) => {
+                    prop_assert!(!self.runs.contains_key(&name), "two runs of one name");
+                    prop_assert_eq!(self.footing, Footing::Acting, "a start without admission and view");
+                    prop_assert!(self.authority.reaches(millis(self.now), GRACE), "a start without authority");
+                    prop_assert!(self.past.get(&name).is_none_or(|past| past.epoch() < epoch), "an ended epoch is started again");
+                    self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE });
+                }
+                Action::Rest(epoch) => {
+                    prop_assert!(!self.runs.contains_key(&name));
+                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE });
+                }
+                Action::Stop(epoch, _) => {
+                    let run = self.runs.get_mut(&name).expect("only what runs is stopped");
+                    prop_assert_eq!(run.epoch, epoch);
+                    prop_assert_ne!(run.state, RunState::Stopping, "stopped twice");
+                    run.state = RunState::Stopping;
+                }
+                Action::ReportStopped(epoch) => {
+                    prop_assert!(!self.runs.contains_key(&name), "reported as stopped while something runs");
+                    prop_assert_eq!(self.told.get(&name).map(|t| t.epoch), Some(epoch));
+                    self.past.insert(name, Past::Stopped(epoch));
+                }
+            }
+        }
+        Err(TestCaseError::fail("it does not come to rest"))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens: one run of a name, starts only on good ground, and a decision that was carried out is not made again.
+    #[test]
+    fn every_course_of_events_is_safe(events in proptest::collection::vec(event(), 1..120)) {
+        let mut world = World {
+            now: 0, next_epoch: 0, authority: proved(), footing: Footing::Acting,
+            told: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
+        };
+        for event in &events {
+            world.apply(event);
+            for name in 0..3 {
+                world.turn(name)?;
+                prop_assert_eq!(world.decide(name), None, "idempotent");
+                if world.footing == Footing::Unadmitted || !world.authority.reaches(millis(world.now), GRACE) {
+                    prop_assert!(world.runs.get(&name).is_none_or(|run| run.state != RunState::Live), "it runs without authority");
+                }
+            }
+        }
+    }
+
+    /// With authority, admission and a view that stay, everything told to run runs, and nothing else does.
+    #[test]
+    fn it_settles(events in proptest::collection::vec(event(), 1..60)) {
+        let mut world = World {
+            now: 0, next_epoch: 0, authority: proved(), footing: Footing::Acting,
+            told: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
+        };
+        for event in &events {
+            world.apply(event);
+            for name in 0..3 {
+                world.turn(name)?;
+            }
+        }
+        world.footing = Footing::Acting;
+        for _ in 0..3 {
+            world.apply(&Event::Proof);
+            world.apply(&Event::EndStops);
+            for name in 0..3 {
+                world.turn(name)?;
+            }
+        }
+        for name in 0..3 {
+            let wanted = world.told.get(&name).filter(|t| stop_reason(t).is_none()).map(|t| t.epoch);
+            prop_assert_eq!(world.runs.get(&name).map(|run| run.epoch), wanted);
+        }
+    }
+}

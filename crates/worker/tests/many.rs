@@ -1,0 +1,110 @@
+//! Many resources, and one that multiplies: all of them are dead in time.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use evenkeel_model::{Observed, Session};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{Bench, dead, eventually, is_dead, signal};
+
+const MANY: usize = 100;
+
+async fn run_many(bench: &Bench) -> Vec<i32> {
+    for n in 0..MANY {
+        bench.assign_script(&format!("r{n}"), "(setsid sleep 300 &); exec sleep 300").await;
+    }
+    let mut pids = Vec::new();
+    for n in 0..MANY {
+        pids.push(bench.started(&format!("r{n}"), 1).await);
+    }
+    pids
+}
+
+#[tokio::test]
+async fn many_are_stopped_in_time_cgroups() {
+    many_are_stopped_in_time("many-cgroups", json!({})).await;
+}
+
+#[tokio::test]
+async fn many_are_stopped_in_time_groups() {
+    many_are_stopped_in_time("many-groups", json!({"groups_only": true})).await;
+}
+
+/// When authority ends the agent itself is in time, and on a request to leave all of them stop together.
+async fn many_are_stopped_in_time(id: &str, given: Value) {
+    let bench = Bench::start(id).await;
+    let mut worker = bench.worker(given);
+    let (session, _) = bench.admit_after(Session(0)).await;
+    let pids = run_many(&bench).await;
+    let agent = worker.agent_pid().await;
+    let away = Instant::now();
+    bench.etcd.stop(0).expect("stopped");
+    for pid in pids {
+        dead(pid).await;
+    }
+    assert!(away.elapsed() < Duration::from_secs(5), "{:?}", away.elapsed());
+    assert_eq!(worker.agent_pid().await, agent, "the guard did not have to");
+    bench.etcd.cont(0).expect("continued");
+
+    let back = async || {
+        let (now, _) = bench.registration().await?;
+        if now != session {
+            bench.admit_after(session).await;
+        }
+        (0..MANY).all(|n| bench.starts(&format!("r{n}")) >= 2).then_some(())
+    };
+    eventually("all again", back).await;
+    let mut pids = Vec::new();
+    for n in 0..MANY {
+        pids.push(bench.number(&format!("r{n}.pid")).await);
+    }
+    let asked = Instant::now();
+    worker.signal(Signal::SIGTERM);
+    eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    assert!(pids.into_iter().all(is_dead));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+/// Each process makes the next one, in a session of its own, and ends: no list of processes holds still for it.
+const RUNNER: &str =
+    "cat > $DIR/next.sh <<'END'\nsleep 0.002; echo x >> $DIR/steps; setsid sh $DIR/next.sh & exit\nEND\nsh $DIR/next.sh; exec sleep 300";
+
+#[tokio::test]
+async fn work_that_runs_away_is_caught_cgroups() {
+    work_that_runs_away_is_caught("runaway-cgroups", json!({})).await;
+}
+
+#[tokio::test]
+async fn work_that_runs_away_is_caught_groups() {
+    work_that_runs_away_is_caught("runaway-groups", json!({"groups_only": true})).await;
+}
+
+async fn work_that_runs_away_is_caught(id: &str, given: Value) {
+    let bench = Bench::start(id).await;
+    let worker = bench.worker(given);
+    let (session, _) = bench.admit_after(Session(0)).await;
+    let spec = bench.script("a", RUNNER);
+    let steps = || std::fs::read(bench.path("steps")).map_or(0, |text| text.len());
+    let running = async |before: usize| eventually("steps", async || (steps() > before + 20).then_some(())).await;
+    let epoch = bench.assign("a", "process", &spec).await;
+    running(0).await;
+    bench.tell_stop("a", &spec).await;
+    bench.phase("a", epoch, Observed::Stopped).await;
+    let after = steps();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(steps(), after, "nothing goes on after its end was reported");
+
+    bench.unassign("a").await;
+    bench.assign("a", "process", &spec).await;
+    running(after).await;
+    let agent = worker.agent_pid().await;
+    signal(agent, Signal::SIGKILL);
+    bench.registered_after(session).await;
+    let after = steps();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(steps(), after, "nothing goes on when the next agent attests");
+}

@@ -1,0 +1,219 @@
+//! The ownership rules on real processes and a real etcd: what dies when, what is started again, and what never is.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use evenkeel_model::{Observed, Session};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{Bench, dead, eventually, http_get, is_dead, signal};
+
+/// A child in another session that ignores every polite signal and holds the output.
+const HOSTILE: &str = "(setsid sh -c 'trap \"\" TERM INT HUP; echo $$ > $DIR/child.pid; while :; do sleep 0.05; done' &)
+    trap '' TERM; while :; do sleep 0.05; done";
+const QUIET: &str = "exec sleep 300";
+
+#[tokio::test]
+async fn work_starts_only_under_an_admission_and_stops_for_good() {
+    let bench = Bench::start("own-admission").await;
+    let spec = bench.script("a", QUIET);
+    let first = bench.assign("a", "process", &spec).await;
+    bench.tell_stop("b", &spec).await;
+    let mut worker = bench.worker(json!({}));
+    let (session, registration) = bench.registered_after(Session(0)).await;
+    assert_eq!((registration.kinds.as_slice(), registration.attests), (["noop".to_owned(), "process".to_owned()].as_slice(), None));
+    // Proofs hold by now, and yet nothing may happen.
+    let proofs = async || http_get(&registration.http, "/metrics").await.ok().filter(|(_, text)| text.contains("proofs_held_total 2"));
+    eventually("proofs", proofs).await;
+    assert_eq!((bench.starts("a"), bench.status("b").await), (0, None));
+    assert_eq!(http_get(&registration.http, "/readyz").await.expect("answer").0, 503);
+
+    bench.admit_after(Session(0)).await;
+    let pid = bench.started("a", 1).await;
+    bench.phase("a", first, Observed::Running).await;
+    eventually("the end of b", async || bench.status("b").await.filter(|s| s.phase == Observed::Stopped)).await;
+    assert_eq!(http_get(&registration.http, "/readyz").await.expect("answer").0, 200);
+
+    bench.tell_stop("a", &spec).await;
+    bench.phase("a", first, Observed::Stopped).await;
+    assert!(is_dead(pid));
+    // The leader never takes a stop back. If it did, the epoch would stay ended all the same.
+    bench.assign("a", "process", &spec).await;
+    bench.assign("c", "process", &bench.script("c", QUIET)).await;
+    bench.started("c", 1).await;
+    assert_eq!(bench.starts("a"), 1);
+    bench.unassign("a").await;
+    let second = bench.assign("a", "process", &spec).await;
+    let pid = bench.started("a", 2).await;
+    bench.phase("a", second, Observed::Running).await;
+
+    worker.signal(Signal::SIGTERM);
+    let released = eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    assert_eq!(released.0, session);
+    assert!(is_dead(pid), "nothing runs when it says so");
+    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_killed_agent_takes_its_work_along_and_comes_back_cgroups() {
+    a_killed_agent_takes_its_work_along_and_comes_back("own-kill-cgroups", json!({})).await;
+}
+
+#[tokio::test]
+async fn a_killed_agent_takes_its_work_along_and_comes_back_groups() {
+    a_killed_agent_takes_its_work_along_and_comes_back("own-kill-groups", json!({"groups_only": true})).await;
+}
+
+async fn a_killed_agent_takes_its_work_along_and_comes_back(id: &str, given: Value) {
+    let bench = Bench::start(id).await;
+    let worker = bench.worker(given);
+    let (session, before) = bench.admit_after(Session(0)).await;
+    let epoch = bench.assign_script("a", HOSTILE).await;
+    let once = bench.assign("once", "process", &json!({"command": ["true"], "restart": "never"})).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    bench.phase("a", epoch, Observed::Running).await;
+    bench.phase("once", once, Observed::Exited).await;
+
+    let agent = worker.agent_pid().await;
+    let killed = Instant::now();
+    signal(agent, Signal::SIGKILL);
+    dead(pid).await;
+    dead(child).await;
+    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    let (second, registration) = bench.admit_after(session).await;
+    assert_eq!((registration.attests, &registration.origin), (Some(session), &before.origin));
+    bench.started("a", 2).await;
+    bench.phase("a", epoch, Observed::Running).await;
+    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
+
+    // What ran to its end is not run again: its status says so.
+    let agent = worker.agent_pid().await;
+    signal(agent, Signal::SIGKILL);
+    let (_, registration) = bench.admit_after(second).await;
+    assert_eq!(registration.attests, Some(second));
+    bench.started("a", 3).await;
+    assert_eq!(bench.status("once").await.map(|s| (s.phase, s.restarts)), Some((Observed::Exited, 0)));
+}
+
+#[tokio::test]
+async fn a_frozen_agent_is_killed_with_its_work_when_authority_ends() {
+    let bench = Bench::start("own-frozen").await;
+    let worker = bench.worker(json!({}));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let agent = worker.agent_pid().await;
+    let frozen = Instant::now();
+    signal(agent, Signal::SIGSTOP);
+    for pid in [pid, child, agent] {
+        dead(pid).await;
+    }
+    let after = frozen.elapsed();
+    assert!(after > Duration::from_secs(3) && after < Duration::from_secs(5), "{after:?}");
+    let (_, registration) = bench.admit_after(session).await;
+    assert_eq!(registration.attests, Some(session));
+    bench.started("a", 2).await;
+}
+
+#[tokio::test]
+async fn without_its_guard_the_agent_ends_all_work_cgroups() {
+    without_its_guard_the_agent_ends_all_work("own-orphan-cgroups", json!({})).await;
+}
+
+#[tokio::test]
+async fn without_its_guard_the_agent_ends_all_work_groups() {
+    without_its_guard_the_agent_ends_all_work("own-orphan-groups", json!({"groups_only": true})).await;
+}
+
+async fn without_its_guard_the_agent_ends_all_work(id: &str, given: Value) {
+    let bench = Bench::start(id).await;
+    let worker = bench.worker(given);
+    bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let agent = worker.agent_pid().await;
+    let killed = Instant::now();
+    worker.signal(Signal::SIGKILL);
+    for pid in [pid, child, agent] {
+        dead(pid).await;
+    }
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+}
+
+#[tokio::test]
+async fn a_session_that_was_revoked_ends_its_work_and_another_begins() {
+    let bench = Bench::start("own-revoked").await;
+    let worker = bench.worker(json!({}));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    let epoch = bench.assign_script("a", QUIET).await;
+    let pid = bench.started("a", 1).await;
+    bench.phase("a", epoch, Observed::Running).await;
+    let agent = worker.agent_pid().await;
+    let lease = bench.get(bench.keys.worker(&bench.id)).await.expect("key").lease;
+    let revoked = Instant::now();
+    bench.client.revoke(lease, support::DEADLINE).await.expect("revoked");
+    dead(pid).await;
+    assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
+    let (second, registration) = bench.registered_after(session).await;
+    assert_eq!((registration.attests, worker.agent_pid().await), (Some(session), agent), "the same agent");
+    assert_eq!(bench.starts("a"), 1, "not admitted yet");
+    assert!(second > session);
+    bench.admit_after(session).await;
+    bench.started("a", 2).await;
+    bench.phase("a", epoch, Observed::Running).await;
+}
+
+#[tokio::test]
+async fn etcd_away_for_a_moment_restarts_nothing_and_for_long_stops_everything_for_a_while() {
+    let bench = Bench::start("own-away").await;
+    let worker = bench.worker(json!({}));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    // What is measured is the time itself.
+    bench.etcd.stop(0).expect("stopped");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    bench.etcd.cont(0).expect("continued");
+    let status = bench.assign("b", "noop", &json!({})).await;
+    bench.phase("b", status, Observed::Running).await;
+    assert!(!is_dead(pid) && bench.starts("a") == 1);
+
+    let agent = worker.agent_pid().await;
+    let away = Instant::now();
+    bench.etcd.stop(0).expect("stopped");
+    dead(pid).await;
+    dead(child).await;
+    let after = away.elapsed();
+    assert!(after > Duration::from_secs(3) && after < Duration::from_secs(5), "{after:?}");
+    assert_eq!(worker.agent_pid().await, agent, "the agent itself has stopped it in time");
+    bench.etcd.cont(0).expect("continued");
+    // The lease may or may not have outlived that.
+    let back = async || {
+        let (now, registration) = bench.registration().await?;
+        if now != session {
+            assert_eq!(registration.attests, Some(session));
+            bench.admit_after(session).await;
+        }
+        (bench.starts("a") == 2).then_some(())
+    };
+    eventually("the second start", back).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_killed_while_etcd_is_away_comes_back_with_it() {
+    let bench = Bench::start("own-away-killed").await;
+    let worker = bench.worker(json!({}));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", QUIET).await;
+    let pid = bench.started("a", 1).await;
+    bench.etcd.stop(0).expect("stopped");
+    signal(worker.agent_pid().await, Signal::SIGKILL);
+    dead(pid).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.etcd.cont(0).expect("continued");
+    let (_, registration) = bench.admit_after(session).await;
+    assert_eq!(registration.attests, Some(session));
+    bench.started("a", 2).await;
+}

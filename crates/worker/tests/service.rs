@@ -1,0 +1,163 @@
+//! A worker as others see it: its servers, its logs, its refusals, and its leaving.
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use evenkeel_model::{Observed, Session};
+use evenkeel_proto::v1::{ListRunningRequest, LogsRequest, worker_client::WorkerClient};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use support::{Bench, dead, eventually, http_get};
+use tonic::{Code, transport::Channel};
+
+async fn connect(address: &str) -> WorkerClient<Channel> {
+    WorkerClient::connect(format!("http://{address}")).await.expect("connected")
+}
+
+async fn logs(client: &mut WorkerClient<Channel>, name: &str, follow: bool, tail: u32) -> String {
+    let request = LogsRequest { name: name.to_owned(), follow, tail };
+    let mut stream = client.logs(request).await.expect("logs").into_inner();
+    let mut all = Vec::new();
+    while let Some(message) = stream.message().await.expect("message") {
+        all.extend(message.chunk);
+    }
+    String::from_utf8(all).expect("text")
+}
+
+#[tokio::test]
+async fn what_runs_and_what_it_says_can_be_seen() {
+    let bench = Bench::start("svc-seen").await;
+    let catalog = bench.path("catalog.yaml");
+    fs::write(&catalog, "known: {kind: process, spec: {command: [sh, -c, 'for n in 1 2 3; do echo line $n; done; exec sleep 300']}}")
+        .expect("catalog");
+    let _worker = bench.worker(json!({"catalog": catalog, "labels": {"zone": "a"}}));
+    let (_, registration) = bench.admit_after(Session(0)).await;
+    assert_eq!(registration.labels["zone"], "a");
+    let epoch = bench.assign("known", "", &json!({})).await;
+    let unknown = bench.assign("unknown", "", &json!({})).await;
+    let failed = bench.assign("failed", "process", &json!({"comand": ["x"]})).await;
+    let docker = bench.assign("docker", "docker", &json!({})).await;
+    bench.phase("known", epoch, Observed::Running).await;
+    bench.phase("unknown", unknown, Observed::Running).await;
+    let why = bench.phase("failed", failed, Observed::Failed).await.message;
+    assert_eq!(why, "spec.comand: is not known; there are command, env, cwd, restart, stop_signal, stop_grace");
+    let why = bench.phase("docker", docker, Observed::Failed).await.message;
+    assert_eq!(why, "kind \"docker\" has no driver here; there are noop, process");
+
+    let mut client = connect(&registration.address).await;
+    let answer = client.list_running(ListRunningRequest {}).await.expect("list").into_inner();
+    let rows: Vec<(&str, &str, &str, bool)> =
+        answer.running.iter().map(|r| (r.name.as_str(), r.kind.as_str(), r.phase.as_str(), r.pid > 0)).collect();
+    let expected = [
+        ("docker", "docker", "failed", false),
+        ("failed", "process", "failed", false),
+        ("known", "process", "running", true),
+        ("unknown", "noop", "running", false),
+    ];
+    assert_eq!((answer.worker.as_str(), rows), ("svc-seen", expected.to_vec()));
+    assert_eq!(answer.running[2].epoch, epoch.0);
+
+    eventually("the output", async || (logs(&mut client, "known", false, 0).await == "line 1\nline 2\nline 3\n").then_some(())).await;
+    assert_eq!(logs(&mut client, "known", false, 2).await, "line 2\nline 3\n");
+    assert_eq!(logs(&mut client, "unknown", false, 0).await, "");
+    for (name, code) in [("a b", Code::InvalidArgument), ("nobody", Code::NotFound)] {
+        let request = LogsRequest { name: name.to_owned(), follow: false, tail: 0 };
+        assert_eq!(client.logs(request).await.expect_err(name).code(), code);
+    }
+
+    let (code, metrics) = http_get(&registration.http, "/metrics").await.expect("metrics");
+    assert_eq!(code, 200);
+    for line in
+        ["evenkeel_worker_resources{phase=\"failed\"} 2", "evenkeel_worker_resources{phase=\"running\"} 2", "evenkeel_worker_ready 1"]
+    {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    assert_eq!(http_get(&registration.http, "/healthz").await.expect("health"), (200, "ok\n".to_owned()));
+    assert_eq!(http_get(&registration.http, "/none").await.expect("answer").0, 404);
+}
+
+#[tokio::test]
+async fn a_log_is_followed_until_its_resource_has_gone() {
+    let bench = Bench::start("svc-follow").await;
+    let _worker = bench.worker(json!({}));
+    let (_, registration) = bench.admit_after(Session(0)).await;
+    let spec = bench.script("a", "exec 2>/dev/null; echo first; trap 'echo last; exit' TERM; while :; do sleep 0.02; done");
+    let epoch = bench.assign("a", "process", &spec).await;
+    bench.started("a", 1).await;
+    let mut client = connect(&registration.address).await;
+    eventually("the output", async || (logs(&mut client, "a", false, 0).await == "first\n").then_some(())).await;
+    let following = tokio::spawn(async move { logs(&mut client, "a", true, 1).await });
+    bench.tell_stop("a", &spec).await;
+    bench.phase("a", epoch, Observed::Stopped).await;
+    let all = tokio::time::timeout(Duration::from_secs(10), following).await.expect("it ends").expect("followed");
+    assert_eq!(all, "first\nlast\n");
+}
+
+#[tokio::test]
+async fn a_second_worker_of_a_live_id_is_refused_and_a_dead_ones_is_waited_for() {
+    let bench = Bench::start("svc-taken").await;
+    let mut first = bench.worker(json!({}));
+    let (session, registration) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", "(setsid sh -c 'echo $$ > $DIR/child.pid; exec sleep 300' &); exec sleep 300").await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let mut second = bench.worker(json!({"data_dir": bench.path("data-2")}));
+    assert_eq!(second.ended().await, Some(1));
+    let refusal =
+        format!("the id svc-taken is taken by a live worker at {}; stop that one, or give this one another --id", registration.address);
+    assert!(second.log().contains(&refusal), "{}", second.log());
+    assert_eq!(bench.registration().await.map(|(session, _)| session), Some(session));
+
+    // Killed at one stroke: its lease outlives it for a while.
+    let agent = first.agent_pid().await;
+    support::signal(agent, Signal::SIGSTOP);
+    first.signal(Signal::SIGKILL);
+    support::signal(agent, Signal::SIGKILL);
+    assert_eq!(first.ended().await, None);
+    // The system kills the child of a dead agent, and only that.
+    dead(pid).await;
+    let _third = bench.worker(json!({"data_dir": bench.path("data-2")}));
+    let (_, registration) = bench.registered_after(session).await;
+    assert_eq!(registration.attests, None, "it cannot know what another guard has left");
+    if fs::exists("/sys/fs/cgroup/unified").expect("known") {
+        // But the next guard ends what it finds of a dead one.
+        dead(child).await;
+    }
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL);
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_once_and_the_guard_does_not_insist() {
+    let bench = Bench::start("svc-wrong").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = taken.local_addr().expect("address").port();
+    let cases = [
+        (json!({"grpc_port": port}), 1, format!("--grpc 127.0.0.1:{port}: Address already in use")),
+        (json!({"drivers": ["docker"]}), 2, "--drivers: there is no driver \"docker\"; known are noop, process".to_owned()),
+        (json!({"catalog": "/none.yaml"}), 1, "--catalog /none.yaml: No such file".to_owned()),
+        (json!({"data_dir": "/proc/none"}), 1, "--data-dir /proc/none".to_owned()),
+    ];
+    for (given, status, message) in cases {
+        let mut worker = bench.worker(given);
+        assert_eq!(worker.ended().await, Some(status), "{message}");
+        assert!(worker.log().contains(&message), "{message} in {}", worker.log());
+        assert!(bench.registration().await.is_none(), "before anything is registered");
+        fs::remove_file(bench.path("worker.log")).expect("log");
+    }
+}
+
+#[tokio::test]
+async fn two_requests_to_end_end_it_at_once() {
+    let bench = Bench::start("svc-twice").await;
+    let mut worker = bench.worker(json!({}));
+    bench.admit_after(Session(0)).await;
+    let spec = json!({"command": ["sh", "-c", "trap '' TERM; echo $$ > $DIR/pid; while :; do sleep 0.05; done"],
+        "stop_grace": "1h", "env": {"DIR": bench.folder.path().to_str().expect("utf-8")}});
+    bench.assign("stubborn", "process", &spec).await;
+    let pid = bench.number("pid").await;
+    worker.signal(Signal::SIGINT);
+    eventually("the request", async || worker.log().contains("leaving").then_some(())).await;
+    worker.signal(Signal::SIGINT);
+    assert_eq!(worker.ended().await, Some(130));
+    assert!(support::is_dead(pid));
+}

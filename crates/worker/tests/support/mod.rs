@@ -1,0 +1,267 @@
+//! A bench for worker processes: an etcd of its own, workers as real processes, and the test itself in the part of the leader.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part of it")]
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use evenkeel_model::{
+    Admission, Assignment, Epoch, Hash, Observed, Phase, Registration, ResourceName, Revision, Session, Spec, Status, StopReason, WorkerId,
+};
+use evenkeel_store::{Client, Config, Kv, LocalCluster, LocalOptions, Op, Txn, keys::Keys};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+pub const DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+pub fn name(text: &str) -> ResourceName {
+    ResourceName::new(text).expect("name")
+}
+
+pub struct Bench {
+    pub etcd: LocalCluster,
+    pub client: Client,
+    pub keys: Keys,
+    pub id: WorkerId,
+    pub folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// The worker's id is the test's own: ids name cgroups.
+    pub async fn start(id: &str) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let options = LocalOptions { no_fsync: true, ..LocalOptions::new(folder.path().join("etcd")) };
+        let etcd = LocalCluster::start(options).await.expect("etcd");
+        let client = Client::new(Config::new(etcd.endpoints())).expect("client");
+        Self { etcd, client, keys: Keys::new(""), id: WorkerId::new(id).expect("id"), folder }
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    /// Starts the worker, guard first. `more` is what else it is given.
+    pub fn worker(&self, more: Value) -> Worker {
+        let mut given = json!({"etcd": self.etcd.endpoints(), "id": self.id.as_str(), "data_dir": self.path("data")});
+        given.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        let log = self.path("worker.log");
+        let output = File::options().create(true).append(true).open(&log).expect("log");
+        let guard = Command::new(program())
+            .arg(given.to_string())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("log"))
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; build it with `cargo build -p evenkeel-worker --examples`", program().display()));
+        Worker { guard, log }
+    }
+
+    pub async fn get(&self, key: String) -> Option<Kv> {
+        self.client.get(key.as_bytes()).await.expect("read").kv
+    }
+
+    pub async fn registration(&self) -> Option<(Session, Registration)> {
+        let kv = self.get(self.keys.worker(&self.id)).await?;
+        Some((Session(kv.created.0), serde_json::from_slice(&kv.value).expect("registration")))
+    }
+
+    /// Waits for a session after this one.
+    pub async fn registered_after(&self, before: Session) -> (Session, Registration) {
+        eventually("a registration", async || self.registration().await.filter(|(session, _)| *session > before)).await
+    }
+
+    /// Admits the next session after this one.
+    pub async fn admit_after(&self, before: Session) -> (Session, Registration) {
+        let (session, registration) = self.registered_after(before).await;
+        let admission = Admission { session, origin: registration.origin.clone() };
+        self.put(self.keys.admission(&self.id), serde_json::to_vec(&admission).expect("json")).await;
+        (session, registration)
+    }
+
+    pub async fn put(&self, key: String, value: Vec<u8>) -> Revision {
+        self.client.put(key, value).await.expect("put")
+    }
+
+    pub async fn delete(&self, keys: &[String]) {
+        let then = keys.iter().map(|key| Op::delete(key.as_bytes())).collect();
+        self.client.txn(Txn { then, ..Txn::default() }, DEADLINE).await.expect("delete");
+    }
+
+    async fn write(&self, resource: &str, kind: &str, spec: &Value, phase: Phase) -> Revision {
+        let spec = Spec::from_value(spec.clone()).expect("spec");
+        let assignment = Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), spec, phase };
+        self.put(self.keys.assignment(&self.id, &name(resource)), serde_json::to_vec(&assignment).expect("json")).await
+    }
+
+    pub async fn assign(&self, resource: &str, kind: &str, spec: &Value) -> Epoch {
+        Epoch(self.write(resource, kind, spec, Phase::Run).await.0)
+    }
+
+    /// Assigns a shell script, which appends its start to `starts` and then runs on.
+    pub async fn assign_script(&self, resource: &str, script: &str) -> Epoch {
+        self.assign(resource, "process", &self.script(resource, script)).await
+    }
+
+    pub fn script(&self, resource: &str, script: &str) -> Value {
+        let dir = self.folder.path().to_str().expect("utf-8");
+        let script = format!("echo $$ > $DIR/{resource}.pid; echo $EVENKEEL_EPOCH >> $DIR/{resource}.starts; {script}");
+        json!({"command": ["sh", "-c", script], "env": {"DIR": dir}})
+    }
+
+    pub async fn tell_stop(&self, resource: &str, spec: &Value) {
+        self.write(resource, "process", spec, Phase::Stop { reason: StopReason::Rebalance, to: None }).await;
+    }
+
+    /// What the leader does when a stop was reported.
+    pub async fn unassign(&self, resource: &str) {
+        self.delete(&[self.keys.assignment(&self.id, &name(resource)), self.keys.status(&self.id, &name(resource))]).await;
+    }
+
+    pub async fn status(&self, resource: &str) -> Option<Status> {
+        let kv = self.get(self.keys.status(&self.id, &name(resource))).await?;
+        Some(serde_json::from_slice(&kv.value).expect("status"))
+    }
+
+    pub async fn phase(&self, resource: &str, epoch: Epoch, phase: Observed) -> Status {
+        let what = format!("{resource} {}", phase.as_str());
+        eventually(&what, async || self.status(resource).await.filter(|s| s.phase == phase && s.epoch == epoch)).await
+    }
+
+    /// The number that a script wrote.
+    pub async fn number(&self, file: &str) -> i32 {
+        let path = self.path(file);
+        eventually(file, async || fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok())).await
+    }
+
+    /// How often a script was started.
+    pub fn starts(&self, resource: &str) -> usize {
+        fs::read_to_string(self.path(&format!("{resource}.starts"))).map_or(0, |text| text.lines().count())
+    }
+
+    pub async fn started(&self, resource: &str, times: usize) -> i32 {
+        eventually(&format!("start {times} of {resource}"), async || (self.starts(resource) >= times).then_some(())).await;
+        self.number(&format!("{resource}.pid")).await
+    }
+}
+
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("this program");
+    test.parent().and_then(Path::parent).expect("target folder").join("examples").join("worker")
+}
+
+/// A worker: its guard is our child.
+pub struct Worker {
+    guard: Child,
+    log: PathBuf,
+}
+
+impl Worker {
+    pub fn guard_pid(&self) -> i32 {
+        i32::try_from(self.guard.id()).expect("pid")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.guard_pid()), signal).expect("signal");
+    }
+
+    /// The agent that runs now: the guard's child whose command line says so.
+    pub async fn agent_pid(&self) -> i32 {
+        eventually("the agent", async || {
+            children(self.guard_pid())
+                .into_iter()
+                .find(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|b| *b == 0).nth(1) == Some(b"agent")))
+        })
+        .await
+    }
+
+    /// Waits for the guard's end: its exit status.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let guard = &mut self.guard;
+        eventually("the guard's end", async || guard.try_wait().expect("wait")).await.code()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Twice: everything dies at once, and the guard cleans up.
+        for _ in 0..2 {
+            let _ = kill(Pid::from_raw(self.guard_pid()), Signal::SIGCONT);
+            let _ = kill(Pid::from_raw(self.guard_pid()), Signal::SIGTERM);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let begun = Instant::now();
+        while matches!(self.guard.try_wait(), Ok(None)) {
+            if begun.elapsed() > Duration::from_secs(10) {
+                let _ = self.guard.kill();
+                let _ = self.guard.wait();
+            }
+            std::thread::sleep(POLL);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the worker's log:\n{}", self.log());
+        }
+    }
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let ppid = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)).and_then(|n| n.parse().ok());
+        if ppid == Some(parent) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+pub fn is_dead(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
+pub fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).expect("signal");
+}
+
+pub async fn dead(pid: i32) {
+    eventually("a death", async || is_dead(pid).then_some(())).await;
+}
+
+/// Polls until there is an answer.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{what} does not come");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// One request over HTTP: status and body.
+pub async fn http_get(address: &str, path: &str) -> io::Result<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default();
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    Ok((code, body))
+}
