@@ -7,6 +7,7 @@ use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, WorkerError, agent,
+    authority::Timing,
     guard::{self, GuardConfig, GuardLink},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +27,8 @@ pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
         resources: settings.resources,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lease: MASTER_LEASE,
-        planner: PlannerConfig::default(),
+        // The leader waits for what the workers' authority may last: both spans come from one place.
+        planner: PlannerConfig { wait: Timing::default().wait, ..PlannerConfig::default() },
     };
     let runtime = runtime()?;
     let ended = runtime.block_on(async {

@@ -17,7 +17,8 @@ use evenkeel_model::{Cluster, Definition, Moment, Pending, Plan, WorkerId};
 /// What steers a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannerConfig {
-    /// G: how long after a session was seen to be gone its authority may last.
+    /// G: how long after a session was seen to be gone its authority may last. At least D(1+rho)/(1-rho), where D is the authority that
+    /// one proof gives and rho bounds how far clock rates differ: DESIGN.md section 5, rule 3.
     pub wait: Duration,
     /// The spread of payloads, highest less lowest, that is left alone.
     pub tolerance: u64,
@@ -29,7 +30,7 @@ pub struct PlannerConfig {
 
 impl Default for PlannerConfig {
     fn default() -> Self {
-        Self { wait: Duration::from_millis(5100), tolerance: 1, moves_in_flight: 256, max_actions: 4096 }
+        Self { wait: Duration::from_millis(5110), tolerance: 1, moves_in_flight: 256, max_actions: 4096 }
     }
 }
 

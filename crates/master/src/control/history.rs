@@ -1,6 +1,6 @@
 //! The history that the leader writes: what it decided, when and why, in batches of one key each, bounded in number.
 
-use evenkeel_model::{Action, Cluster, Epoch, Happening, HappeningKind};
+use evenkeel_model::{Action, EndReason, Epoch, Happening, HappeningKind};
 
 /// An entry about a resource.
 pub(super) fn about_resource(kind: HappeningKind, time: i64, master: &str, resource: &str, reason: &str) -> Happening {
@@ -17,16 +17,14 @@ pub(super) fn about_resource(kind: HappeningKind, time: i64, master: &str, resou
 }
 
 /// The entry of an action; the correction of a view leaves none.
-pub(super) fn of_action(action: &Action, cluster: &Cluster, time: i64, master: &str) -> Option<Happening> {
+pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Happening> {
     let resource = action.resource().map(ToString::to_string).unwrap_or_default();
     let entry = |kind, reason: &str| about_resource(kind, time, master, &resource, reason);
     Some(match action {
         Action::Admit { worker, reason, .. } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Admitted, reason.as_str()) },
-        Action::Forget { worker, reason } => {
-            let released = cluster.worker(worker.as_str()).is_some_and(|w| w.registered.is_some());
-            let kind = if released { HappeningKind::Released } else { HappeningKind::Lost };
-            Happening { worker: worker.to_string(), ..entry(kind, reason.as_str()) }
-        }
+        // Of one that was lost the history knows since its session ended.
+        Action::Forget { reason: EndReason::Waited, .. } => return None,
+        Action::Forget { worker, reason } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Released, reason.as_str()) },
         Action::Place { worker, reason, .. } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Assigned, reason.as_str()) },
         Action::Stop { worker, epoch, reason, .. } => {
             Happening { worker: worker.to_string(), epoch: *epoch, ..entry(HappeningKind::Stopping, reason.as_str()) }

@@ -257,7 +257,7 @@ impl Term {
         for action in &plan.actions {
             // What builds on a write under way is planned again when that is done.
             let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
-            if let Some(entry) = history::of_action(action, &known.cluster, unix_ns(), &self.master) {
+            if let Some(entry) = history::of_action(action, unix_ns(), &self.master) {
                 if plan.actions.len() <= SHOWN {
                     tracing::info!(?action, "decided");
                 }
