@@ -135,15 +135,20 @@ impl Known {
     /// Takes a batch of the history in; its entries are numbered within the batch.
     pub(crate) fn remember(&mut self, number: u64, entries: Vec<Happening>) {
         for (index, entry) in entries.into_iter().enumerate() {
-            let sequence = sequence(number, index);
-            if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
-                continue;
-            }
-            if self.history.len() == HISTORY {
-                self.history.pop_front();
-            }
-            self.history.push_back((sequence, entry));
+            self.remember_one(number, index, entry);
         }
+    }
+
+    /// Takes in one entry of a batch, if it is not known yet.
+    pub(crate) fn remember_one(&mut self, number: u64, index: usize, entry: Happening) {
+        let sequence = sequence(number, index);
+        if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
+            return;
+        }
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back((sequence, entry));
     }
 
     /// The history after a sequence number, oldest first.

@@ -281,7 +281,7 @@ impl Groups {
             if let Err(error) = &read {
                 tracing::warn!(%error, "the list of processes cannot be read");
             }
-            scans.last = Arc::new(Scan { all, steady: read.is_ok() && before == reaped_by(self.guard) });
+            scans.last = Arc::new(Scan { all, steady: read.is_ok() && before.is_some() && before == reaped_by(self.guard) });
         }
         Arc::clone(&scans.last)
     }
@@ -345,7 +345,7 @@ fn reaped_by(pid: i32) -> Option<u64> {
 
 #[cfg(not(target_os = "linux"))]
 fn reaped_by(_: i32) -> Option<u64> {
-    None
+    Some(0)
 }
 
 /// Kills all that belong and their descendants, but not `own`; how many of them live.

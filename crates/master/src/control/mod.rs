@@ -141,7 +141,12 @@ impl Control {
 
     fn timer(&self) -> Instant {
         let now = self.shared.now();
-        let due = self.wake.map_or(SLOW, |wake| wake.0.saturating_sub(now.0));
+        let history = match &self.role {
+            Role::Leading(term) => term.history_due(),
+            Role::Standby | Role::TakingOffice { .. } => None,
+        };
+        let next = self.wake.into_iter().chain(history).min();
+        let due = next.map_or(SLOW, |next| next.0.saturating_sub(now.0));
         Instant::now() + due.min(SLOW)
     }
 
@@ -343,7 +348,7 @@ impl Control {
         if term.is_due {
             self.wake = term.plan(&mut known, shared.now());
         }
-        term.write_history(&mut known);
+        term.write_history(&mut known, shared.now());
         let (changes, last) = (known.next_change(), known.last_event());
         drop(known);
         shared.wake(changes, u64::try_from(last).unwrap_or(0));
@@ -362,7 +367,12 @@ impl Control {
     async fn hand_over(mut self) {
         if let Role::Leading(term) = &mut self.role {
             let deadline = Instant::now() + Duration::from_secs(2);
-            while !term.is_idle() {
+            loop {
+                // Whatever has happened is due now.
+                term.write_history(&mut self.shared.write(), Moment(Duration::MAX));
+                if term.is_idle() {
+                    break;
+                }
                 term.send(&mut self.executor);
                 let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.finished.recv()).await else { break };
                 let shared = self.shared.clone();

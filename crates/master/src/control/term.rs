@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_model::{Decision, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
+use evenkeel_model::{Decision, Epoch, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, WriteResult, codec, keys::Keys};
 use rustc_hash::FxHashMap;
@@ -31,6 +31,8 @@ const BACKLOG: usize = 4096;
 /// How many batches of the history are kept in etcd, and how many entries one has at most.
 const HISTORY_BATCHES: u64 = 500;
 const HISTORY_ENTRIES: usize = 100;
+/// How long the first entry of a batch waits for others. The history is never what a caller waits for.
+const HISTORY_DELAY: Duration = Duration::from_millis(50);
 /// How long planning rests after etcd has refused a write for a reason that time may mend.
 const REST: Duration = Duration::from_secs(1);
 
@@ -56,7 +58,9 @@ pub(super) struct Term {
     list: List,
     last_written: Revision,
     rests_until: Option<Moment>,
+    /// What has happened since the last batch of the history was written, and since when.
     happenings: Vec<Happening>,
+    happenings_since: Moment,
     next_batch: u64,
 }
 
@@ -66,7 +70,20 @@ struct Pending {
     /// Further keys that it writes, which no event tells of.
     more_keys: Vec<Vec<u8>>,
     name: Option<ResourceName>,
+    /// Told when it is written.
+    happening: Option<Happening>,
     answer: Option<Answer>,
+}
+
+/// A decision with what belongs to it.
+pub(super) struct Decided<'a> {
+    pub(super) decision: Decision,
+    /// The resource that it is about.
+    pub(super) name: Option<&'a ResourceName>,
+    /// What the history says of it, once it is written.
+    pub(super) happening: Option<Happening>,
+    /// Who waits for it.
+    pub(super) answer: Option<Answer>,
 }
 
 /// A resource with writes under way: wishes for it wait for them.
@@ -115,13 +132,23 @@ impl Term {
             last_written: Revision::default(),
             rests_until: None,
             happenings: Vec::new(),
+            happenings_since: Moment::default(),
             next_batch: known.next_batch(),
         };
-        term.happen(history::about_resource(HappeningKind::Leading, unix_ns(), config.id.as_str(), "", "took office"));
+        let entry = history::about_resource(HappeningKind::Leading, unix_ns(), config.id.as_str(), "", "took office");
+        term.happen(&mut known, entry, shared.now());
         term
     }
 
-    pub(super) fn happen(&mut self, happening: Happening) {
+    /// Adds to the history: at once in memory, with the next batch in etcd.
+    fn happen(&mut self, known: &mut Known, happening: Happening, now: Moment) {
+        if self.happenings.is_empty() {
+            self.happenings_since = now;
+        }
+        let index = self.happenings.len();
+        if index < HISTORY_ENTRIES {
+            known.remember_one(self.next_batch, index, happening.clone());
+        }
         self.happenings.push(happening);
     }
 
@@ -164,14 +191,14 @@ impl Term {
     }
 
     /// Notes what an event means for the history before the Cluster takes it in.
-    pub(super) fn observe(&mut self, known: &Known, event: &Event, _now: Moment) {
+    pub(super) fn observe(&mut self, known: &mut Known, event: &Event, now: Moment) {
         let Event::Worker { id, value: None } = event else { return };
         let worker = known.cluster.worker(id.as_str());
         if worker.is_some_and(|w| w.standing() == Standing::Ready) {
             let resources = worker.map_or(0, |w| w.names.len());
             tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
             let entry = history::about_resource(HappeningKind::Lost, unix_ns(), &self.master, "", "its session ended without a release");
-            self.happen(Happening { worker: id.to_string(), ..entry });
+            self.happen(known, Happening { worker: id.to_string(), ..entry }, now);
         }
     }
 
@@ -184,14 +211,8 @@ impl Term {
     }
 
     /// Decides: the Cluster shows the decision at once, the pipeline writes it.
-    pub(super) fn decide(
-        &mut self,
-        known: &mut Known,
-        decision: Decision,
-        name: Option<&ResourceName>,
-        answer: Option<Answer>,
-        now: Moment,
-    ) {
+    pub(super) fn decide(&mut self, known: &mut Known, decided: Decided<'_>, now: Moment) {
+        let Decided { decision, name, happening, answer } = decided;
         let token = self.next_token;
         self.next_token += 1;
         let (compares, ops) = codec::encode(&self.keys, &decision);
@@ -216,7 +237,7 @@ impl Term {
         if let Some(name) = name {
             self.busy.entry(name.clone()).or_default().writes += 1;
         }
-        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), answer });
+        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), happening, answer });
     }
 
     fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> bool {
@@ -257,13 +278,11 @@ impl Term {
         for action in &plan.actions {
             // What builds on a write under way is planned again when that is done.
             let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
-            if let Some(entry) = history::of_action(action, unix_ns(), &self.master) {
-                if plan.actions.len() <= SHOWN {
-                    tracing::info!(?action, "decided");
-                }
-                self.happen(entry);
+            if plan.actions.len() <= SHOWN {
+                tracing::info!(?action, "decided");
             }
-            self.decide(known, decision, action.resource(), None, now);
+            let happening = history::of_action(action, unix_ns(), &self.master);
+            self.decide(known, Decided { decision, name: action.resource(), happening, answer: None }, now);
         }
         self.is_due = plan.actions.len() >= self.planner.max_actions;
         plan.wake
@@ -332,14 +351,27 @@ impl Term {
         for key in &pending.more_keys {
             self.own.written(key, token, revision);
         }
+        if let Some(mut happening) = pending.happening {
+            let creates = |(_, write): &(Vec<u8>, Write)| matches!(write, Write::Assignment(_, _, _, epoch) if *epoch == Epoch::default());
+            if pending.writes.iter().any(creates) {
+                happening.epoch = Epoch(revision.0);
+            }
+            self.happen(known, happening, now);
+        }
         if let Some(answer) = pending.answer {
             answer.give(revision);
         }
     }
 
-    /// Writes what has happened since the last time, and deletes what is too old.
-    pub(super) fn write_history(&mut self, known: &mut Known) {
-        while !self.happenings.is_empty() && self.list == List::Good {
+    /// When the next batch of the history is due, if anything has happened.
+    pub(super) fn history_due(&self) -> Option<Moment> {
+        (!self.happenings.is_empty()).then(|| self.happenings_since.after(HISTORY_DELAY))
+    }
+
+    /// Writes what has happened since the last time, if that is due, and deletes what is too old.
+    pub(super) fn write_history(&mut self, known: &mut Known, now: Moment) {
+        let is_due = self.happenings.len() >= HISTORY_ENTRIES || self.history_due().is_some_and(|due| due <= now);
+        while is_due && !self.happenings.is_empty() && self.list == List::Good {
             let rest = self.happenings.split_off(self.happenings.len().min(HISTORY_ENTRIES));
             let entries = std::mem::replace(&mut self.happenings, rest);
             let number = self.next_batch;
@@ -353,7 +385,7 @@ impl Term {
             let token = self.next_token;
             self.next_token += 1;
             if self.submit(token, Vec::new(), ops, &keys) {
-                self.pending.insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, answer: None });
+                self.pending.insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, happening: None, answer: None });
             }
         }
     }

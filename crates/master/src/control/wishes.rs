@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::{
     history,
     request::{Effect, PutAnswer, PutMode, Refusal, Request},
-    term::Term,
+    term::{Decided, Term},
 };
 use crate::{known::Known, time::unix_ns};
 
@@ -110,11 +110,11 @@ impl Term {
             }
             Err(pending) => (None, Some(pending)),
         };
-        self.happen(Happening { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry });
+        let happening = Some(Happening { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry });
         let assigns = node.is_some();
         let answer = PutAnswer { effect: Effect::Created, record, node, epoch: Epoch::default(), pending };
         let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns };
-        self.decide(known, decision, Some(&name), Some(answer), now);
+        self.decide(known, Decided { decision, name: Some(&name), happening, answer: Some(answer) }, now);
     }
 
     /// Only the resource is written; the planner sees what follows from it.
@@ -123,11 +123,10 @@ impl Term {
         let record = Record { definition: put.definition, ..old.value };
         let decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
-        let entry = history::about_resource(HappeningKind::Changed, unix_ns(), &self.master, name.as_str(), source_of(&record));
-        self.happen(entry);
+        let happening = Some(history::about_resource(HappeningKind::Changed, unix_ns(), &self.master, name.as_str(), source_of(&record)));
         let answer = self.standing_answer(known, &name, record, Effect::Changed, now);
         let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns: false };
-        self.decide(known, decision, Some(&name), Some(answer), now);
+        self.decide(known, Decided { decision, name: Some(&name), happening, answer: Some(answer) }, now);
     }
 
     /// The resource goes and its work is told to stop, in one transaction.
@@ -146,8 +145,8 @@ impl Term {
             decision.writes.push(Write::Assignment(holder.worker.clone(), name.clone(), Box::new(stop), holder.held.epoch));
         }
         let entry = history::about_resource(HappeningKind::Deleted, unix_ns(), &self.master, name.as_str(), "api");
-        self.happen(Happening { from: holder_of(unit), ..entry });
-        self.decide(known, decision, Some(name), Some(Answer::Delete(reply)), now);
+        let happening = Some(Happening { from: holder_of(unit), ..entry });
+        self.decide(known, Decided { decision, name: Some(name), happening, answer: Some(Answer::Delete(reply)) }, now);
     }
 
     /// The answer for a resource that stands already, from what the Cluster shows of it.

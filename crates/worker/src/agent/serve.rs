@@ -64,7 +64,10 @@ pub(super) struct Serving<'a> {
     pub(super) dirty: BTreeSet<ResourceName>,
     /// Names that could not be started for want of authority.
     pub(super) deferred: BTreeSet<ResourceName>,
-    pub(super) report_at: Option<Instant>,
+    /// When statuses that have changed are written.
+    report_at: Option<Instant>,
+    /// Nothing is written before: the last attempt failed.
+    hold_until: Instant,
     key: Arc<LeasedKey>,
     registration: Registration,
     lease: watch::Receiver<LeaseState>,
@@ -109,6 +112,7 @@ impl<'a> Serving<'a> {
             dirty: BTreeSet::new(),
             deferred: BTreeSet::new(),
             report_at: None,
+            hold_until: Instant::now(),
             lease: key.state(),
             admission: mirror(&agent.client, KeyRange::key(agent.keys.admission(&agent.id))),
             registration: begun.registration,
@@ -147,7 +151,7 @@ impl<'a> Serving<'a> {
     async fn wait(&mut self) -> Wake {
         let now = self.agent.clock.now();
         let timer = self.next_time().map(|at| Instant::now() + at.since(now));
-        let wake_at = timer.into_iter().chain(self.report_at.filter(|_| self.state.reporter.is_due())).min();
+        let wake_at = timer.into_iter().chain(self.report_time()).min();
         let (lost, leaving) = (self.lost, self.leaving);
         let heard = async {
             match &mut self.follower {
@@ -303,22 +307,28 @@ impl<'a> Serving<'a> {
             Outcome::Refused(_) => AFTER_REFUSAL,
             Outcome::Unknown => AFTER_FAILURE,
         };
-        self.report_at = Some(Instant::now() + pause);
+        self.hold_until = Instant::now() + pause;
+        self.report_at = Some(self.hold_until);
         if self.state.reporter.done(batch, outcome) == Verdict::SessionLost {
             self.lose();
         }
     }
 
+    /// When statuses are to be written. None: there are none, or nobody would take them.
+    fn report_time(&mut self) -> Option<Instant> {
+        let State { desired, reporter, .. } = &*self.state;
+        if self.leaving || self.lapsed || !desired.has_view() || !reporter.is_due() {
+            return None;
+        }
+        let now = Instant::now();
+        let at = *self.report_at.get_or_insert(now + TOGETHER);
+        Some(if reporter.is_urgent() { now } else { at }.max(self.hold_until))
+    }
+
     /// Hands the next batch to a task of its own, if it is time.
     pub(super) fn report(&mut self) {
         let Some(admission) = self.state.desired.admitted() else { return };
-        if self.leaving || self.lapsed || !self.state.desired.has_view() || !self.state.reporter.is_due() {
-            return;
-        }
-        let now = Instant::now();
-        let pause = if self.state.reporter.is_urgent() { Duration::ZERO } else { TOGETHER };
-        let at = *self.report_at.get_or_insert(now + pause);
-        if at > now {
+        if self.report_time().is_none_or(|at| at > Instant::now()) {
             return;
         }
         self.report_at = None;

@@ -19,6 +19,7 @@ use crate::{
     cgroup::{self, Cgroup},
     containment::{self, ContainmentMode},
     procfs::Processes,
+    sys,
 };
 
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub(super) enum Children {
 
 impl Reaper {
     pub(super) fn new(worker: &WorkerId, mode: ContainmentMode) -> io::Result<Self> {
+        sys::hear_of_children()?;
         #[cfg(target_os = "linux")]
         nix::sys::prctl::set_child_subreaper(true)?;
         let work = match mode {
