@@ -264,6 +264,10 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     }
 }
 
+/// The first parts of the keys below a prefix: a cluster whose prefix ended in one would read the keys of another as its own.
+const ROOMS: [&str; 11] =
+    ["admissions", "assignments", "election", "events", "intents", "resources", "results", "status", "tasks", "workers", "writers"];
+
 fn prefix(text: &str) -> Result<String, String> {
     let printable = |c: char| c.is_ascii_graphic();
     match text {
@@ -272,6 +276,9 @@ fn prefix(text: &str) -> Result<String, String> {
         text if text.ends_with('/') => Err("ends with /; leave the last one out".to_owned()),
         text if text.contains("//") => Err("has // in it; write one".to_owned()),
         text if !text.chars().all(printable) => Err("has a space, or a character that is not printable ASCII".to_owned()),
+        text if text.split('/').any(|part| ROOMS.contains(&part)) => {
+            Err(format!("has one of {} as a part, which are names of keys under another prefix", ROOMS.join(", ")))
+        }
         text if text.len() > MAX_NAME => Err(format!("has {} characters; it may have {MAX_NAME}", text.len())),
         text => Ok(text.to_owned()),
     }

@@ -156,9 +156,7 @@ impl<'a> PlanChecker<'a> {
             is_live
                 && match reason {
                     AdmitReason::New => admission.is_none(),
-                    AdmitReason::Attested => {
-                        admission.is_some_and(|a| registration.attests == Some(a.session) && registration.origin == a.origin)
-                    }
+                    AdmitReason::Attested => admission.is_some_and(|a| registration.attests_end_of(a, session)),
                     AdmitReason::Waited => worker.gone_since.is_some_and(|since| since.after(self.wait) <= self.now),
                 }
         });

@@ -24,7 +24,7 @@ pub struct Cluster {
 pub struct Unit {
     /// What is wanted; none: nothing of that name.
     pub record: Option<Box<Versioned<Record>>>,
-    /// The record stands, but cannot be read.
+    /// A record stands that cannot be read; then nothing is known of what is wanted.
     pub unreadable: Option<Box<str>>,
     /// At most one, as long as the protocol holds.
     pub holders: Vec<Holder>,
@@ -183,6 +183,18 @@ impl Cluster {
         }
     }
 
+    /// The same observer has listed everything anew: a session that it had seen to be gone has been gone since then, for it never
+    /// comes back.
+    pub fn keep_waits_of(&mut self, old: &Self) {
+        let session = |worker: &Worker| worker.admission.as_ref().map(|a| a.value.session);
+        for (id, worker) in &mut self.workers {
+            let Some(before) = old.workers.get(id).filter(|before| session(before) == session(worker)) else { continue };
+            if let (Some(_), Some(since)) = (worker.gone_since, before.gone_since) {
+                worker.gone_since = Some(since);
+            }
+        }
+    }
+
     /// Takes in one event.
     pub fn apply(&mut self, event: Event, now: Moment) {
         match event {
@@ -190,7 +202,10 @@ impl Cluster {
                 unit.record = value;
                 unit.unreadable = None;
             }),
-            Event::Unreadable { name, error } => self.with_unit(&name, |unit| unit.unreadable = Some(error)),
+            Event::Unreadable { name, error } => self.with_unit(&name, |unit| {
+                unit.record = None;
+                unit.unreadable = Some(error);
+            }),
             Event::Worker { id, value } => self.with_worker(&id, now, |worker| worker.registered = value),
             Event::Admission { worker, value } => self.with_worker(&worker, now, |w| w.admission = value),
             Event::Assignment { worker, name, value } => self.apply_assignment(worker, &name, value, now),

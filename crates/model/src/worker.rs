@@ -44,6 +44,16 @@ pub struct Registration {
     pub released: bool,
 }
 
+impl Registration {
+    /// Whether this, the registration of `session`, attests that nothing of the admitted session runs any more: it comes from the same
+    /// guard, which has reaped everything of all its sessions before this one.
+    #[must_use]
+    pub fn attests_end_of(&self, admission: &Admission, session: Session) -> bool {
+        let attested = self.attests.is_some_and(|attested| attested <= admission.session);
+        attested && self.origin == admission.origin && admission.session < session
+    }
+}
+
 /// Which guard, on which boot of which machine. Two sessions of one origin share their reaper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -63,7 +63,7 @@ fn candidates_of<'a>(turn: &Turn<'a>, donor: &WorkerId) -> BTreeMap<u64, Vec<Can
         let Some(unit) = turn.cluster.unit(name.as_str()) else { continue };
         let ([holder], Some(record)) = (unit.holders.as_slice(), unit.record.as_deref()) else { continue };
         let definition = &record.value.definition;
-        let is_settled = holder.held.runs() && holder.held.epoch.0 != 0 && unit.unreadable.is_none();
+        let is_settled = holder.held.runs() && holder.held.epoch.0 != 0;
         let is_free = !turn.cluster.agenda().attention.contains(name) && definition.pin.is_none();
         if is_settled && is_free {
             by_weight.entry(u64::from(definition.weight)).or_default().push(Candidate { name, holder, definition });

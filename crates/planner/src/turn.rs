@@ -112,8 +112,8 @@ impl<'a> Turn<'a> {
 
     /// Admission of a new session while an earlier one is the admitted one: DESIGN.md section 5, rule 5.
     fn readmit(&mut self, id: &WorkerId, worker: &Worker) {
-        let (Some(admission), Some(registration)) = (worker.admission.as_deref(), worker.registration()) else { return };
-        let attested = registration.attests == Some(admission.value.session) && registration.origin == admission.value.origin;
+        let (Some(admission), Some((session, registration))) = (worker.admission.as_deref(), worker.registered.as_deref()) else { return };
+        let attested = registration.attests_end_of(&admission.value, *session);
         if attested && !registration.released {
             return self.admit(id, worker, AdmitReason::Attested);
         }
@@ -154,7 +154,7 @@ impl<'a> Turn<'a> {
             }
             let Some(unit) = self.cluster.unit(name.as_str()) else { continue };
             let Some(holder) = unit.holders.iter().find(|h| h.worker == *id) else { continue };
-            if unit.holders.len() == 1 && unit.unreadable.is_none() {
+            if unit.holders.len() == 1 {
                 self.ended(name, unit, holder, reason);
             }
         }

@@ -61,6 +61,11 @@ impl World {
         self.apply(Event::Resource { name: name(text), value: None });
     }
 
+    /// Another hand writes what cannot be read.
+    pub fn garble(&mut self, text: &str) {
+        self.apply(Event::Unreadable { name: name(text), error: "garbage".into() });
+    }
+
     /// A new session of a worker; an earlier one is gone.
     pub fn join(&mut self, registration: Registration) {
         let session = Session(self.next().0);
@@ -153,9 +158,9 @@ impl World {
         self.cluster.unit(text).and_then(|u| u.home()).map(ToString::to_string)
     }
 
-    /// How many resources each ready worker has.
+    /// The payload of each ready worker.
     #[must_use]
-    pub fn counts(&self) -> Vec<usize> {
-        self.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).map(|(_, w)| w.names.len()).collect()
+    pub fn payloads(&self) -> Vec<u64> {
+        self.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).map(|(_, w)| w.payload).collect()
     }
 }

@@ -100,14 +100,14 @@ impl Client {
         self.read(key, etcd::GetOptions::new(), self.shared.deadline).await
     }
 
-    /// Whether the key stands and was created by this revision: a linearizable read of the key without its value. It needs no space,
+    /// Whether the key stands, was created by this revision and is still bound to this lease: a linearizable read of the key without its value. It needs no space,
     /// so it works while etcd refuses puts. The instant before the call is the one that the answer is good for.
     ///
     /// # Errors
     /// Those of a read: see [`Error`].
-    pub async fn stands(&self, key: &[u8], created: Revision, deadline: Duration) -> Result<bool, Error> {
+    pub async fn stands(&self, key: &[u8], created: Revision, lease: i64, deadline: Duration) -> Result<bool, Error> {
         let read = self.read(key, etcd::GetOptions::new().with_keys_only(), deadline).await?;
-        Ok(read.kv.is_some_and(|kv| kv.created == created))
+        Ok(read.kv.is_some_and(|kv| kv.created == created && kv.lease == lease))
     }
 
     async fn read(&self, key: &[u8], options: etcd::GetOptions, deadline: Duration) -> Result<Read, Error> {

@@ -1,8 +1,8 @@
 //! Between what stands in etcd and what the model speaks of: keys and JSON to events, decisions to transactions. No IO.
 
 use evenkeel_model::{
-    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, MasterRecord, Origin, Phase, Revision, Session, Versioned,
-    Write,
+    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Labels, MasterId, MasterRecord, Origin, Phase, Record,
+    Registration, Revision, Session, Versioned, WorkerId, Write,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -37,16 +37,25 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
     let event = match keys.parse(&kv.key) {
         Key::Foreign => return Meaning::Foreign,
         Key::Election(lease) => {
-            let value = read::<MasterRecord>(kv).ok();
-            let value = value.map(|value| Box::new(Versioned { revision: kv.created, value }));
-            return Meaning::Candidate { lease, value };
+            // Whoever holds the key, and whatever it says: its place in the order counts.
+            let value = read::<MasterRecord>(kv).unwrap_or_else(|_| unknown_master());
+            return Meaning::Candidate { lease, value: Some(Box::new(Versioned { revision: kv.created, value })) };
         }
         Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
-        Key::Resource(name) => match read(kv) {
+        Key::Resource(name) => match read::<Record>(kv) {
+            Ok(value) if value.definition.name != name => {
+                let error = format!("it is the record of {}", value.definition.name);
+                tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
+                Event::Unreadable { name, error: error.into() }
+            }
             Ok(value) => Event::Resource { name, value: versioned(kv, value) },
             Err(error) => Event::Unreadable { name, error: error.into() },
         },
-        Key::Worker(id) => Event::Worker { id, value: read(kv).ok().map(|value| Box::new((Session(kv.created.0), value))) },
+        // The session lives as long as its key stands, whatever the key says.
+        Key::Worker(id) => {
+            let registration = read(kv).unwrap_or_else(|_| unusable(id.clone()));
+            Event::Worker { id, value: Some(Box::new((Session(kv.created.0), registration))) }
+        }
         // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
         Key::Admission(worker) => {
             let nobody = Admission { session: Session(0), origin: Origin::default() };
@@ -80,6 +89,28 @@ pub fn meaning_of_change(keys: &Keys, change: &Change) -> Meaning {
         Change::Put(kv) => meaning(keys, kv),
         Change::Delete { key, .. } => meaning_of_absence(keys, key),
     }
+}
+
+/// A worker of which nothing is known but that it lives: it can take nothing.
+fn unusable(id: WorkerId) -> Registration {
+    Registration {
+        id,
+        address: String::new(),
+        http: String::new(),
+        labels: Labels::new(),
+        capacity: Some(0),
+        kinds: Vec::new(),
+        version: String::new(),
+        origin: Origin::default(),
+        attests: None,
+        released: false,
+    }
+}
+
+/// A master of which nothing is known but that it campaigns.
+fn unknown_master() -> MasterRecord {
+    let id = MasterId::new("unknown").unwrap_or_else(|_| unreachable!("it is a name"));
+    MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 }
 }
 
 /// An assignment that cannot be read may run, and has a hash that no resource has: it is stopped and made anew.
@@ -148,7 +179,7 @@ fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Definition, Record, ResourceName, WorkerId};
+    use evenkeel_model::{Definition, ResourceName};
 
     use super::*;
 
@@ -194,6 +225,12 @@ mod tests {
             panic!("some")
         };
         assert_eq!(admission.value.session, Session(0));
-        assert!(matches!(meaning(&keys, &kv("/workers/w", "[]")), Meaning::Cluster(Event::Worker { value: None, .. })));
+        let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
+        assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
+        let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
+        assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
+        let record = r#"{"ID":"1","Name":"b","AssignedNode":"","CreationTime":1}"#;
+        assert!(matches!(meaning(&keys, &kv("/resources/b", record)), Meaning::Cluster(Event::Resource { .. })));
+        assert!(matches!(meaning(&keys, &kv("/resources/a", record)), Meaning::Cluster(Event::Unreadable { .. })));
     }
 }

@@ -181,7 +181,7 @@ impl LeasedKey {
     /// Those of a read. They say nothing about the key.
     pub async fn prove(&self, deadline: Duration) -> Result<bool, Error> {
         let held = &self.held;
-        let stands = held.client.stands(&held.key, held.created, deadline).await?;
+        let stands = held.client.stands(&held.key, held.created, held.lease, deadline).await?;
         if !stands {
             held.lost(LostReason::KeyGone);
         }

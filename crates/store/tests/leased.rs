@@ -104,6 +104,16 @@ async fn a_lease_revoked_by_hand_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_another_hand_took_off_its_lease_is_ours_no_more() {
+    let etcd = Etcd::start(1).await;
+    let client = etcd.client();
+    let key = create(&client, session("v", 3, None)).await.unwrap();
+    client.put(key.key(), "the same, without a lease").await.unwrap();
+    assert!(!key.prove(SECOND).await.unwrap(), "it would outlive its holder");
+    assert_eq!(lost(&key).await, LostReason::KeyGone);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_etcd_ends_no_lease() {
     let mut etcd = Etcd::start(1).await;
     let client = etcd.client();

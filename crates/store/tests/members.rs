@@ -25,7 +25,7 @@ async fn rides_out(etcd: &mut Etcd, broken: usize, fault: impl FnOnce(&mut Etcd)
     let (mut copy, mut idle_copy) = (Copy::of(&client, KeyRange::prefix("/m/")), Copy::of(&idle, KeyRange::prefix("/m/")));
     copy.until("the list", |copy| copy.has("/m/before")).await;
     idle_copy.until("the list", |copy| copy.has("/m/before")).await;
-    let proofs = tokio::spawn(proofs(client.clone(), key.key().to_vec(), key.created()));
+    let proofs = tokio::spawn(proofs(client.clone(), key.key().to_vec(), key.created(), key.lease()));
 
     let start = Instant::now();
     fault(etcd);
@@ -49,10 +49,10 @@ async fn rides_out(etcd: &mut Etcd, broken: usize, fault: impl FnOnce(&mut Etcd)
 }
 
 /// Proves a key twice a second, as a worker does.
-async fn proofs(client: Client, key: Vec<u8>, created: evenkeel_store::Revision) {
+async fn proofs(client: Client, key: Vec<u8>, created: evenkeel_store::Revision, lease: i64) {
     loop {
         // What a proof says is for the worker; here it is what makes the client leave a member that does not answer.
-        let _ = client.stands(&key, created, SECOND).await;
+        let _ = client.stands(&key, created, lease, SECOND).await;
         tokio::time::sleep(SECOND / 2).await;
     }
 }

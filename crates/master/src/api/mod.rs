@@ -19,8 +19,10 @@ use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, rou
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, sync::watch as signal};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{service::Routes, transport::Server};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
 use tower::{Layer, util::BoxCloneSyncService};
 
 use self::{forward::ForwardLayer, service::Service, transcode::Transcoder};
@@ -43,8 +45,8 @@ pub(crate) async fn serve(service: Service, grpc: TcpListener, http: TcpListener
     let routes = grpc_routes(&service).map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
     let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(forward.layer(routes.clone())));
-    let server = Server::builder().tcp_nodelay(true).layer(forward).add_routes(routes);
-    let grpc = server.serve_with_incoming_shutdown(TcpListenerStream::new(grpc), until(stop.clone()));
+    let server = Server::builder().layer(forward).add_routes(routes);
+    let grpc = server.serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), until(stop.clone()));
     let http = axum::serve(http, http_router(shared, transcoder)).with_graceful_shutdown(until(stop));
     let (grpc, http) = tokio::join!(grpc, http);
     grpc.map_err(|e| failed("gRPC")(e.into()))?;

@@ -28,7 +28,7 @@ use self::{
     office::{Office, OfficeEvent},
     own_writes::Sight,
     request::{Refusal, Request},
-    term::Term,
+    term::{ListVerdict, Term},
 };
 use crate::{
     config::MasterConfig,
@@ -222,11 +222,12 @@ impl Control {
 
     /// A whole list has come: at the start, and when the watch was interrupted for so long that etcd has forgotten what came between.
     fn take_list(&mut self, kvs: &[evenkeel_store::Kv], revision: Revision) {
-        if let Role::Leading(term) = &mut self.role
-            && !term.accepts_list(revision)
-        {
-            // Writes are under way whose outcome the list may or may not hold: list again when they are done.
-            return;
+        if let Role::Leading(term) = &mut self.role {
+            match term.judge_list(revision) {
+                ListVerdict::Good => {}
+                ListVerdict::TooEarly => return,
+                ListVerdict::WentBack => return self.step_down("etcd has gone back to an earlier state"),
+            }
         }
         let shared = self.shared.clone();
         let now = shared.now();
@@ -242,12 +243,15 @@ impl Control {
         fresh.is_synced = true;
         let mut known = shared.write();
         fresh.forget_changes_of(&known);
+        if matches!(self.role, Role::Leading(_)) {
+            fresh.cluster.keep_waits_of(&known.cluster);
+        }
         *known = fresh;
         drop(known);
         tracing::debug!(revision = revision.0, keys = kvs.len(), "took in a whole list");
         self.revision = revision;
         if let Role::Leading(term) = &mut self.role {
-            term.begin_with_list(&shared);
+            term.begin_with_list();
         }
         self.reconsider();
     }

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     history,
-    own_writes::OwnWrites,
+    own_writes::{OwnWrites, Written},
     request::{Refusal, Request},
     snowflake::Snowflakes,
     wishes::Answer,
@@ -104,6 +104,17 @@ enum List {
     Asked,
 }
 
+/// What a whole list is to a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ListVerdict {
+    /// It replaces the Cluster.
+    Good,
+    /// It may lack writes that are under way, or were when it was made: another is needed.
+    TooEarly,
+    /// It lacks writes that were done before it was asked for: etcd was put back to an earlier state.
+    WentBack,
+}
+
 impl Term {
     /// Takes over the Cluster as the watch has built it, up to the revision at which this master took office.
     pub(super) fn begin(config: &MasterConfig, keys: &Keys, shared: &Shared, candidate: &LeasedKey) -> Self {
@@ -174,20 +185,23 @@ impl Term {
     }
 
     /// Whether a list of this revision can replace the Cluster: it must hold every write of this term.
-    pub(super) fn accepts_list(&mut self, revision: Revision) -> bool {
-        let accepts = self.is_idle() && revision >= self.last_written;
-        if !accepts {
-            self.list = List::Needed;
+    pub(super) fn judge_list(&mut self, revision: Revision) -> ListVerdict {
+        if revision >= self.last_written && self.is_idle() {
+            return ListVerdict::Good;
         }
-        accepts
+        if self.list == List::Asked && self.is_idle() {
+            // It was asked for when every write was done, so it would hold them, if this were still the same history.
+            return ListVerdict::WentBack;
+        }
+        self.list = List::Needed;
+        ListVerdict::TooEarly
     }
 
-    /// A whole list has replaced the Cluster. What was known of lost sessions is gone, so their waits begin anew.
-    pub(super) fn begin_with_list(&mut self, shared: &Shared) {
+    /// A whole list has replaced the Cluster.
+    pub(super) fn begin_with_list(&mut self) {
         self.own = OwnWrites::default();
         self.list = List::Good;
         self.is_due = true;
-        shared.write().cluster.begin_term(shared.now());
     }
 
     /// Notes what an event means for the history before the Cluster takes it in.
@@ -342,14 +356,21 @@ impl Term {
     fn committed(&mut self, known: &mut Known, token: u64, pending: Pending, revision: Revision, now: Moment) {
         self.last_written = self.last_written.max(revision);
         for (key, write) in &pending.writes {
-            if self.own.written(key, token, revision) {
-                let event = write.event(revision);
-                super::touch(known, &event);
-                known.cluster.apply(event, now);
+            let stands = self.own.written(key, token, revision);
+            if stands == Written::Superseded {
+                continue;
+            }
+            let event = write.event(revision);
+            super::touch(known, &event);
+            known.cluster.apply(event, now);
+            if stands == Written::Overtaken {
+                tracing::info!(key = %String::from_utf8_lossy(key), "was written by another hand as well; the cluster is read anew");
+                self.list = List::Needed;
             }
         }
         for key in &pending.more_keys {
-            self.own.written(key, token, revision);
+            // No event tells of these, so there is none that could have been missed.
+            let _ = self.own.written(key, token, revision);
         }
         if let Some(mut happening) = pending.happening {
             let creates = |(_, write): &(Vec<u8>, Write)| matches!(write, Write::Assignment(_, _, _, epoch) if *epoch == Epoch::default());

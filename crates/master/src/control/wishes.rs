@@ -135,7 +135,7 @@ impl Term {
             return drop(reply.send(Err(Refusal::NotFound(name.clone()))));
         };
         let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
-        if let Some(record) = unit.record.as_deref().filter(|_| unit.unreadable.is_none()) {
+        if let Some(record) = unit.record.as_deref() {
             decision.guards.push(Guard::Resource(name.clone(), record.revision));
         }
         for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
