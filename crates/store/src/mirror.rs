@@ -36,6 +36,9 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(8);
 /// The first and the longest pause between two failures in a row.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// After so many signs of life a watch has surely repeated what it must: it catches up within a tenth of a second, and is asked for a
+/// sign only after [`QUIET`].
+const SIGNS: u8 = 3;
 /// How many updates may wait for the owner before the watch waits too.
 const CHANNEL: usize = 256;
 
@@ -107,8 +110,17 @@ impl Change {
 pub fn mirror(client: &Client, range: KeyRange) -> mpsc::Receiver<Update> {
     let (updates, receiver) = mpsc::channel(CHANNEL);
     let member_changes = client.current_changes();
-    let mirror =
-        Mirror { client: client.clone(), range, updates, member_changes, lost: false, pause: PAUSE, answer: ANSWER.max(client.deadline()) };
+    let mirror = Mirror {
+        client: client.clone(),
+        range,
+        updates,
+        member_changes,
+        last: Vec::new(),
+        repeat_within: None,
+        lost: false,
+        pause: PAUSE,
+        answer: ANSWER.max(client.deadline()),
+    };
     tokio::spawn(mirror.run());
     receiver
 }
@@ -149,6 +161,11 @@ struct Mirror {
     range: KeyRange,
     updates: mpsc::Sender<Update>,
     member_changes: watch::Receiver<usize>,
+    /// The changes of the revision that was seen last, if it was one that changed the range. A watch that goes on after it repeats them;
+    /// one that does not tells of another history, since etcd was put back to an earlier state and has gone on from there.
+    last: Vec<Change>,
+    /// The repetition is still to come: after how many signs of life it is given up.
+    repeat_within: Option<u8>,
     /// Whether the owner was told that its view may be stale.
     lost: bool,
     pause: Duration,
@@ -179,6 +196,7 @@ impl Mirror {
         match listed {
             Ok(listed) => {
                 self.lost = false;
+                self.last.clear();
                 self.send(Update::Reset { kvs: listed.kvs, revision: listed.revision }).await?;
                 Ok(State::Opening { seen: listed.revision })
             }
@@ -201,6 +219,7 @@ impl Mirror {
 
     async fn opened(&mut self, seen: Revision, stream: WatchStream) -> Result<State, Closed> {
         self.pause = PAUSE;
+        self.repeat_within = (!self.last.is_empty()).then_some(SIGNS);
         if std::mem::take(&mut self.lost) {
             info!(endpoint = self.client.endpoint_of(stream.member()), revision = %seen, "etcd is followed again");
             self.send(Update::Recovered).await?;
@@ -225,10 +244,23 @@ impl Mirror {
     async fn follow(&mut self, seen: Revision, mut stream: Box<WatchStream>, pulse: Pulse) -> Result<State, Closed> {
         match self.next_event(&mut stream, pulse).await? {
             Event::Message(Ok(WatchMessage::Changes(changes))) => {
+                if self.repeat_within.take().is_some() && !changes.iter().filter(|c| c.revision() == seen).eq(&self.last) {
+                    return self.other_history(seen).await;
+                }
                 let seen = self.pass_on(seen, changes).await?;
                 Ok(self.heard(seen, stream))
             }
-            Event::Message(Ok(WatchMessage::Alive(progress))) => Ok(self.heard(progress.map_or(seen, |p| p.max(seen)), stream)),
+            Event::Message(Ok(WatchMessage::Alive(progress))) => {
+                self.repeat_within = self.repeat_within.map(|signs| signs.saturating_sub(1));
+                if self.repeat_within == Some(0) {
+                    return self.other_history(seen).await;
+                }
+                let further = progress.filter(|p| *p > seen && self.repeat_within.is_none());
+                if further.is_some() {
+                    self.last.clear();
+                }
+                Ok(self.heard(further.unwrap_or(seen), stream))
+            }
             Event::Message(Ok(WatchMessage::Compacted(compacted))) => {
                 debug!(%seen, %compacted, "the watch lagged behind etcd's compaction: listing again");
                 self.tell_lost(format!("etcd has compacted its history up to {compacted}, past {seen}")).await?;
@@ -245,6 +277,12 @@ impl Mirror {
                 self.broken(seen, &stream, &error).await
             }
         }
+    }
+
+    async fn other_history(&mut self, seen: Revision) -> Result<State, Closed> {
+        self.repeat_within = None;
+        self.tell_lost(format!("etcd tells of another history than before: its revision {seen} is not the one that was seen")).await?;
+        Ok(State::Listing)
     }
 
     /// The member lives.
@@ -277,6 +315,7 @@ impl Mirror {
     async fn pass_on(&mut self, seen: Revision, mut changes: Vec<Change>) -> Result<Revision, Closed> {
         changes.retain(|change| change.revision() > seen);
         let Some(revision) = changes.last().map(Change::revision) else { return Ok(seen) };
+        self.last = changes.iter().filter(|change| change.revision() == revision).cloned().collect();
         self.send(Update::Changes { changes, revision }).await?;
         Ok(revision)
     }
