@@ -1,6 +1,9 @@
 //! From settings to a running master or worker. Nothing is decided here.
 
-use std::ffi::OsString;
+use std::{
+    ffi::OsString,
+    time::{Duration, Instant},
+};
 
 use evenkeel_master::{MASTER_LEASE, MasterConfig};
 use evenkeel_planner::PlannerConfig;
@@ -13,6 +16,9 @@ use evenkeel_worker::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::settings::{MasterSettings, WorkerSettings};
+
+/// See the guard's constant of this name.
+const ECHO: Duration = Duration::from_millis(300);
 
 /// Runs a master until it is told to end.
 pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
@@ -52,7 +58,11 @@ fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
         };
         told().await;
         tokio::spawn(async move {
-            told().await;
+            // A second one that comes at once is an echo: some programs signal a process and then its whole group.
+            let first = Instant::now();
+            while first.elapsed() < ECHO {
+                told().await;
+            }
             std::process::exit(130);
         });
     })

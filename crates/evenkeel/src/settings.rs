@@ -252,8 +252,10 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
 /// A URL of etcd or of a master; `host:port` alone means http.
 pub(crate) fn url(text: &str) -> Result<String, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-    if !matches!(scheme, "http" | "https") {
-        return Err(format!("scheme {scheme:?} is neither http nor https"));
+    match scheme {
+        "http" => {}
+        "https" => return Err("TLS is not built in; write http://".to_owned()),
+        _ => return Err(format!("scheme {scheme:?} is not http")),
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (host, port) = rest.rsplit_once(':').ok_or("the port is missing; write http://HOST:PORT")?;
@@ -382,9 +384,9 @@ mod tests {
 
     #[test]
     fn every_flag_of_a_worker_arrives() {
-        let line = "--id blue --etcd a:1,https://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
+        let line = "--id blue --etcd a:1,http://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
         let settings = worker(line).expect("valid");
-        assert_eq!(settings.common.etcd, ["http://a:1", "https://b:2"]);
+        assert_eq!(settings.common.etcd, ["http://a:1", "http://b:2"]);
         assert_eq!(settings.common.prefix, "/x/y");
         assert_eq!(settings.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["disk=ssd", "gpu=true", "zone=a"]);
         assert_eq!((settings.capacity, settings.drivers), (Some(7), vec!["noop".to_owned()]));
@@ -398,10 +400,11 @@ mod tests {
         let cases = [
             ("http://127.0.0.1:2379", Ok("http://127.0.0.1:2379")),
             ("127.0.0.1:2379", Ok("http://127.0.0.1:2379")),
-            ("https://etcd-1.example:2379/", Ok("https://etcd-1.example:2379")),
+            ("http://etcd-1.example:2379/", Ok("http://etcd-1.example:2379")),
+            ("https://etcd-1.example:2379", Err("TLS is not built in")),
             ("[::1]:2379", Ok("http://[::1]:2379")),
             ("localhost", Err("the port is missing")),
-            ("ftp://a:1", Err("scheme \"ftp\" is neither")),
+            ("ftp://a:1", Err("scheme \"ftp\" is not http")),
             ("http://a:b", Err("\"b\" is no port")),
             ("http://a:0", Err("\"0\" is no port")),
             ("http://a b:1", Err("\"a b\" is no host name")),

@@ -20,6 +20,7 @@ fn adds() -> Vec<Case> {
     let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(254));
     let large = spec(&format!(r#"{{"a":"{}"}}"#, "x".repeat(65_536)));
     let deep = spec(&format!(r#"{{"a":{}{}}}"#, "[".repeat(60), "]".repeat(60)));
+    let process = |spec: &str| format!(r#"{{"name":"a","kind":"process","spec":{spec}}}"#);
     let labels: Vec<String> = (0..65).map(|n| format!(r#""l{n}":"v""#)).collect();
     let labels = format!(r#"{{"name":"a","labels":{{{}}}}}"#, labels.join(","));
     vec![
@@ -73,6 +74,13 @@ fn adds() -> Vec<Case> {
         add(&deep, "recursion limit"),
         add(&spec(r#"{"a":9007199254740994}"#), "cannot be held exactly"),
         add(&spec(r#"{"a":1e999}"#), "body: "),
+        add(r#"{"name":"a","kind":"process"}"#, "spec.command: is missing"),
+        add(&process(r#"{"command":"ls"}"#), "spec.command: is not a list of strings"),
+        add(&process(r#"{"command":["ls"],"restart":"sometimes"}"#), "spec.restart: \"sometimes\""),
+        add(&process(r#"{"command":["ls"],"stop_grace":"2"}"#), "spec.stop_grace: \"2\""),
+        add(&process(r#"{"command":["ls"],"stop_signal":"FOO"}"#), "spec.stop_signal: \"FOO\""),
+        add(&process(r#"{"command":["ls"],"env":{"EVENKEEL_EPOCH":"1"}}"#), "spec.env.EVENKEEL_EPOCH"),
+        add(&process(r#"{"command":["ls"],"bogus":1}"#), "spec.bogus: is not known"),
         case("POST", "/v1/resources", "x".repeat((1 << 20) + 1), 413, 8, "larger than"),
         case("POST", "/crawler/resource", "", 400, 3, "name: \"\" is empty"),
         case("POST", "/crawler/resource", r#"{"name":"a b"}"#, 400, 3, "name: \"a b\""),
@@ -88,6 +96,9 @@ fn others() -> Vec<Case> {
         case("GET", "/v1/resources/%ff", "", 400, 3, "position 1"),
         case("GET", "/v1/resources?selector=a%20in%20b", "", 400, 3, "selector: selector \"a in b\": at character 6"),
         case("GET", "/v1/resources?page_size=many", "", 400, 3, "page_size: \"many\""),
+        case("GET", "/v1/resources?page_size=-2", "", 400, 3, "page_size: -2 is less than 0"),
+        case("GET", "/v1/resources?page_token=%20", "", 400, 3, "page_token: is none"),
+        case("PUT", "/v1/resources/one", r#"{"name":"two"}"#, 400, 3, "the body says \"two\" and the path \"one\""),
         case("GET", "/v1/resources?sort=name", "", 400, 3, "sort: no such field"),
         case("GET", "/v1/resources:watch?selector=,", "", 400, 3, "at character 1"),
         case("GET", "/v1/resources/none:explain", "", 404, 5, "no such resource"),

@@ -122,6 +122,31 @@ async fn a_reflection_client_finds_and_calls_everything() {
 }
 
 #[tokio::test]
+async fn output_is_followed_to_where_the_work_goes() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &["--resources", &examples("classic.yaml")]).await;
+    stage.workers(2).await;
+    let from = stage.settled(5).await["xxx"].worker.clone();
+    let printed = stage.path().join("printed");
+    let master = format!("http://127.0.0.1:{}", stage.process("master-1").grpc);
+    let mut follower = support::evenkeel()
+        .args(["logs", "xxx", "--follow", "--master", &master])
+        .stdout(std::fs::File::create(&printed).expect("a file"))
+        .spawn()
+        .expect("started");
+    let shows = |worker: &str| std::fs::read_to_string(&printed).is_ok_and(|text| text.contains("xxx epoch=") && text.contains(worker));
+    stage.eventually("its output is shown", async || shows(&format!("on {from}:")).then_some(())).await;
+    // Two at once are one request: the second is an echo, and the release is not cut short.
+    stage.signal(&from, Signal::SIGINT);
+    stage.signal(&from, Signal::SIGINT);
+    assert_eq!(stage.ended(&from).await, Some(0));
+    let to = stage.settled(5).await["xxx"].worker.clone();
+    stage.eventually("its output is shown from there", async || shows(&format!("on {to}:")).then_some(())).await;
+    assert!(stage.cli("master-1", &["delete", "xxx"]).status.success());
+    stage.eventually("the follower ends", async || follower.try_wait().expect("waited")).await;
+}
+
+#[tokio::test]
 async fn the_file_of_resources_is_followed_and_what_came_by_the_api_stays() {
     let mut stage = Stage::start().await;
     let file = stage.manifest(&["kept".to_owned(), "goes".to_owned()]);
@@ -139,4 +164,10 @@ async fn the_file_of_resources_is_followed_and_what_came_by_the_api_stays() {
         .await;
     assert_eq!((&after["kept"], &after["by-api"]), (&before["kept"], &before["by-api"]));
     assert!(after.contains_key("comes"));
+    assert!(stage.cli("master-1", &["delete", "kept"]).status.success());
+    stage
+        .eventually("what the file has comes back", async || {
+            stage.assignments().await.get("kept").is_some_and(|a| a.epoch != before["kept"].epoch).then_some(())
+        })
+        .await;
 }

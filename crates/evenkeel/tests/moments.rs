@@ -129,6 +129,15 @@ async fn a_hiccup_of_etcd_restarts_nothing_and_an_outage_stops_the_work_in_time(
     stage.etcd.kill(0).expect("killed");
     let work: Vec<_> = names(4).iter().map(|name| stage.work(name)).collect();
     stage.eventually("nothing runs any more", async || work.iter().all(|pid| !is_alive(*pid)).then_some(())).await;
+    for master in ["master-1", "master-2"] {
+        stage
+            .eventually("the masters say that they know nothing for certain", async || {
+                stage.curl(master, "/readyz", &[]).starts_with("not ready").then_some(())
+            })
+            .await;
+    }
+    let refused = stage.curl("master-1", "/v1/resources/r1", &[]);
+    assert!(refused.starts_with(r#"{"code":14,"#), "what may be stale is not told: {refused}");
     stage.etcd.restart(0).await.expect("back");
     stage.eventually("it runs again", async || names(4).iter().all(|name| is_alive(stage.work(name))).then_some(())).await;
     stage.settled(4).await;

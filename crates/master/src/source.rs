@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use evenkeel_model::{
-    Definition, ResourceName, diff,
+    Definition, ResourceName,
+    diff::{self, Counts},
     manifest::{self, File},
 };
 use futures::{StreamExt, stream};
@@ -37,67 +38,88 @@ pub(crate) fn read(path: &Path) -> Result<BTreeMap<ResourceName, Definition>, Ma
 pub(crate) async fn run(service: Service, path: &Path) {
     let mut leadership = service.shared.leadership.subscribe();
     let mut seen: Option<Vec<u8>> = None;
+    let mut wanted = BTreeMap::new();
+    let mut synced_at = None;
     loop {
         if !leads(&service.shared) {
-            seen = None;
+            synced_at = None;
             if leadership.changed().await.is_err() {
                 return;
             }
             continue;
         }
-        let bytes = tokio::fs::read(path).await.ok();
-        if bytes.is_some() && bytes != seen {
-            match read(path) {
-                Ok(wanted) if sync(&service, &wanted).await => seen = bytes,
-                Ok(_) => {}
-                Err(error) => {
+        match tokio::fs::read(path).await {
+            Ok(bytes) if seen.as_ref() != Some(&bytes) => {
+                match read(path) {
+                    Ok(definitions) => wanted = definitions,
                     // The last good state stays. The same mistake is not told twice.
-                    tracing::error!(%error, "the file of resources is wrong, and nothing of it is applied");
-                    seen = bytes;
+                    Err(error) => tracing::error!(%error, "the file of resources is wrong, and nothing of it is applied"),
                 }
+                seen = Some(bytes);
+                synced_at = None;
             }
+            Ok(_) => {}
+            Err(error) if seen.take().is_some() => {
+                tracing::error!(path = %path.display(), %error, "the file of resources cannot be read; what it said last stays");
+            }
+            Err(_) => {}
+        }
+        let changes = service.shared.read().next_change();
+        if synced_at != Some(changes) {
+            sync(&service, &wanted).await;
+            synced_at = Some(changes);
         }
         sleep(PERIOD).await;
     }
 }
 
-/// Carries out the difference. True: all of it was done, or was refused for good.
-async fn sync(service: &Service, wanted: &BTreeMap<ResourceName, Definition>) -> bool {
-    let stands = definitions_of(&service.shared.read(), SOURCE);
-    let (puts, deletes, unchanged) = {
+/// Carries out the difference between what the file wants and what stands of it, whatever has made it.
+async fn sync(service: &Service, wanted: &BTreeMap<ResourceName, Definition>) {
+    let (puts, deletes, counts) = {
+        let known = service.shared.read();
+        let stands = definitions_of(&known, SOURCE);
         let diff = diff::diff(&stands, wanted);
-        let changes = diff.change.iter().map(|change| change.new);
-        let puts: Vec<Definition> = diff.add.iter().copied().chain(changes).cloned().collect();
+        // What came by the API stays, though the file has it too.
+        let adds = diff.add.iter().copied().filter(|d| known.cluster.unit(d.name.as_str()).is_none_or(|u| u.record.is_none()));
+        let adds: Vec<(Definition, PutMode)> = adds.map(|d| (d.clone(), PutMode::Add)).collect();
+        let kept = diff.add.len() - adds.len();
+        let counts = Counts { add: adds.len(), change: diff.change.len(), delete: diff.delete.len(), unchanged: diff.unchanged };
+        let changes = diff.change.iter().map(|change| (change.new.clone(), PutMode::Apply));
+        let puts: Vec<(Definition, PutMode)> = adds.into_iter().chain(changes).collect();
         let deletes: Vec<ResourceName> = diff.delete.iter().map(|definition| definition.name.clone()).collect();
-        (puts, deletes, diff.unchanged)
+        if kept > 0 && !(puts.is_empty() && deletes.is_empty()) {
+            tracing::warn!(kept, "names of the file stand already and came by the API: those stay as they are");
+        }
+        (puts, deletes, counts)
     };
     if puts.is_empty() && deletes.is_empty() {
-        return true;
+        return;
     }
-    let counts = (puts.len(), deletes.len());
-    let put = |definition: Definition| {
-        let mode = if stands.contains_key(&definition.name) { PutMode::Apply } else { PutMode::Add };
-        async move { is_settled(service.put(definition.clone(), mode, SOURCE).await.map(drop), &definition.name) }
+    let put = async |(definition, mode): (Definition, PutMode)| {
+        let change = usize::from(mode == PutMode::Apply);
+        let done = is_done(service.put(definition.clone(), mode, SOURCE).await.map(drop), &definition.name);
+        Counts { add: done * (1 - change), change: done * change, ..Counts::default() }
     };
-    let delete = |name: ResourceName| async move { is_settled(service.delete(name.clone()).await, &name) };
-    let puts = stream::iter(puts).map(put).buffer_unordered(WINDOW).fold(true, |all, one| async move { all && one }).await;
-    let deletes = stream::iter(deletes).map(delete).buffer_unordered(WINDOW).fold(true, |all, one| async move { all && one }).await;
-    tracing::info!(added_or_changed = counts.0, deleted = counts.1, unchanged, complete = puts && deletes, "synced the file of resources");
-    puts && deletes
+    let delete = async |name: ResourceName| Counts { delete: is_done(service.delete(name.clone()).await, &name), ..Counts::default() };
+    let mut done = Counts { unchanged: counts.unchanged, ..Counts::default() };
+    let mut puts = stream::iter(puts).map(put).buffer_unordered(WINDOW);
+    while let Some(one) = puts.next().await {
+        (done.add, done.change) = (done.add + one.add, done.change + one.change);
+    }
+    let mut deletes = stream::iter(deletes).map(delete).buffer_unordered(WINDOW);
+    while let Some(one) = deletes.next().await {
+        done.delete += one.delete;
+    }
+    tracing::info!(wanted = %counts, done = %done, "synced the file of resources");
 }
 
-/// Whether there is nothing to try again.
-fn is_settled(result: Result<(), tonic::Status>, name: &ResourceName) -> bool {
-    let Err(status) = result else { return true };
-    match status.code() {
-        tonic::Code::NotFound => true,
-        tonic::Code::AlreadyExists => {
-            tracing::warn!(resource = %name, "is in the file, and stands with other content that came by the API; that one stays");
-            true
-        }
-        _ => {
-            tracing::warn!(resource = %name, %status, "could not be synced yet");
-            false
+/// One, if it was done.
+fn is_done(result: Result<(), tonic::Status>, name: &ResourceName) -> usize {
+    match result {
+        Ok(()) => 1,
+        Err(status) => {
+            tracing::warn!(resource = %name, reason = status.message(), "could not be synced");
+            0
         }
     }
 }

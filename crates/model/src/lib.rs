@@ -17,6 +17,7 @@ mod history;
 mod ids;
 pub mod manifest;
 mod plan;
+pub mod process;
 mod record;
 mod resource;
 mod selector;

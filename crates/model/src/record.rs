@@ -98,16 +98,11 @@ impl TryFrom<Wire> for Record {
 
     fn try_from(wire: Wire) -> Result<Self, String> {
         let name = ResourceName::new(&wire.name).map_err(|e| format!("Name: {:?} {e}", wire.name))?;
-        let draft = Draft {
-            name: wire.name,
-            kind: wire.kind.into(),
-            weight: wire.weight,
-            labels: wire.labels,
-            require: wire.require,
-            pin: wire.pin,
-            ..Draft::default()
-        };
-        let definition = Definition { ownership: wire.ownership, spec: wire.spec, ..draft.check().map_err(|e| e.to_string())? };
+        let draft =
+            Draft { name: wire.name, weight: wire.weight, labels: wire.labels, require: wire.require, pin: wire.pin, ..Draft::default() };
+        // What was taken in stands, whatever its kind asks of a spec today; the worker has the last word on it.
+        let rest = draft.check().map_err(|e| e.to_string())?;
+        let definition = Definition { kind: wire.kind, ownership: wire.ownership, spec: wire.spec, ..rest };
         debug_assert_eq!(definition.name, name);
         Ok(Self {
             // An id that a person wrote by hand may be anything; it identifies nothing, so it is no reason to refuse the record.

@@ -5,7 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 
-use crate::{Labels, NameError, ResourceName, Selector, SelectorError, WorkerId};
+use crate::{
+    Labels, NameError, ResourceName, Selector, SelectorError, WorkerId,
+    process::{self, ProcessSpec},
+};
 
 /// The largest spec, in bytes of canonical JSON.
 pub const MAX_SPEC: usize = 64 * 1024;
@@ -121,6 +124,14 @@ pub enum DefinitionError {
         /// Where it is wrong.
         source: SelectorError,
     },
+    /// A field of the spec that breaks the rule of its kind.
+    #[error("spec.{field}: {rule}")]
+    Spec {
+        /// The field within the spec.
+        field: String,
+        /// The rule, as a sentence that says what to do.
+        rule: String,
+    },
     /// Any other field that breaks its rule.
     #[error("{field}: {rule}")]
     Field {
@@ -204,6 +215,9 @@ impl Draft {
             other => return Err(field_error("ownership", format!("{other:?} is neither exclusive nor available"))),
         };
         let spec = self.spec.map(Spec::from_value).transpose()?.unwrap_or_default();
+        if self.kind == process::KIND {
+            ProcessSpec::parse(&spec)?;
+        }
         Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec })
     }
 
@@ -436,6 +450,11 @@ mod tests {
                 json!({"spec": {"a": 9_007_199_254_740_993_i64}}),
                 "spec: 9007199254740993 cannot be held exactly by every client; write it as a string",
             ),
+            (json!({"kind": "process"}), "spec.command: is missing; give the program and its arguments as a list of strings"),
+            (
+                json!({"kind": "process", "spec": {"command": ["a"], "stop_grace": 2}}),
+                "spec.stop_grace: 2 is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h",
+            ),
             (json!({"labels": {"": "b"}}), "labels: key \"\" is not 1 to 253 of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
             (json!({"labels": {"a": "b c"}}), "labels: value \"b c\" of a is not at most 253 of A-Z a-z 0-9 . _ - /"),
             (json!({"spread": "zone"}), "spread: is not supported by this version; leave it out"),
@@ -451,12 +470,12 @@ mod tests {
     fn the_hash_covers_kind_and_spec_and_nothing_else() {
         let plain = draft(json!({})).expect("plain");
         assert!(plain.hash().is_empty());
-        let base = draft(json!({"kind": "process", "spec": {"command": ["a"], "n": 1}})).expect("base");
+        let base = draft(json!({"kind": "crawler", "spec": {"command": ["a"], "n": 1}})).expect("base");
         let same =
-            draft(json!({"kind": "process", "spec": {"n": 1.0, "command": ["a"]}, "weight": 3, "labels": {"a": "b"}})).expect("same");
+            draft(json!({"kind": "crawler", "spec": {"n": 1.0, "command": ["a"]}, "weight": 3, "labels": {"a": "b"}})).expect("same");
         assert_eq!(base.hash(), same.hash());
         for other in
-            [json!({"kind": "noop", "spec": {"command": ["a"], "n": 1}}), json!({"kind": "process", "spec": {"command": ["a"], "n": 2}})]
+            [json!({"kind": "noop", "spec": {"command": ["a"], "n": 1}}), json!({"kind": "crawler", "spec": {"command": ["a"], "n": 2}})]
         {
             assert_ne!(draft(other).expect("other").hash(), base.hash());
         }

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use evenkeel_model::{Assignment, ResourceName, Spec};
+use evenkeel_model::{
+    Assignment, ResourceName, Spec,
+    process::{self, ProcessSpec},
+};
 use serde::Deserialize;
 
 /// What a name means.
@@ -75,10 +78,17 @@ impl Catalog {
             Ok(entries) => entries,
             Err(error) => return Err(CatalogError::Content { path, reason: first_line(&error.to_string()) }),
         };
-        match entries.iter().find(|(_, entry)| !kinds.contains(&entry.kind)) {
-            Some((name, entry)) => Err(CatalogError::Kind { path, name: name.clone(), kind: entry.kind.clone(), known: kinds.join(", ") }),
-            None => Ok(Self(entries)),
+        for (name, entry) in &entries {
+            if !kinds.contains(&entry.kind) {
+                return Err(CatalogError::Kind { path, name: name.clone(), kind: entry.kind.clone(), known: kinds.join(", ") });
+            }
+            if entry.kind == process::KIND
+                && let Err(error) = ProcessSpec::parse(&entry.spec)
+            {
+                return Err(CatalogError::Content { path, reason: format!("{name}: {error}") });
+            }
         }
+        Ok(Self(entries))
     }
 
     /// The kind and the spec that an assignment comes to.

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn definition() -> Definition {
-        let draft = json!({"name": "a", "kind": "process", "weight": 2, "labels": {"team": "books"}, "require": "gpu=true", "pin": "worker-1",
+        let draft = json!({"name": "a", "kind": "crawler", "weight": 2, "labels": {"team": "books"}, "require": "gpu=true", "pin": "worker-1",
             "ownership": "available", "spec": {"command": ["./a"], "n": 3, "half": 0.5, "none": null, "nested": {"list": [1, "x", {}]}}});
         serde_json::from_value::<Draft>(draft).expect("shape").check().expect("valid")
     }
@@ -104,7 +104,7 @@ mod tests {
             ..ResourceState::default()
         };
         let expected = json!({
-            "resource": {"name": "a", "kind": "process", "weight": 2, "labels": {"team": "books"}, "require": "gpu=true", "pin": "worker-1",
+            "resource": {"name": "a", "kind": "crawler", "weight": 2, "labels": {"team": "books"}, "require": "gpu=true", "pin": "worker-1",
                 "ownership": "available",
                 "spec": {"command": ["./a"], "n": 3, "half": 0.5, "none": null, "nested": {"list": [1, "x", {}]}}},
             "id": "1604066677018857472", "creationTime": "1671274272579882000", "worker": "worker-1", "address": "127.0.0.1:9090",

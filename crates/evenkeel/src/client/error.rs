@@ -83,7 +83,7 @@ pub(crate) fn advice(subject: &str, code: Code, message: &str) -> String {
             "stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
         ),
         Code::Unavailable => format!("{}; try again in a moment", or("there is no leader now")),
-        Code::Unimplemented => "the master does not have this call yet; is it of an older version?".to_owned(),
+        Code::Unimplemented => or("the master does not have this call; is it of an older version, or is this not its gRPC port?"),
         Code::ResourceExhausted => format!("{}; try again with less at once", or("too much at once")),
         Code::DeadlineExceeded => format!("{}; try again", or("no answer in time")),
         Code::Unknown | Code::Internal => or("the master failed; its log says why"),
@@ -105,7 +105,8 @@ mod tests {
                 "a: stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
             ),
             (Status::unavailable(""), "a: there is no leader now; try again in a moment"),
-            (Status::unimplemented("x"), "a: the master does not have this call yet; is it of an older version?"),
+            (Status::unimplemented("DrainWorker is not in this version"), "a: DrainWorker is not in this version"),
+            (Status::unimplemented(""), "a: the master does not have this call; is it of an older version, or is this not its gRPC port?"),
             (Status::invalid_argument("weight: 0 is not within 1 to 1000000"), "a: weight: 0 is not within 1 to 1000000"),
             (Status::resource_exhausted(""), "a: too much at once; try again with less at once"),
             (Status::internal("evil\u{1b}[2J\nline"), "a: evil [2J line"),

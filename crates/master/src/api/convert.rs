@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_definition_survives_the_api() {
-        let draft: Draft = serde_json::from_value(json!({"name": "a", "kind": "process", "weight": 3, "labels": {"team": "books"},
+        let draft: Draft = serde_json::from_value(json!({"name": "a", "kind": "crawler", "weight": 3, "labels": {"team": "books"},
             "require": "gpu=true", "pin": "w", "ownership": "available",
             "spec": {"command": ["a", "b"], "n": 1, "f": 1.5, "deep": {"null": null, "list": [true, []]}}}))
         .expect("draft");

@@ -142,6 +142,11 @@ impl Found {
             set(&mut message, &decode(key), &decode(&value.replace('+', " ")))?;
         }
         for (path, value) in &self.fields {
+            let before = text_at(&message, path);
+            if !before.is_empty() && before != *value {
+                let why = format!("{path}: the body says {before:?} and the path {value:?}; let them agree, or leave it out of the body");
+                return Err(Failure::Grpc(Status::invalid_argument(why)));
+            }
             set(&mut message, path, value)?;
         }
         Ok(message)
@@ -178,6 +183,16 @@ fn set(message: &mut DynamicMessage, path: &str, text: &str) -> Result<(), Failu
     })?;
     message.set_field(&field, value);
     Ok(())
+}
+
+/// The text of a field by its path; empty where there is none.
+fn text_at(message: &DynamicMessage, path: &str) -> String {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    match (message.get_field_by_name(first).as_deref(), rest) {
+        (Some(Value::Message(inner)), Some(rest)) => text_at(inner, rest),
+        (Some(Value::String(text)), None) => text.clone(),
+        _ => String::new(),
+    }
 }
 
 fn parse(field: &FieldDescriptor, text: &str) -> Option<Value> {
@@ -248,7 +263,8 @@ mod tests {
             ),
             (Method::DELETE, "/crawler/resource", "", r#"{"name":"a"}"#, "/CrawlerMaster/DeleteResource", r#"{"name":"a"}"#),
             (Method::POST, "/v1/resources", "", r#"{"name":"a"}"#, "AddResource", r#"{"resource":{"name":"a"}}"#),
-            (Method::PUT, "/v1/resources/b", "", r#"{"name":"a"}"#, "UpdateResource", r#"{"resource":{"name":"b"}}"#),
+            (Method::PUT, "/v1/resources/b", "", r#"{"name":"b"}"#, "UpdateResource", r#"{"resource":{"name":"b"}}"#),
+            (Method::PUT, "/v1/resources/b", "", "{}", "UpdateResource", r#"{"resource":{"name":"b"}}"#),
             (Method::DELETE, "/v1/resources/a.b", "", "", "DeleteResource", r#"{"name":"a.b"}"#),
             (Method::GET, "/v1/resources/a%2eb", "", "", "GetResource", r#"{"name":"a.b"}"#),
             (Method::GET, "/v1/resources", "selector=a%3Db&page_size=7", "", "ListResources", r#"{"selector":"a=b","pageSize":7}"#),

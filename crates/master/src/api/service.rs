@@ -153,11 +153,19 @@ fn outcome(effect: Effect) -> &'static str {
     }
 }
 
-fn page_size(asked: i32) -> usize {
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn page_size(asked: i32) -> Result<usize, Status> {
     match usize::try_from(asked) {
-        Ok(0) | Err(_) => USUAL_PAGE,
-        Ok(n) => n.min(MAX_PAGE),
+        Ok(0) => Ok(USUAL_PAGE),
+        Ok(n) => Ok(n.min(MAX_PAGE)),
+        Err(_) => Err(Status::invalid_argument(format!("page_size: {asked} is less than 0; leave it out for {USUAL_PAGE}"))),
     }
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn page_token(text: &str) -> Result<Option<ResourceName>, Status> {
+    let wrong = |_| Status::invalid_argument("page_token: is none that a page before has given");
+    if text.is_empty() { Ok(None) } else { ResourceName::new(text).map(Some).map_err(wrong) }
 }
 
 #[tonic::async_trait]
@@ -205,12 +213,12 @@ impl Master for Service {
 
     async fn list_resources(&self, request: Request<v1::ListResourcesRequest>) -> Result<Response<v1::ListResourcesResponse>, Status> {
         let request = request.into_inner();
-        let (selector, size) = (selector(&request.selector)?, page_size(request.page_size));
-        let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+        let (selector, size) = (selector(&request.selector)?, page_size(request.page_size)?);
+        let after = page_token(&request.page_token)?;
         let known = self.shared.read();
         let mut resources = Vec::new();
         let mut next_page_token = String::new();
-        for (name, unit) in known.cluster.units_after(after) {
+        for (name, unit) in known.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
             let selected = unit
                 .record
                 .as_ref()
@@ -279,9 +287,10 @@ impl Master for Service {
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
         let request = request.into_inner();
+        let size = page_size(request.page_size)?;
         let known = self.shared.read();
         let wanted = known.history_after(request.after).filter(|(_, h)| request.resource.is_empty() || h.resource == request.resource);
-        let newest = wanted.rev().take(page_size(request.page_size));
+        let newest = wanted.rev().take(size);
         let mut events: Vec<v1::Event> = newest.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
         events.reverse();
         Ok(Response::new(v1::ListEventsResponse { events }))

@@ -60,6 +60,8 @@ pub(crate) struct Control {
     revision: Revision,
     /// When the planner wants to be asked again.
     wake: Option<Moment>,
+    /// Since when etcd cannot be followed.
+    lost_since: Option<Moment>,
 }
 
 /// What this master is at the moment.
@@ -106,6 +108,7 @@ impl Control {
             role: Role::Standby,
             revision: Revision::default(),
             wake: None,
+            lost_since: None,
         }
     }
 
@@ -145,7 +148,8 @@ impl Control {
             Role::Leading(term) => term.history_due(),
             Role::Standby | Role::TakingOffice { .. } => None,
         };
-        let next = self.wake.into_iter().chain(history).min();
+        let doubt = self.lost_since.map(|since| since.after(self.config.lease)).filter(|at| *at > now);
+        let next = self.wake.into_iter().chain(history).chain(doubt).min();
         let due = next.map_or(SLOW, |next| next.0.saturating_sub(now.0));
         Instant::now() + due.min(SLOW)
     }
@@ -179,9 +183,12 @@ impl Control {
 
     fn take_update(&mut self, update: Update) {
         match update {
-            Update::Lost { reason } => tracing::warn!(%reason, "etcd cannot be followed; what is known may be stale"),
-            Update::Recovered => tracing::info!("etcd is followed again"),
-            Update::Reset { kvs, revision } => self.take_list(&kvs, revision),
+            Update::Lost { .. } => self.lost_since = Some(self.shared.now()),
+            Update::Recovered => self.trust(),
+            Update::Reset { kvs, revision } => {
+                self.trust();
+                self.take_list(&kvs, revision);
+            }
             Update::Changes { changes, revision } => {
                 let shared = self.shared.clone();
                 let mut known = shared.write();
@@ -203,6 +210,22 @@ impl Control {
                 self.reconsider();
             }
         }
+    }
+
+    /// Without etcd for as long as a candidacy lasts, nobody can say who leads, and what is known may be stale: callers are told so.
+    fn doubt(&self) {
+        if self.lost_since.is_some_and(|since| since.after(self.config.lease) <= self.shared.now()) {
+            self.shared.set_leadership(Leadership::Nobody);
+        }
+    }
+
+    /// etcd is followed again.
+    fn trust(&mut self) {
+        self.lost_since = None;
+        if matches!(self.role, Role::Leading(_)) {
+            self.shared.set_leadership(Leadership::Mine);
+        }
+        self.reconsider();
     }
 
     fn take_meaning(&mut self, known: &mut Known, meaning: Meaning, now: Moment) {
@@ -343,6 +366,7 @@ impl Control {
 
     /// One turn of the wheel: plan, check, decide, and send off what there is to write.
     fn turn(&mut self) {
+        self.doubt();
         let Role::Leading(term) = &mut self.role else { return };
         if term.needs_list() {
             return self.list_again_when_idle();

@@ -124,7 +124,10 @@ impl Term {
         let decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
         let happening = Some(history::about_resource(HappeningKind::Changed, unix_ns(), &self.master, name.as_str(), source_of(&record)));
-        let answer = self.standing_answer(known, &name, record, Effect::Changed, now);
+        let mut answer = self.standing_answer(known, &name, record, Effect::Changed, now);
+        if known.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
+            answer.pending = evenkeel_planner::choose(&known.cluster, &answer.record.definition).err();
+        }
         let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns: false };
         self.decide(known, Decided { decision, name: Some(&name), happening, answer: Some(answer) }, now);
     }

@@ -170,7 +170,7 @@ fn all_errors_are_told() {
 fn any_definition() -> impl Strategy<Value = Definition> {
     let label = proptest::collection::btree_map("[a-z0-9][a-zA-Z0-9._/-]{0,6}", "([a-zA-Z0-9._/-]{0,6})|yes|off|007|1e3|null", 0..4);
     let texts = proptest::collection::btree_map("\\PC{1,6}", "(?s).{0,12}", 0..4);
-    ("[a-zA-Z0-9][a-zA-Z0-9._-]{0,9}", "(process|noop|y|NO|0x1F|)", 1..1000_u32, label, texts, any::<i32>()).prop_map(|(name, kind, weight, labels, texts, number)| {
+    ("[a-zA-Z0-9][a-zA-Z0-9._-]{0,9}", "(crawler|noop|y|NO|0x1F|)", 1..1000_u32, label, texts, any::<i32>()).prop_map(|(name, kind, weight, labels, texts, number)| {
         let texts: BTreeMap<_, _> = texts.into_iter().map(|(k, v)| (k.replace('\0', ""), v.replace('\0', ""))).collect();
         let spec = json!({"env": texts, "number": number, "half": f64::from(number) / 2.0, "flag": number > 0, "none": null, "list": [[], {}, [number]]});
         let draft = Draft { name, kind, weight: Some(weight.into()), labels, spec: Some(spec), ..Draft::default() };

@@ -8,7 +8,7 @@ pub(crate) mod process;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use evenkeel_model::{Epoch, Observed, ResourceName, Spec};
+use evenkeel_model::{DefinitionError, Epoch, Observed, ResourceName, Spec};
 use tokio::sync::mpsc;
 
 use crate::authority::BootTime;
@@ -31,6 +31,12 @@ pub struct Work {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SpecError(pub String);
+
+impl From<DefinitionError> for SpecError {
+    fn from(error: DefinitionError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// Runs one kind of resource.
 pub trait Driver: Send + Sync {

@@ -49,6 +49,8 @@ pub const STATUS_AGAIN: u8 = 70;
 const YOUNG: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A second request to end within this time is an echo of the first: some programs signal a process and then its whole group.
+const ECHO: Duration = Duration::from_millis(300);
 
 /// What the guard starts.
 #[derive(Clone, Debug)]
@@ -105,7 +107,7 @@ pub fn run(config: GuardConfig) -> Result<u8, GuardError> {
         young_deaths: 0,
         generation: 0,
         previous: None,
-        leaving: false,
+        leaving_since: None,
     };
     let status = guard.run();
     guard.reaper.end_all(None);
@@ -131,7 +133,8 @@ struct Guard {
     young_deaths: u32,
     generation: u64,
     previous: Option<Registered>,
-    leaving: bool,
+    /// When it was asked to end.
+    leaving_since: Option<BootTime>,
 }
 
 #[derive(Debug)]
@@ -177,12 +180,16 @@ impl Guard {
             agent.ended = ended.or(agent.ended);
         }
         if let Some(signal) = woken.asked_to_end {
-            if self.leaving || self.agent.is_none() {
+            let now = boot_time();
+            let insists = self.leaving_since.is_some_and(|since| now.since(since) >= ECHO);
+            if insists || self.agent.is_none() {
                 self.end_agent();
                 return Ok(Some(u8::try_from(128 + signal).unwrap_or(1)));
             }
-            self.leaving = true;
-            self.ask_to_leave();
+            if self.leaving_since.is_none() {
+                self.leaving_since = Some(now);
+                self.ask_to_leave();
+            }
         }
         Ok(self.look_after_agent())
     }
@@ -204,7 +211,7 @@ impl Guard {
         }
         let (pid, begun) = (agent.pid, agent.begun);
         let status = self.end_agent();
-        if let Some(code) = final_status(status).or(self.leaving.then_some(1)) {
+        if let Some(code) = final_status(status).or(self.leaving_since.map(|_| 1)) {
             return Some(code);
         }
         if over {

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::Observed;
+use evenkeel_model::{
+    Observed,
+    process::{ProcessSpec, Restart, StopSignal},
+};
 use nix::{errno::Errno, sys::signal::Signal};
 use tokio::{
     process::Child,
@@ -18,14 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{
-    Tools,
-    backoff::Backoff,
-    log::Log,
-    output::Output,
-    spawner::SpawnError,
-    spec::{ProcessSpec, Restart},
-};
+use super::{Tools, backoff::Backoff, log::Log, output::Output, spawner::SpawnError};
 use crate::{
     containment::{Cell, GUARD_MARK},
     driver::{Observation, Observer, StopOrder, Work},
@@ -155,7 +151,7 @@ impl Keeper {
     /// Asks the process to end, then makes it.
     async fn stop(&mut self, cell: &mut Cell, child: &mut Child) {
         let grace_ends = Instant::now() + self.spec.stop_grace.unwrap_or(self.tools.grace);
-        cell.signal(self.spec.stop_signal);
+        cell.signal(signal_of(self.spec.stop_signal));
         // One that was stopped could not hear it.
         cell.signal(Signal::SIGCONT);
         loop {
@@ -252,6 +248,18 @@ fn in_words(error: &std::io::Error) -> String {
     let text = error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned());
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+fn signal_of(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::SIGTERM,
+        StopSignal::Int => Signal::SIGINT,
+        StopSignal::Quit => Signal::SIGQUIT,
+        StopSignal::Hup => Signal::SIGHUP,
+        StopSignal::Usr1 => Signal::SIGUSR1,
+        StopSignal::Usr2 => Signal::SIGUSR2,
+        StopSignal::Kill => Signal::SIGKILL,
+    }
 }
 
 #[cfg(test)]

@@ -7,18 +7,17 @@ mod keeper;
 pub(crate) mod log;
 mod output;
 mod spawner;
-mod spec;
 
 #[cfg(test)]
 mod tests;
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use evenkeel_model::{Spec, WorkerId};
+use evenkeel_model::{Spec, WorkerId, process::ProcessSpec};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use self::{backoff::Backoff, keeper::Keeper, log::Logs, spawner::Spawner, spec::ProcessSpec};
+use self::{backoff::Backoff, keeper::Keeper, log::Logs, spawner::Spawner};
 use super::{Driver, Handle, Observer, SpecError, StopOrder, Work};
 use crate::{authority::Gate, containment::Containment};
 
@@ -88,7 +87,7 @@ impl Driver for ProcessDriver {
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
         let spec = match ProcessSpec::parse(&work.spec) {
             Ok(spec) => spec,
-            Err(error) => return Err((error, observer)),
+            Err(error) => return Err((error.into(), observer)),
         };
         let (order, orders) = watch::channel(None);
         let log = self.0.logs.writer(&work.name);

@@ -1,55 +1,79 @@
-//! What a resource of kind `process` says, checked. Pure.
-//!
-//! The wheel: under worker::driver. Each error names the field and the rule.
+//! What a resource of kind `process` says, checked: by whoever takes it in, and by the worker that runs it, with one function, so that
+//! they cannot disagree. Each error names the field and the rule.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::Spec;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::driver::SpecError;
+use crate::{DefinitionError, Spec};
+
+/// The kind of these specs.
+pub const KIND: &str = "process";
 
 /// The longest grace.
 const LONGEST_GRACE: Duration = Duration::from_secs(3600);
 
 /// A checked spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProcessSpec {
+pub struct ProcessSpec {
     /// The program and its arguments; never empty.
-    pub(super) command: Vec<String>,
-    pub(super) env: BTreeMap<String, String>,
-    pub(super) cwd: Option<String>,
-    pub(super) restart: Restart,
-    pub(super) stop_signal: Signal,
-    /// None: the usual.
-    pub(super) stop_grace: Option<Duration>,
+    pub command: Vec<String>,
+    /// What its environment has beside the usual.
+    pub env: BTreeMap<String, String>,
+    /// The folder that it starts in; none: the worker's.
+    pub cwd: Option<String>,
+    /// When it is started again.
+    pub restart: Restart,
+    /// What asks it to end.
+    pub stop_signal: StopSignal,
+    /// How long it may take to end; none: the worker's usual grace.
+    pub stop_grace: Option<Duration>,
 }
 
 /// When a process that ended by itself is started again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Restart {
+pub enum Restart {
+    /// Whenever it ended.
     #[default]
     Always,
+    /// When it ended with another status than 0.
     OnFailure,
+    /// Never.
     Never,
 }
 
-type Checked<T> = Result<T, SpecError>;
+/// What asks a process to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are those of the signals")]
+pub enum StopSignal {
+    #[default]
+    Term,
+    Int,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
+    Kill,
+}
+
+type Checked<T> = Result<T, DefinitionError>;
 
 fn wrong<T>(field: &str, rule: impl std::fmt::Display) -> Checked<T> {
-    Err(SpecError(format!("spec.{field}: {rule}")))
+    Err(DefinitionError::Spec { field: field.to_owned(), rule: rule.to_string() })
 }
 
 impl ProcessSpec {
     /// Checks every field.
-    pub(super) fn parse(spec: &Spec) -> Checked<Self> {
+    ///
+    /// # Errors
+    /// The first field that breaks its rule.
+    pub fn parse(spec: &Spec) -> Checked<Self> {
         let mut parsed = Self {
             command: Vec::new(),
             env: BTreeMap::new(),
             cwd: None,
             restart: Restart::default(),
-            stop_signal: Signal::SIGTERM,
+            stop_signal: StopSignal::Term,
             stop_grace: None,
         };
         let value = spec.to_value();
@@ -118,15 +142,18 @@ fn restart(value: &Value) -> Checked<Restart> {
     }
 }
 
-fn stop_signal(value: &Value) -> Checked<Signal> {
-    const KNOWN: [Signal; 7] =
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGKILL];
+fn stop_signal(value: &Value) -> Checked<StopSignal> {
     let name = value.as_str().unwrap_or_default();
-    let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
-    match Signal::from_str(&full) {
-        Ok(signal) if KNOWN.contains(&signal) => Ok(signal),
-        _ => wrong("stop_signal", format!("{value} is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL")),
-    }
+    Ok(match name.strip_prefix("SIG").unwrap_or(name) {
+        "TERM" => StopSignal::Term,
+        "INT" => StopSignal::Int,
+        "QUIT" => StopSignal::Quit,
+        "HUP" => StopSignal::Hup,
+        "USR1" => StopSignal::Usr1,
+        "USR2" => StopSignal::Usr2,
+        "KILL" => StopSignal::Kill,
+        _ => return wrong("stop_signal", format!("{value} is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL")),
+    })
 }
 
 fn stop_grace(value: &Value) -> Checked<Duration> {
@@ -173,7 +200,7 @@ mod tests {
             env: BTreeMap::from([("A".into(), "b".into())]),
             cwd: Some("/srv".into()),
             restart: Restart::OnFailure,
-            stop_signal: Signal::SIGINT,
+            stop_signal: StopSignal::Int,
             stop_grace: Some(Duration::from_secs(2)),
         };
         assert_eq!(spec, Ok(expected));
@@ -182,7 +209,7 @@ mod tests {
     #[test]
     fn what_is_left_out_has_a_default() {
         let spec = parse(json!({"command": ["a"]})).expect("spec");
-        assert_eq!((spec.restart, spec.stop_signal, spec.stop_grace), (Restart::Always, Signal::SIGTERM, None));
+        assert_eq!((spec.restart, spec.stop_signal, spec.stop_grace), (Restart::Always, StopSignal::Term, None));
     }
 
     #[test]
