@@ -29,9 +29,13 @@ const WINDOW: usize = 256;
 /// # Errors
 /// What is wrong with it, one line each.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<ResourceName, Definition>, MasterError> {
+    let bytes = std::fs::read(path).map_err(|e| MasterError::Resources(format!("{}: {e}", path.display())))?;
+    parse(path, &bytes)
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<ResourceName, Definition>, MasterError> {
     let label = path.display().to_string();
-    let bytes = std::fs::read(path).map_err(|e| MasterError::Resources(format!("{label}: {e}")))?;
-    manifest::read([File { label: &label, bytes: &bytes }]).map_err(|errors| MasterError::Resources(errors.to_string()))
+    manifest::read([File { label: &label, bytes }]).map_err(|errors| MasterError::Resources(errors.to_string()))
 }
 
 /// Keeps the cluster in sync with the file for as long as this master leads, and waits while it does not.
@@ -50,7 +54,7 @@ pub(crate) async fn run(service: Service, path: &Path) {
         }
         match tokio::fs::read(path).await {
             Ok(bytes) if seen.as_ref() != Some(&bytes) => {
-                match read(path) {
+                match parse(path, &bytes) {
                     Ok(definitions) => wanted = definitions,
                     // The last good state stays. The same mistake is not told twice.
                     Err(error) => tracing::error!(%error, "the file of resources is wrong, and nothing of it is applied"),

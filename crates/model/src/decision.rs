@@ -2,7 +2,8 @@
 //! one transaction; the leader applies the same decision to its own Cluster.
 
 use crate::{
-    Action, Admission, Assignment, Cluster, Epoch, Event, Held, Holder, Phase, Record, ResourceName, Revision, Session, Versioned, WorkerId,
+    Action, Admission, Assignment, Cluster, Definition, Epoch, Event, Held, Holder, Phase, Record, ResourceName, Revision, Session, Spec,
+    Versioned, WorkerId,
 };
 
 /// One transaction's worth of writes, without the leader's fence, which the pipeline adds.
@@ -88,11 +89,7 @@ impl Decision {
             Action::Place { resource, worker, .. } => decision.create(cluster, resource, worker)?,
             Action::Stop { resource, worker, epoch, reason, to } => {
                 let held = &holder(cluster, resource, worker, *epoch)?.held;
-                let phase = Phase::Stop { reason: *reason, to: to.clone() };
-                // The worker has what it runs; the hash alone says which content is being stopped.
-                let assignment = Assignment { kind: String::new(), spec: crate::Spec::default(), hash: held.hash, phase };
-                decision.guards.push(Guard::Assignment(worker.clone(), resource.clone(), *epoch));
-                decision.writes.push(Write::Assignment(worker.clone(), resource.clone(), Box::new(assignment), *epoch));
+                decision.stop(resource, worker, held, Phase::Stop { reason: *reason, to: to.clone() });
             }
             Action::Move { resource, from, epoch, to, .. } => {
                 decision.end(cluster, resource, from, *epoch)?;
@@ -109,6 +106,22 @@ impl Decision {
             Action::View { resource, worker: None } => decision.view(cluster, resource, "".into())?,
         }
         Ok(decision)
+    }
+
+    /// Creates the assignment of a resource to a worker, where none stands.
+    pub fn assign(&mut self, definition: &Definition, worker: &WorkerId) {
+        let name = definition.name.clone();
+        let (kind, spec) = (definition.kind.to_string(), definition.spec.clone());
+        let assignment = Assignment { kind, spec, hash: definition.hash(), phase: Phase::Run };
+        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), Epoch::default()));
+        self.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), Epoch::default()));
+    }
+
+    /// Tells a worker to stop what it holds. It has what it runs; the hash alone says which content is being stopped.
+    pub fn stop(&mut self, name: &ResourceName, worker: &WorkerId, held: &Held, phase: Phase) {
+        let assignment = Assignment { kind: String::new(), spec: Spec::default(), hash: held.hash, phase };
+        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), held.epoch));
+        self.writes.push(Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), held.epoch));
     }
 
     fn admit(&mut self, cluster: &Cluster, id: &WorkerId, session: Session) -> Result<(), NotYet> {
@@ -135,12 +148,7 @@ impl Decision {
     }
 
     fn create(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId) -> Result<(), NotYet> {
-        let record = record(cluster, name)?;
-        let definition = &record.value.definition;
-        let assignment =
-            Assignment { kind: definition.kind.to_string(), spec: definition.spec.clone(), hash: definition.hash(), phase: Phase::Run };
-        self.guards.push(Guard::Assignment(id.clone(), name.clone(), Epoch::default()));
-        self.writes.push(Write::Assignment(id.clone(), name.clone(), Box::new(assignment), Epoch::default()));
+        self.assign(&record(cluster, name)?.value.definition, id);
         self.view(cluster, name, node(cluster, id)?)
     }
 

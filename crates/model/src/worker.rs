@@ -45,6 +45,23 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// A worker of this id at this address, of which nothing more is known.
+    #[must_use]
+    pub fn bare(id: WorkerId, address: String) -> Self {
+        Self {
+            id,
+            address,
+            http: String::new(),
+            labels: Labels::new(),
+            capacity: None,
+            kinds: Vec::new(),
+            version: String::new(),
+            origin: Origin::default(),
+            attests: None,
+            released: false,
+        }
+    }
+
     /// Whether this, the registration of `session`, attests that nothing of the admitted session runs any more: it comes from the same
     /// guard, which has reaped everything of all its sessions before this one.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Between what stands in etcd and what the model speaks of: keys and JSON to events, decisions to transactions. No IO.
 
 use evenkeel_model::{
-    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Labels, MasterId, MasterRecord, Origin, Phase, Record,
+    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, MasterId, MasterRecord, Origin, Phase, Record,
     Registration, Revision, Session, Versioned, WorkerId, Write,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -93,18 +93,7 @@ pub fn meaning_of_change(keys: &Keys, change: &Change) -> Meaning {
 
 /// A worker of which nothing is known but that it lives: it can take nothing.
 fn unusable(id: WorkerId) -> Registration {
-    Registration {
-        id,
-        address: String::new(),
-        http: String::new(),
-        labels: Labels::new(),
-        capacity: Some(0),
-        kinds: Vec::new(),
-        version: String::new(),
-        origin: Origin::default(),
-        attests: None,
-        released: false,
-    }
+    Registration { capacity: Some(0), ..Registration::bare(id, String::new()) }
 }
 
 /// A master of which nothing is known but that it campaigns.

@@ -45,18 +45,8 @@ fn cluster_of(workers: u32) -> Cluster {
     let mut cluster = Cluster::default();
     for n in 0..workers {
         let Ok(id) = WorkerId::new(&format!("worker-{n:05}")) else { continue };
-        let registration = Registration {
-            id: id.clone(),
-            address: format!("10.0.{}.{}:9090", n / 256, n % 256),
-            http: String::new(),
-            labels: evenkeel_model::Labels::new(),
-            capacity: None,
-            kinds: vec!["noop".to_owned()],
-            version: String::new(),
-            origin: Origin::default(),
-            attests: None,
-            released: false,
-        };
+        let address = format!("10.0.{}.{}:9090", n / 256, n % 256);
+        let registration = Registration { kinds: vec!["noop".to_owned()], ..Registration::bare(id.clone(), address) };
         let session = Session(i64::from(n) + 1);
         let admission = Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, origin: Origin::default() } };
         cluster.apply(Event::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Origin, Registration, WorkerId};
+use evenkeel_model::{Registration, WorkerId};
 use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
 use evenkeel_store::{Client, Config, KeyName, LeasedKey, LocalCluster, LocalOptions, NewLeasedKey, codec, keys::Keys};
 use tonic::transport::{Channel, Endpoint};
@@ -99,18 +99,8 @@ impl Stage {
 /// A worker that registers and runs nothing.
 async fn register(client: &Client, number: usize) -> Result<LeasedKey, String> {
     let id = WorkerId::new(&format!("bench-{number}")).map_err(|e| e.to_string())?;
-    let registration = Registration {
-        id: id.clone(),
-        address: format!("127.0.0.1:{}", 10_000 + number),
-        http: String::new(),
-        labels: evenkeel_model::Labels::new(),
-        capacity: None,
-        kinds: vec!["noop".to_owned()],
-        version: String::new(),
-        origin: Origin::default(),
-        attests: None,
-        released: false,
-    };
+    let address = format!("127.0.0.1:{}", 10_000 + number);
+    let registration = Registration { kinds: vec!["noop".to_owned()], ..Registration::bare(id.clone(), address) };
     let new = NewLeasedKey {
         key: KeyName::Exact(Keys::new("").worker(&id).into_bytes()),
         value: codec::json(&registration),

@@ -94,7 +94,7 @@ impl ForwardLayer {
 }
 
 /// The innermost cause: the outer ones only say that the transport failed.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

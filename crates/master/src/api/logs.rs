@@ -6,7 +6,7 @@ use evenkeel_proto::v1::{self, worker_client::WorkerClient};
 use futures::StreamExt;
 use tonic::{Response, Status, transport::Endpoint};
 
-use super::service::Answers;
+use super::{forward::innermost, service::Answers};
 
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -18,17 +18,8 @@ pub(super) async fn read(
     let (worker, address) = (&state.worker, &state.address);
     let unreachable = |why: String| Status::unavailable(format!("{worker} at {address} cannot be asked for its output: {why}"));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| unreachable(e.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|e| unreachable(reason(&e)))?;
+    let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|e| unreachable(innermost(&e)))?;
     let ask = v1::LogsRequest { name: request.name, follow: request.follow, tail: request.tail };
     let chunks = WorkerClient::new(channel).logs(ask).await?.into_inner();
     Ok(Response::new(chunks.map(|chunk| chunk.map(|c| v1::ReadLogsResponse { chunk: c.chunk })).boxed()))
-}
-
-/// The innermost cause: the outer ones only say that the transport failed.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

@@ -1,8 +1,8 @@
 //! What becomes of a wish: the one place where adding, changing and deleting are decided. The answer waits for the commit.
 
 use evenkeel_model::{
-    Assignment, Decision, Definition, Epoch, Guard, Happening, HappeningKind, Moment, Pending, Phase, Record, ResourceName, Revision, Spec,
-    StopReason, Unit, Versioned, WorkerId, Write,
+    Decision, Definition, Epoch, Guard, Happening, HappeningKind, Moment, Pending, Phase, Record, ResourceName, Revision, StopReason, Unit,
+    Versioned, Write,
 };
 use tokio::sync::oneshot;
 
@@ -105,7 +105,7 @@ impl Term {
         };
         let (node, pending) = match choice {
             Ok((worker, address)) => {
-                assign(&mut decision, &record.definition, &worker);
+                decision.assign(&record.definition, &worker);
                 (Some((worker, address)), None)
             }
             Err(pending) => (None, Some(pending)),
@@ -142,10 +142,7 @@ impl Term {
             decision.guards.push(Guard::Resource(name.clone(), record.revision));
         }
         for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
-            let phase = Phase::Stop { reason: StopReason::Deleted, to: None };
-            let stop = Assignment { kind: String::new(), spec: Spec::default(), hash: holder.held.hash, phase };
-            decision.guards.push(Guard::Assignment(holder.worker.clone(), name.clone(), holder.held.epoch));
-            decision.writes.push(Write::Assignment(holder.worker.clone(), name.clone(), Box::new(stop), holder.held.epoch));
+            decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
         let entry = history::about_resource(HappeningKind::Deleted, unix_ns(), &self.master, name.as_str(), "api");
         let happening = Some(Happening { from: holder_of(unit), ..entry });
@@ -165,14 +162,6 @@ impl Term {
         };
         PutAnswer { effect, record, node, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
     }
-}
-
-fn assign(decision: &mut Decision, definition: &Definition, worker: &WorkerId) {
-    let name = definition.name.clone();
-    let assignment =
-        Assignment { kind: definition.kind.to_string(), spec: definition.spec.clone(), hash: definition.hash(), phase: Phase::Run };
-    decision.guards.push(Guard::Assignment(worker.clone(), name.clone(), Epoch::default()));
-    decision.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), Epoch::default()));
 }
 
 fn source_of(record: &Record) -> &str {
