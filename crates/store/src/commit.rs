@@ -12,6 +12,7 @@ use crate::{
     batch::{Batch, BatchId, Outcome, Resolution},
     client::Client,
     error::Error,
+    task::of_this_process,
 };
 
 /// The first and the longest pause between two attempts to find out what became of a batch.
@@ -49,12 +50,12 @@ impl Executor {
     pub fn execute(&mut self, batch: Batch) {
         while self.tasks.try_join_next().is_some() {}
         let (client, deadline, finished) = (self.client.clone(), self.deadline, self.finished.clone());
-        self.tasks.spawn(async move {
+        self.tasks.spawn(of_this_process(async move {
             let id = batch.id;
             let outcome = carry_out(&client, batch, deadline).await;
             // Nobody listens any more only when the owner has given up.
             let _ = finished.send(Finished { batch: id, outcome });
-        });
+        }));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     client::Client,
     error::Error,
     streams::LeaseStream,
+    task::of_this_process,
     types::{Compare, Kv, Op, Txn},
 };
 
@@ -135,7 +136,7 @@ impl LeasedKey {
 
     fn keep(held: Held) -> Self {
         let held = Arc::new(held);
-        let keeper = tokio::spawn(keep_alive(held.clone())).abort_handle();
+        let keeper = tokio::spawn(of_this_process(keep_alive(held.clone()))).abort_handle();
         Self { held, keeper }
     }
 

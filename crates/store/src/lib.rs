@@ -20,6 +20,7 @@ mod mirror;
 mod pipeline;
 mod ready;
 mod streams;
+pub mod task;
 mod types;
 mod wire;
 

@@ -24,6 +24,7 @@ use crate::{
     client::Client,
     error::Error,
     streams::{WatchMessage, WatchStream},
+    task::of_this_process,
     types::{KeyRange, Kv},
 };
 
@@ -121,7 +122,7 @@ pub fn mirror(client: &Client, range: KeyRange) -> mpsc::Receiver<Update> {
         pause: PAUSE,
         answer: ANSWER.max(client.deadline()),
     };
-    tokio::spawn(mirror.run());
+    tokio::spawn(of_this_process(mirror.run()));
     receiver
 }
 
