@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use evenkeel_model::{Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::sync::watch;
+
+use crate::time::Clock;
 
 /// How many entries of the history are kept in memory.
 const HISTORY: usize = 20_000;
@@ -23,12 +25,12 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     /// Grows with every entry of the history.
     pub(crate) happened: watch::Sender<u64>,
-    started: std::time::Instant,
+    clock: Arc<dyn Clock>,
 }
 
 /// Who leads, as far as this master knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Leadership {
+pub enum Leadership {
     /// Nobody, or nobody who has taken office.
     Nobody,
     /// This master.
@@ -60,13 +62,13 @@ pub(crate) struct Known {
 }
 
 impl Shared {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             known: RwLock::default(),
             leadership: watch::Sender::new(Leadership::Nobody),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
-            started: std::time::Instant::now(),
+            clock,
         }
     }
 
@@ -80,7 +82,12 @@ impl Shared {
 
     /// This master's monotonic clock.
     pub(crate) fn now(&self) -> Moment {
-        Moment(self.started.elapsed())
+        self.clock.now()
+    }
+
+    /// What it goes by.
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     pub(crate) fn set_leadership(&self, leadership: Leadership) {

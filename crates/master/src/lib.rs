@@ -9,6 +9,7 @@
 mod api;
 mod config;
 mod control;
+pub mod engine;
 mod known;
 mod source;
 mod time;
@@ -16,18 +17,18 @@ mod time;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use evenkeel_model::MasterRecord;
-use evenkeel_store::{Client, Config, keys::Keys};
+use evenkeel_store::{Client, Config};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     time::timeout,
 };
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
     api::service::Service,
-    control::{Control, WISHES, office::Office},
-    known::Shared,
+    engine::{Engine, Handle},
+    time::SystemClock,
 };
 
 /// How long etcd may take to answer at the start.
@@ -52,8 +53,6 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
         () = &mut stop => return Ok(()),
     }
     let config = Arc::new(config);
-    let keys = Keys::new(config.prefix.clone());
-    let shared = Arc::new(Shared::new());
     let record = MasterRecord {
         id: config.id.clone(),
         address: advertised(&config.grpc_host, &grpc),
@@ -62,12 +61,11 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
         leads_since: 0,
     };
     tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
-    let office = Office::new(client.clone(), &keys, record, config.lease, time::unix_ns);
-    let (wishes, wish_queue) = mpsc::channel(WISHES);
-    let service = Service { config: config.clone(), shared: shared.clone(), wishes };
-    let control = Control::new(config.clone(), client, shared, wish_queue, office);
+    let engine = Engine::new(config.clone(), client, record, Arc::new(SystemClock::start()));
+    let Handle { shared, requests } = engine.handle();
+    let service = Service { config: config.clone(), shared, wishes: requests };
     let (stop_control, control_stops) = oneshot::channel();
-    let control = tokio::spawn(control.run(control_stops));
+    let control = tokio::spawn(engine.run(control_stops));
     let source = config.resources.clone().map(|path| {
         let service = service.clone();
         tokio::spawn(async move { source::run(service, &path).await })

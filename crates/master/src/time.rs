@@ -1,9 +1,47 @@
-//! The time of day, for records and for the history; no decision depends on it.
+//! Where a master's time comes from. Decisions go by a monotonic clock of its own; the time of day stands in records and in the history,
+//! and no decision depends on it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-/// Nanoseconds since the Unix epoch.
-pub(crate) fn unix_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+use evenkeel_model::Moment;
+use tokio::time::Instant;
+
+/// A master's clock. A simulator has one that runs fast or slow.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Now, since this master began.
+    fn now(&self) -> Moment;
+
+    /// Nanoseconds since the Unix epoch.
+    fn unix_ns(&self) -> i64;
+
+    /// The instant for the runtime's timers at which this clock will have gone on by `span`.
+    fn after(&self, span: Duration) -> Instant {
+        Instant::now() + span
+    }
+}
+
+/// The machine's clock.
+#[derive(Debug)]
+pub(crate) struct SystemClock {
+    started: Instant,
+}
+
+impl SystemClock {
+    pub(crate) fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Moment {
+        Moment(self.started.elapsed())
+    }
+
+    fn unix_ns(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
 }

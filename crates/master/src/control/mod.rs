@@ -132,7 +132,9 @@ impl Control {
             Role::Standby => true,
             Role::TakingOffice { .. } => false,
         };
+        // What is done comes before what is asked: a flood of the one kind can not hold up the other for long.
         tokio::select! {
+            biased;
             _ = stop => Wake::Stop,
             Some(finished) = self.finished.recv() => Wake::Finished(finished),
             update = self.updates.recv() => Wake::Update(update),
@@ -151,7 +153,7 @@ impl Control {
         let doubt = self.lost_since.map(|since| since.after(self.config.lease)).filter(|at| *at > now);
         let next = self.wake.into_iter().chain(history).chain(doubt).min();
         let due = next.map_or(SLOW, |next| next.0.saturating_sub(now.0));
-        Instant::now() + due.min(SLOW)
+        self.shared.clock().after(due.min(SLOW))
     }
 
     async fn take_in(&mut self, wake: Wake) {

@@ -7,6 +7,8 @@ use evenkeel_model::{MasterRecord, Revision};
 use evenkeel_store::{Client, Error, KeyName, LeaseState, LeasedKey, NewLeasedKey, codec, keys::Keys};
 use futures::{FutureExt, future::BoxFuture};
 
+use crate::time::Clock;
+
 /// How long one attempt to campaign may take, and the pause after one that failed.
 const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(500);
@@ -17,7 +19,7 @@ pub(crate) struct Office {
     election: String,
     record: MasterRecord,
     lease: Duration,
-    now_ns: fn() -> i64,
+    clock: Arc<dyn Clock>,
     state: State,
 }
 
@@ -42,10 +44,10 @@ pub(super) enum OfficeEvent {
 }
 
 impl Office {
-    pub(crate) fn new(client: Client, keys: &Keys, record: MasterRecord, lease: Duration, now_ns: fn() -> i64) -> Self {
+    pub(crate) fn new(client: Client, keys: &Keys, record: MasterRecord, lease: Duration, clock: Arc<dyn Clock>) -> Self {
         let election = keys.election();
         let state = State::Campaigning(campaign(client.clone(), election.clone(), record.clone(), lease).boxed());
-        Self { client, election, record, lease, now_ns, state }
+        Self { client, election, record, lease, clock, state }
     }
 
     /// The create revision of the key, if it stands.
@@ -74,6 +76,7 @@ impl Office {
             }
             State::Taking(key, taking) => {
                 let taken = tokio::select! {
+                    biased;
                     taken = taking => taken,
                     () = lost(key) => None,
                 };
@@ -86,7 +89,7 @@ impl Office {
     /// Takes office, since this key is the first one.
     pub(super) fn take(&mut self) {
         if let State::Candidate(key) = &self.state {
-            self.record.leads_since = (self.now_ns)();
+            self.record.leads_since = self.clock.unix_ns();
             let value = codec::json(&self.record);
             let taking = take_office(key.clone(), value, self.client.deadline()).boxed();
             self.state = State::Taking(key.clone(), taking);

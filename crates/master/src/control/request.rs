@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 /// A wish to change what is wanted. It is answered after the commit.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub enum Request {
     /// Add a resource, or replace its definition where that is allowed.
     Put {
         /// What is wanted.
@@ -28,7 +28,7 @@ pub(crate) enum Request {
 
 /// What may stand already when a resource is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PutMode {
+pub enum PutMode {
     /// Nothing of other content.
     Add,
     /// It must stand.
@@ -39,41 +39,55 @@ pub(crate) enum PutMode {
 
 /// What was done with a resource, and where it is.
 #[derive(Clone, Debug)]
-pub(crate) struct PutAnswer {
-    pub(crate) effect: Effect,
-    pub(crate) record: Record,
+pub struct PutAnswer {
+    /// What was done.
+    pub effect: Effect,
+    /// What stands now.
+    pub record: Record,
     /// Where it is assigned to run, with that worker's address.
-    pub(crate) node: Option<(WorkerId, String)>,
-    pub(crate) epoch: Epoch,
+    pub node: Option<(WorkerId, String)>,
+    /// The epoch of that assignment.
+    pub epoch: Epoch,
     /// Why it is assigned nowhere.
-    pub(crate) pending: Option<Pending>,
+    pub pending: Option<Pending>,
 }
 
 /// The effect of a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub enum Effect {
+    /// It is new.
     Created,
+    /// It stood with other content.
     Changed,
+    /// It stood like this already.
     Unchanged,
 }
 
 /// Why a request has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub enum Refusal {
+    /// There is nothing to update or to delete.
     #[error("no such resource")]
     NotFound(ResourceName),
+    /// It is there, and differs.
     #[error("resource {0} exists with other content; update it, or delete it first")]
     AlreadyExists(ResourceName),
+    /// Nothing was written by this master.
     #[error("this master does not lead any more; try again")]
     NotLeader,
+    /// A guard of the write failed.
     #[error("another writer changed {0} at the same moment, and nothing was written; try again")]
     Conflict(ResourceName),
+    /// etcd takes no more data.
     #[error("etcd has no space left, and nothing was written; compact and defragment it, disarm its alarm, or raise its quota")]
     NoSpace,
+    /// etcd takes it for wrong.
     #[error("etcd refused the write, and nothing was written: {0}")]
     Rejected(String),
+    /// The term ended before the commit was known.
     #[error("it is not known whether {0} was written; trying again is safe")]
     Unknown(ResourceName),
+    /// Too much waits already.
     #[error("more is being asked for than can be written; try again in a moment")]
     Busy,
 }

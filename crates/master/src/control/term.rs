@@ -1,10 +1,7 @@
 //! One term of leadership: the commit pipeline with the leader's fence, what was decided and is not yet known to be written, and the
 //! history. It carries out plans and wishes; it chooses nothing.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use evenkeel_model::{Decision, Epoch, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
@@ -21,7 +18,7 @@ use super::{
 use crate::{
     config::MasterConfig,
     known::{Known, Shared},
-    time::unix_ns,
+    time::Clock,
 };
 
 /// How many batches may be in flight.
@@ -45,6 +42,7 @@ const SHOWN: usize = 20;
 /// See the module.
 pub(super) struct Term {
     pub(super) keys: Keys,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) master: String,
     pub(super) planner: PlannerConfig,
     pub(super) own: OwnWrites,
@@ -130,6 +128,7 @@ impl Term {
         });
         let mut term = Self {
             keys: keys.clone(),
+            clock: Arc::clone(shared.clock()),
             master: config.id.to_string(),
             planner: config.planner.clone(),
             own: OwnWrites::default(),
@@ -146,7 +145,7 @@ impl Term {
             happenings_since: Moment::default(),
             next_batch: known.next_batch(),
         };
-        let entry = history::about_resource(HappeningKind::Leading, unix_ns(), config.id.as_str(), "", "took office");
+        let entry = history::about_resource(HappeningKind::Leading, term.clock.unix_ns(), config.id.as_str(), "", "took office");
         term.happen(&mut known, entry, shared.now());
         term
     }
@@ -211,7 +210,8 @@ impl Term {
         if worker.is_some_and(|w| w.standing() == Standing::Ready) {
             let resources = worker.map_or(0, |w| w.names.len());
             tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
-            let entry = history::about_resource(HappeningKind::Lost, unix_ns(), &self.master, "", "its session ended without a release");
+            let entry =
+                history::about_resource(HappeningKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
             self.happen(known, Happening { worker: id.to_string(), ..entry }, now);
         }
     }
@@ -276,10 +276,11 @@ impl Term {
             return Some(until);
         }
         self.is_due = false;
-        let began = Instant::now();
+        let began = self.clock.now();
         let plan = evenkeel_planner::plan(&known.cluster, now, &self.planner);
         // However much there is to plan, most of the time is left to the callers.
-        self.rests_until = Some(began.elapsed()).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
+        let took = self.clock.now().0.saturating_sub(began.0);
+        self.rests_until = Some(took).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
         let violations = check::check_plan(&known.cluster, &plan, now, self.planner.wait);
         if !violations.is_empty() {
             tracing::error!(?violations, "the plan violates an invariant and is not carried out");
@@ -295,7 +296,7 @@ impl Term {
             if plan.actions.len() <= SHOWN {
                 tracing::info!(?action, "decided");
             }
-            let happening = history::of_action(action, unix_ns(), &self.master);
+            let happening = history::of_action(action, self.clock.unix_ns(), &self.master);
             self.decide(known, Decided { decision, name: action.resource(), happening, answer: None }, now);
         }
         self.is_due = plan.actions.len() >= self.planner.max_actions;

@@ -11,7 +11,7 @@ use super::{
     request::{Effect, PutAnswer, PutMode, Refusal, Request},
     term::{Decided, Term},
 };
-use crate::{known::Known, time::unix_ns};
+use crate::known::Known;
 
 /// An answer that waits for its commit.
 pub(super) enum Answer {
@@ -90,7 +90,7 @@ impl Term {
             let address = known.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             (worker, address.unwrap_or_default())
         });
-        let time = unix_ns();
+        let time = self.clock.unix_ns();
         let record = Record {
             id: self.snowflakes.next(time),
             creation_time: time,
@@ -123,7 +123,8 @@ impl Term {
         let record = Record { definition: put.definition, ..old.value };
         let decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
-        let happening = Some(history::about_resource(HappeningKind::Changed, unix_ns(), &self.master, name.as_str(), source_of(&record)));
+        let happening =
+            Some(history::about_resource(HappeningKind::Changed, self.clock.unix_ns(), &self.master, name.as_str(), source_of(&record)));
         let mut answer = self.standing_answer(known, &name, record, Effect::Changed, now);
         if known.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
             answer.pending = evenkeel_planner::choose(&known.cluster, &answer.record.definition).err();
@@ -144,7 +145,7 @@ impl Term {
         for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
-        let entry = history::about_resource(HappeningKind::Deleted, unix_ns(), &self.master, name.as_str(), "api");
+        let entry = history::about_resource(HappeningKind::Deleted, self.clock.unix_ns(), &self.master, name.as_str(), "api");
         let happening = Some(Happening { from: holder_of(unit), ..entry });
         self.decide(known, Decided { decision, name: Some(name), happening, answer: Some(Answer::Delete(reply)) }, now);
     }

@@ -1,0 +1,76 @@
+//! A master without its servers and sources: the control loop, what it knows, and the way to ask it for something.
+//!
+//! The wheel: **store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit**. [`run`](crate::run()) puts the API around
+//! it; a simulator runs it as it is. Nothing is decided here.
+
+use std::sync::Arc;
+
+use evenkeel_model::MasterRecord;
+use evenkeel_store::{Client, keys::Keys};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    config::MasterConfig,
+    control::{Control, WISHES, office::Office},
+    known::Shared,
+};
+pub use crate::{
+    control::request::{Effect, PutAnswer, PutMode, Refusal, Request},
+    known::Leadership,
+    time::Clock,
+};
+
+/// A control loop that is ready to run.
+pub struct Engine {
+    control: Control,
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// What is asked of a control loop, and what it shows.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) requests: mpsc::Sender<Request>,
+}
+
+impl Engine {
+    /// A loop that campaigns with this record, over this connection. It must be made within a tokio runtime.
+    #[must_use]
+    pub fn new(config: Arc<MasterConfig>, client: Client, record: MasterRecord, clock: Arc<dyn Clock>) -> Self {
+        let keys = Keys::new(config.prefix.clone());
+        let office = Office::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
+        let shared = Arc::new(Shared::new(clock));
+        let (requests, queue) = mpsc::channel(WISHES);
+        let control = Control::new(config, client, Arc::clone(&shared), queue, office);
+        Self { control, shared, requests }
+    }
+
+    /// The way to ask it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { shared: Arc::clone(&self.shared), requests: self.requests.clone() }
+    }
+
+    /// Runs until it is told to stop (or `stop` is dropped); then hands leadership over.
+    pub async fn run(self, stop: oneshot::Receiver<()>) {
+        let Self { control, shared: _, requests: _ } = self;
+        control.run(stop).await;
+    }
+}
+
+impl Handle {
+    /// Asks for something. It is answered by the request's own channel, after the commit.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] with more requests waiting than can be written.
+    pub fn ask(&self, request: Request) -> Result<(), Refusal> {
+        self.requests.try_send(request).map_err(|_| Refusal::Busy)
+    }
+
+    /// Who leads, as far as this master knows.
+    #[must_use]
+    pub fn leadership(&self) -> Leadership {
+        self.shared.leadership.borrow().clone()
+    }
+}
