@@ -10,8 +10,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use tokio::time::Instant;
 
 /// A point of CLOCK_BOOTTIME, in nanoseconds: the clock that goes on while the machine sleeps. Guard and agent share it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,17 @@ fn nanoseconds(span: Duration) -> u64 {
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Now.
     fn now(&self) -> BootTime;
+
+    /// The instant for the runtime's timers at which this clock shows `at`; now, if that has passed.
+    fn instant(&self, at: BootTime) -> Instant {
+        Instant::now() + at.since(self.now())
+    }
+
+    /// The time of day for statuses, in nanoseconds since the Unix epoch. No decision depends on it.
+    fn unix_ns(&self) -> i64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
 }
 
 /// The machine's clock.

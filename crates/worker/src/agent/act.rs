@@ -6,7 +6,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use evenkeel_model::{Epoch, Observed, ResourceName, Spec, Status};
 
-use super::{follow::Follower, serve::Serving, table::Row, unix_time};
+use super::{follow::Follower, serve::Serving, table::Row};
 use crate::{
     authority::BootTime,
     desired::Told,
@@ -146,7 +146,7 @@ impl Serving<'_> {
             run: Run { epoch, state: RunState::Live, grace },
             kind,
             hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: status(epoch, Observed::Starting, String::new()),
+            status: self.status(epoch, Observed::Starting, String::new()),
             pid: 0,
             handle: None,
         };
@@ -190,7 +190,7 @@ impl Serving<'_> {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
             kind: told.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
             hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: status(epoch, Observed::Failed, message.clone()),
+            status: self.status(epoch, Observed::Failed, message.clone()),
             pid: 0,
             handle: None,
         };
@@ -207,7 +207,7 @@ impl Serving<'_> {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
             kind: assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
             hash: assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: stands.unwrap_or_else(|| status(epoch, Observed::Exited, String::new())),
+            status: stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())),
             pid: 0,
             handle: None,
         };
@@ -221,7 +221,7 @@ impl Serving<'_> {
             StopWhy::Authority | StopWhy::Unadmitted => self.own_kill_at(),
             StopWhy::Told(_) | StopWhy::Gone | StopWhy::Replaced | StopWhy::Leaving => None,
         };
-        let over = self.state.table.stop(name, StopOrder { kill_by }, unix_time());
+        let over = self.state.table.stop(name, StopOrder { kill_by }, self.agent.clock.unix_ns());
         // Of an assignment that is gone there is nothing to report, and without authority nobody listens.
         if let (StopWhy::Told(_), Some(row)) = (why, self.state.table.get(name)) {
             self.state.reporter.set(name, row.status.clone());
@@ -240,10 +240,11 @@ impl Serving<'_> {
     }
 
     fn set_status(&mut self, name: &ResourceName, epoch: Epoch, phase: Observed, message: String) {
-        self.state.reporter.set(name, status(epoch, phase, message));
+        let status = self.status(epoch, phase, message);
+        self.state.reporter.set(name, status);
     }
-}
 
-fn status(epoch: Epoch, phase: Observed, message: String) -> Status {
-    Status { phase, epoch, since: unix_time(), restarts: 0, message }
+    fn status(&self, epoch: Epoch, phase: Observed, message: String) -> Status {
+        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, message }
+    }
 }

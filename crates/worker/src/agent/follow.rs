@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use evenkeel_model::{Epoch, ResourceName, Revision, Status, WorkerId};
-use evenkeel_store::{Change, Client, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror};
+use evenkeel_store::{Change, Client, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror, task::of_this_process};
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 
 use crate::desired::Told;
@@ -38,10 +38,10 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn begin(client: Client, keys: Keys, worker: WorkerId) -> Self {
         let (sender, heard) = mpsc::channel(64);
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(of_this_process(async move {
             // It ends when nobody listens.
             let _ = follow(&client, &keys, &worker, &sender).await;
-        });
+        }));
         Self { heard, task: task.abort_handle() }
     }
 }

@@ -82,7 +82,7 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
     let listeners = Listeners::bind(config.grpc_listen, config.http_listen).await?;
     let hello = link.hello;
     let origin = register::origin(link.guard_id());
-    let sender = link.sender();
+    let link_sender = link.sender();
     let leave = listen_to_guard(link, Arc::clone(&containment))?;
 
     let board = Arc::new(Board::new(config.id.clone(), gate.clone()));
@@ -101,17 +101,70 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
     let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
     let _servers = server::serve(listeners, &board, &logs);
 
+    let parts = Parts {
+        client: config.client,
+        keys: Keys::new(config.prefix),
+        registration,
+        timing: config.timing,
+        clock,
+        gate,
+        link: link_sender,
+        leave,
+        previous: hello.previous,
+        registry,
+        catalog,
+        // An agent that follows on one with work must come back whenever etcd does.
+        patience: if hello.generation > 1 { Duration::MAX } else { config.etcd_wait },
+    };
+    live_shown_on(parts, board).await
+}
+
+/// What an agent is made of, beside what it shows to others.
+pub struct Parts {
+    /// The connection to etcd.
+    pub client: Client,
+    /// How its keys are spelled.
+    pub keys: Keys,
+    /// What this worker says of itself; what it attests is filled in.
+    pub registration: Registration,
+    /// The spans of the ownership protocol.
+    pub timing: Timing,
+    /// Its clock, which is the guard's too.
+    pub clock: Arc<dyn Clock>,
+    /// What the drivers ask before each effect.
+    pub gate: Gate,
+    /// Where it tells the guard what the guard must know.
+    pub link: LinkSender,
+    /// Turns true when the worker is to leave; its end is the guard's.
+    pub leave: watch::Receiver<bool>,
+    /// The last session that an agent of the same guard registered.
+    pub previous: Option<Registered>,
+    /// Its drivers.
+    pub registry: Registry,
+    /// What names without a kind mean.
+    pub catalog: Catalog,
+    /// How long it waits for etcd at its start.
+    pub patience: Duration,
+}
+
+/// Lives without servers until the worker has left: for whoever runs an agent in another place than a process of its own.
+///
+/// # Errors
+/// Those of [`run`].
+pub async fn live(parts: Parts) -> Result<(), WorkerError> {
+    let board = Arc::new(Board::new(parts.registration.id.clone(), parts.gate.clone()));
+    live_shown_on(parts, board).await
+}
+
+async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerError> {
+    let Parts { client, keys, registration, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
     let (events, heard) = mpsc::unbounded_channel();
-    let keys = Keys::new(config.prefix.clone());
-    let registrar =
-        Registrar { client: config.client.clone(), keys: keys.clone(), link: sender.clone(), timing: config.timing, registration };
-    let WorkerConfig { id, client, timing, etcd_wait, .. } = config;
-    let agent = Agent { id, keys, client, timing, clock, gate, link: sender, registry, catalog, board, events };
+    let id = registration.id.clone();
+    let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration };
+    let agent = Agent { id, keys, client, timing, clock, gate, link, registry, catalog, board, events };
     let state =
         State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_armed: false };
-    // An agent that follows on one with work must come back whenever etcd does.
-    let patience = if hello.generation > 1 { Duration::MAX } else { etcd_wait };
-    agent.live(state, registrar, hello.previous, patience).await
+    agent.live(state, registrar, previous, patience).await
 }
 
 /// Prepares the folder for data, and finds out how work is held.
@@ -167,11 +220,13 @@ impl Agent {
             }
         };
         tokio::select! {
+            biased;
             ready = self.client.wait_ready(patience) => ready?,
             () = asked() => return Ok(()),
         };
         loop {
             let begun = tokio::select! {
+                biased;
                 begun = registrar.register(previous) => begun?,
                 () = asked() => return Ok(()),
             };
@@ -198,10 +253,4 @@ impl Agent {
             state.guard_armed = !self.link.authority(None);
         }
     }
-}
-
-/// For statuses: nanoseconds since the Unix epoch.
-fn unix_time() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use evenkeel_model::{Admission, Registration, ResourceName, Revision, Session};
-use evenkeel_store::{Change, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror};
+use evenkeel_store::{Change, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror, task::of_this_process};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -100,7 +100,7 @@ impl<'a> Serving<'a> {
         let (writer, written) = mpsc::channel(1);
         let leaving = *state.leave.borrow();
         let mut tasks = JoinSet::new();
-        tasks.spawn(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender));
+        tasks.spawn(of_this_process(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender)));
         Self {
             session,
             authority: Authority::none(agent.timing),
@@ -149,8 +149,7 @@ impl<'a> Serving<'a> {
     }
 
     async fn wait(&mut self) -> Wake {
-        let now = self.agent.clock.now();
-        let timer = self.next_time().map(|at| Instant::now() + at.since(now));
+        let timer = self.next_time().map(|at| self.agent.clock.instant(at));
         let wake_at = timer.into_iter().chain(self.report_time()).min();
         let (lost, leaving) = (self.lost, self.leaving);
         let heard = async {
@@ -166,6 +165,7 @@ impl<'a> Serving<'a> {
             }
         };
         tokio::select! {
+            biased;
             Some(proof) = self.proofs.recv() => Wake::Proof(proof),
             Some(update) = self.admission.recv() => Wake::Admission(update),
             Some(heard) = heard => Wake::Heard(heard),
@@ -281,7 +281,7 @@ impl<'a> Serving<'a> {
         let Event { name, epoch, what } = event;
         match what {
             What::Is(seen) => {
-                if let Some(status) = self.state.table.observe(&name, epoch, seen, super::unix_time()) {
+                if let Some(status) = self.state.table.observe(&name, epoch, seen, self.agent.clock.unix_ns()) {
                     self.state.reporter.set(&name, status.clone());
                 }
                 self.agent.board.show(&name, self.state.table.get(&name));
@@ -335,7 +335,7 @@ impl<'a> Serving<'a> {
         let Some(batch) = self.state.reporter.next(Ground { session: self.session, admission }) else { return };
         let (client, writer) = (self.agent.client.clone(), self.writer.clone());
         let txn = batch.txn(&self.agent.keys, &self.agent.id);
-        self.tasks.spawn(async move {
+        self.tasks.spawn(of_this_process(async move {
             let outcome = match client.txn(txn, WRITE_DEADLINE).await {
                 Ok(reply) if reply.succeeded => Outcome::Written(reply.revision),
                 Ok(reply) => Outcome::Refused(reply.reads),
@@ -345,7 +345,7 @@ impl<'a> Serving<'a> {
                 }
             };
             let _ = writer.send((batch, outcome)).await;
-        });
+        }));
         // Tasks that are done are cleared away.
         while self.tasks.try_join_next().is_some() {}
     }

@@ -3,6 +3,7 @@
 //! The wheel: beside worker::agent. It says what it is told to say, and hears two things: a request to leave, and the guard's death.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read},
     os::{
@@ -46,8 +47,8 @@ pub struct GuardLink {
 }
 
 /// Speaks to the guard, from anywhere.
-#[derive(Clone, Debug)]
-pub struct LinkSender(Arc<UnixStream>);
+#[derive(Clone)]
+pub struct LinkSender(Arc<dyn Fn(ToGuard) -> bool + Send + Sync>);
 
 impl GuardLink {
     /// Takes the link over from standard input, where the guard put it. Call it once, first of all.
@@ -81,7 +82,8 @@ impl GuardLink {
     /// What speaks.
     #[must_use]
     pub fn sender(&self) -> LinkSender {
-        LinkSender(Arc::clone(&self.stream))
+        let stream = Arc::clone(&self.stream);
+        LinkSender::new(move |message| send_now(&stream, message))
     }
 
     /// The guard's id as text.
@@ -128,23 +130,34 @@ fn read(mut stream: &UnixStream, inbox: &mut Inbox) -> io::Result<Option<ToAgent
 }
 
 impl LinkSender {
+    /// Speaks by `send`, which must not wait, and answers whether the message is on its way.
+    pub fn new(send: impl Fn(ToGuard) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(send))
+    }
+
     /// Tells when everything is to be killed; none: nothing runs. False if the guard cannot be told: then nothing may be started.
     #[must_use]
     pub fn authority(&self, kill_at: Option<BootTime>) -> bool {
-        self.send(ToGuard::Authority(kill_at))
+        (self.0)(ToGuard::Authority(kill_at))
     }
 
     /// Tells what was registered. False if the guard cannot be told.
     #[must_use]
     pub fn registered(&self, registered: Registered) -> bool {
-        self.send(ToGuard::Registered(registered))
+        (self.0)(ToGuard::Registered(registered))
     }
+}
 
-    /// Never waits: a guard that does not read is a guard that does not guard.
-    fn send(&self, message: ToGuard) -> bool {
-        let message = message.encode();
-        send(std::os::fd::AsRawFd::as_raw_fd(&*self.0), &message, MsgFlags::MSG_DONTWAIT) == Ok(message.len())
+impl fmt::Debug for LinkSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkSender").finish_non_exhaustive()
     }
+}
+
+/// Never waits: a guard that does not read is a guard that does not guard.
+fn send_now(stream: &UnixStream, message: ToGuard) -> bool {
+    let message = message.encode();
+    send(std::os::fd::AsRawFd::as_raw_fd(stream), &message, MsgFlags::MSG_DONTWAIT) == Ok(message.len())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use nix::{sys::wait::WaitStatus, unistd::Pid};
 use self::{
     reap::Reaper,
     wake::Wake,
-    wire::{Inbox, ToAgent, ToGuard},
+    wire::{Inbox, ToAgent},
 };
 use crate::{
     authority::{BootTime, boot_time},
@@ -37,7 +37,7 @@ use crate::{
 };
 
 pub use link::{GuardLink, LinkError, LinkSender};
-pub use wire::{Hello, Registered};
+pub use wire::{Hello, Registered, ToGuard};
 
 /// Exit statuses of the agent after which it is not started again, and which become the guard's own: it left (0), it was refused or
 /// cannot go on as it is configured (1), it was called wrongly (2). After any other, or a signal, it is started again.

@@ -54,7 +54,7 @@ pub(crate) enum ToAgent {
 
 /// What the agent says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ToGuard {
+pub enum ToGuard {
     /// When to kill; none: nothing runs.
     Authority(Option<BootTime>),
     /// A session was registered.
