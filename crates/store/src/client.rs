@@ -5,21 +5,19 @@
 //! Why not one etcd client with all endpoints: that one spreads its calls over the members and goes on sending a share of them to a
 //! member that is dead or frozen. This one stays with a member while it answers, and leaves it at the first failure or missed deadline.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use etcd_client as etcd;
 use evenkeel_model::Revision;
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
-};
+use futures::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
     error::Error,
-    member::{Connection, Member, Use},
+    in_use::{InUse, Moves},
+    member,
+    transport::{Granted, RangeReply, RangeRequest, Transport},
     types::{KeyRange, Read, Snapshot, Txn, TxnReply},
-    wire,
 };
 
 /// The first page of a list. Every later one is sized by [`PAGE_BYTES`].
@@ -52,9 +50,9 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    members: Vec<Member>,
-    /// The index of the member in use. A watch channel, so that streams learn when calls had to leave their member.
-    current: watch::Sender<usize>,
+    members: Vec<Arc<dyn Transport>>,
+    /// Streams learn from it when calls had to leave their member.
+    in_use: Arc<InUse>,
     deadline: Duration,
 }
 
@@ -76,8 +74,15 @@ impl Client {
         if config.endpoints.is_empty() {
             return Err(Error::InvalidEndpoint { given: String::new(), reason: "give at least one, such as http://127.0.0.1:2379".into() });
         }
-        let members = config.endpoints.iter().map(|given| Member::new(given)).collect::<Result<Vec<_>, Error>>()?;
-        Ok(Self { shared: Arc::new(Shared { members, current: watch::Sender::new(0), deadline: config.deadline }) })
+        let members = config.endpoints.iter().map(|given| member::connect(given)).collect::<Result<Vec<_>, Error>>()?;
+        Ok(Self::over(members, config.deadline))
+    }
+
+    /// A client of members that somebody else has made, of which there must be one at least. The deadline is as in [`Config`].
+    #[must_use]
+    pub fn over(members: Vec<Arc<dyn Transport>>, deadline: Duration) -> Self {
+        debug_assert!(!members.is_empty(), "a client needs a member");
+        Self { shared: Arc::new(Shared { members, in_use: Arc::default(), deadline }) }
     }
 
     /// The deadline of calls for which none is given.
@@ -97,7 +102,7 @@ impl Client {
     /// # Errors
     /// Those of a read: see [`Error`].
     pub async fn get(&self, key: &[u8]) -> Result<Read, Error> {
-        self.read(key, etcd::GetOptions::new(), self.shared.deadline).await
+        self.read(key, false, self.shared.deadline).await
     }
 
     /// Whether the key stands, was created by this revision and is still bound to this lease: a linearizable read of the key without its value. It needs no space,
@@ -106,18 +111,18 @@ impl Client {
     /// # Errors
     /// Those of a read: see [`Error`].
     pub async fn stands(&self, key: &[u8], created: Revision, lease: i64, deadline: Duration) -> Result<bool, Error> {
-        let read = self.read(key, etcd::GetOptions::new().with_keys_only(), deadline).await?;
+        let read = self.read(key, true, deadline).await?;
         Ok(read.kv.is_some_and(|kv| kv.created == created && kv.lease == lease))
     }
 
-    async fn read(&self, key: &[u8], options: etcd::GetOptions, deadline: Duration) -> Result<Read, Error> {
-        let mut response = self
-            .call(deadline, Repeat::Any, |mut connection| {
-                let (key, options) = (key.to_vec(), options.clone());
-                async move { connection.kv.get(key, Some(options)).await }
-            })
-            .await?;
-        Ok(Read { revision: wire::revision(response.header()), kv: wire::kvs(response.take_kvs()).pop() })
+    async fn read(&self, key: &[u8], keys_only: bool, deadline: Duration) -> Result<Read, Error> {
+        let request = RangeRequest { keys_only, ..RangeRequest::all(KeyRange::key(key)) };
+        let mut found = self.range(request, deadline).await?;
+        Ok(Read { revision: found.revision, kv: found.kvs.pop() })
+    }
+
+    async fn range(&self, request: RangeRequest, deadline: Duration) -> Result<RangeReply, Error> {
+        self.call(deadline, Repeat::Any, |member| member.range(request.clone())).await
     }
 
     /// Reads a whole range, linearizably and at one revision. It comes in pages, since a message has a limit and etcd builds it whole.
@@ -137,32 +142,25 @@ impl Client {
 
     async fn list_once(&self, range: &KeyRange) -> Result<Snapshot, Error> {
         let mut listed = Snapshot { kvs: Vec::new(), revision: Revision(0) };
-        let mut start = range.start.clone();
-        let mut limit = FIRST_PAGE;
+        let mut request = RangeRequest { limit: FIRST_PAGE, ..RangeRequest::all(range.clone()) };
         let mut bytes = 0;
         loop {
-            let options = wire::range_options(range).with_revision(listed.revision.0).with_limit(limit);
-            let page = self.call(self.shared.deadline * PAGE_DEADLINE_FACTOR, Repeat::Any, |mut connection| {
-                let (start, options) = (start.clone(), options.clone());
-                async move { connection.kv.get(start, Some(options)).await }
-            });
-            let mut page = match page.await {
+            let mut page = match self.range(request.clone(), self.shared.deadline * PAGE_DEADLINE_FACTOR).await {
                 Err(Error::Compacted { .. }) => return Err(Error::Compacted { revision: listed.revision }),
                 page => page?,
             };
             if listed.revision == Revision(0) {
-                listed.revision = wire::revision(page.header());
+                listed.revision = page.revision;
+                request.revision = page.revision;
             }
-            let more = page.more();
-            listed.kvs.extend(page.take_kvs().into_iter().map(|kv| {
-                bytes += kv.key().len() + kv.value().len();
-                wire::kv(kv)
-            }));
+            let more = page.more;
+            bytes += page.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
+            listed.kvs.append(&mut page.kvs);
             let Some(last) = listed.kvs.last().filter(|_| more) else { return Ok(listed) };
-            start.clone_from(&last.key);
-            start.push(0);
+            request.range.start.clone_from(&last.key);
+            request.range.start.push(0);
             let average = bytes / listed.kvs.len() + 1;
-            limit = i64::try_from((PAGE_BYTES / average).clamp(1, LARGEST_PAGE)).unwrap_or(FIRST_PAGE);
+            request.limit = i64::try_from((PAGE_BYTES / average).clamp(1, LARGEST_PAGE)).unwrap_or(FIRST_PAGE);
         }
     }
 
@@ -171,17 +169,11 @@ impl Client {
     /// # Errors
     /// See [`Error`]; ask [`Error::outcome_unknown`] before concluding that nothing was written.
     pub async fn txn(&self, txn: Txn, deadline: Duration) -> Result<TxnReply, Error> {
-        let reads = !(txn.then.is_empty() && txn.otherwise.is_empty());
-        let mut txn = Some(wire::txn(txn));
+        let mut txn = Some(txn);
         // The transaction is copied for each try only where there is another member to try.
         let only_one = self.shared.members.len() == 1;
-        let response = self
-            .call(deadline, Repeat::Unsent, |mut connection| {
-                let txn = if only_one { txn.take() } else { txn.clone() }.unwrap_or_default();
-                async move { connection.kv.txn(txn).await }
-            })
-            .await?;
-        Ok(wire::reply(&response, reads))
+        let mut copy = || if only_one { txn.take() } else { txn.clone() }.unwrap_or_default();
+        self.call(deadline, Repeat::Unsent, |member| member.txn(copy())).await
     }
 
     /// Puts one key that is bound to no lease, and returns the revision of the write.
@@ -190,23 +182,16 @@ impl Client {
     /// Those of [`Client::txn`].
     pub async fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<Revision, Error> {
         let (key, value) = (key.into(), value.into());
-        let put = |mut connection: Connection| {
-            let (key, value) = (key.clone(), value.clone());
-            async move { connection.kv.put(key, value, None).await }
-        };
-        let reply = self.call(self.shared.deadline, Repeat::Unsent, put).await?;
-        Ok(Revision(reply.header().map_or(0, |header| header.revision())))
+        self.call(self.shared.deadline, Repeat::Unsent, |member| member.put(key.clone(), value.clone())).await
     }
 
     /// Grants a lease. etcd rounds the time to live up to a second, and up to its own minimum.
     ///
     /// # Errors
     /// See [`Error`]. A lease whose answer was lost expires by itself.
-    pub(crate) async fn grant(&self, ttl: Duration, deadline: Duration) -> Result<(i64, Duration), Error> {
+    pub(crate) async fn grant(&self, ttl: Duration, deadline: Duration) -> Result<Granted, Error> {
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
-        let grant = |mut connection: Connection| async move { connection.lease.grant(seconds, None).await };
-        let granted = self.call(deadline, Repeat::Unsent, grant).await?;
-        Ok((granted.id(), Duration::from_secs(granted.ttl().unsigned_abs())))
+        self.call(deadline, Repeat::Unsent, |member| member.grant(seconds)).await
     }
 
     /// Revokes a lease, and with it deletes its keys. A lease that does not exist is as good as revoked.
@@ -214,9 +199,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Error> {
-        let revoke = |mut connection: Connection| async move { connection.lease.revoke(lease).await };
-        match self.call(deadline, Repeat::Any, revoke).await {
-            Ok(_) | Err(Error::LeaseNotFound) => Ok(()),
+        match self.call(deadline, Repeat::Any, |member| member.revoke(lease)).await {
+            Ok(()) | Err(Error::LeaseNotFound) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -226,11 +210,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn remaining(&self, lease: i64) -> Result<Option<Duration>, Error> {
-        let ask = |mut connection: Connection| async move { connection.lease.time_to_live(lease, None).await };
-        match self.call(self.shared.deadline, Repeat::Any, ask).await {
-            Ok(answer) => Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs)),
+        match self.call(self.shared.deadline, Repeat::Any, |member| member.time_to_live(lease)).await {
             Err(Error::LeaseNotFound) => Ok(None),
-            Err(error) => Err(error),
+            answer => answer,
         }
     }
 
@@ -239,15 +221,13 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        let compact = |mut connection: Connection| async move { connection.kv.compact(revision.0, None).await };
-        self.call(self.shared.deadline * PAGE_DEADLINE_FACTOR, Repeat::Unsent, compact).await.map(drop)
+        self.call(self.shared.deadline * PAGE_DEADLINE_FACTOR, Repeat::Unsent, |member| member.compact(revision)).await
     }
 
     /// Runs one call against the member in use, and against the others in turn while the failure is theirs and a repetition is harmless.
-    async fn call<T, F, Fut>(&self, deadline: Duration, repeat: Repeat, mut run: F) -> Result<T, Error>
+    async fn call<T, F>(&self, deadline: Duration, repeat: Repeat, mut run: F) -> Result<T, Error>
     where
-        F: FnMut(Connection) -> Fut,
-        Fut: Future<Output = Result<T, etcd::Error>>,
+        F: for<'a> FnMut(&'a dyn Transport) -> BoxFuture<'a, Result<T, Error>>,
     {
         let end = Instant::now() + deadline;
         let mut left = self.shared.members.len();
@@ -266,15 +246,13 @@ impl Client {
         }
     }
 
-    pub(crate) async fn try_member<T, F, Fut>(&self, at: usize, end: Instant, deadline: Duration, run: F) -> Result<T, Error>
+    pub(crate) async fn try_member<T, F>(&self, at: usize, end: Instant, deadline: Duration, run: F) -> Result<T, Error>
     where
-        F: FnOnce(Connection) -> Fut,
-        Fut: Future<Output = Result<T, etcd::Error>>,
+        F: for<'a> FnOnce(&'a dyn Transport) -> BoxFuture<'a, Result<T, Error>>,
     {
-        let member = &self.shared.members[at];
-        let connection = member.connection(Use::Calls).await?;
-        match timeout_at(end, run(connection)).await {
-            Ok(answer) => answer.map_err(|error| Error::of(error, member.endpoint())),
+        let member = self.member(at);
+        match timeout_at(end, run(member)).await {
+            Ok(answer) => answer,
             Err(_) => Err(Error::Deadline { endpoint: member.endpoint().to_owned(), after: deadline }),
         }
     }
@@ -289,37 +267,29 @@ impl Client {
     /// Goes on to the next member, unless another call has done so already. The connection is given up even if it is the only one:
     /// one that hangs may hang for minutes, where a new one works at once.
     pub(crate) fn leave(&self, at: usize) {
-        let next = (at + 1) % self.shared.members.len();
         self.shared.members[at].forget();
-        let moved = self.shared.current.send_if_modified(|current| {
-            let moves = *current == at && next != at;
-            if moves {
-                *current = next;
-            }
-            moves
-        });
-        if moved {
+        if let Some(next) = self.shared.in_use.leave(at, self.shared.members.len()) {
             debug!(from = self.endpoint_of(at), to = self.endpoint_of(next), "another etcd member is used from now on");
         }
     }
 
     /// The index of the member in use.
     pub(crate) fn current(&self) -> usize {
-        *self.shared.current.borrow()
+        self.shared.in_use.current(self.shared.members.len())
     }
 
     /// Tells of every change of the member in use.
-    pub(crate) fn current_changes(&self) -> watch::Receiver<usize> {
-        self.shared.current.subscribe()
+    pub(crate) fn current_changes(&self) -> Moves {
+        Moves::of(&self.shared.in_use)
     }
 
     pub(crate) fn endpoint_of(&self, at: usize) -> &str {
         self.shared.members[at].endpoint()
     }
 
-    /// The connection to a member.
-    pub(crate) async fn connection(&self, at: usize, to: Use) -> Result<Connection, Error> {
-        self.shared.members[at].connection(to).await
+    /// A member by its index.
+    pub(crate) fn member(&self, at: usize) -> &dyn Transport {
+        &*self.shared.members[at]
     }
 }
 

@@ -111,6 +111,12 @@ impl Error {
         matches!(self, Self::Unavailable { .. } | Self::Deadline { .. })
     }
 
+    /// The failure of a stream that its member has ended.
+    pub(crate) fn ended(endpoint: &str, reason: &str) -> Self {
+        let reason = if reason.is_empty() { "it has ended the stream" } else { reason };
+        Self::Unavailable { endpoint: endpoint.into(), reason: reason.into(), sent: true, source: None }
+    }
+
     /// Sorts a failure of the etcd client.
     pub(crate) fn of(error: etcd_client::Error, endpoint: &str) -> Self {
         match error {

@@ -18,6 +18,7 @@ use crate::{
     error::Error,
     streams::LeaseStream,
     task::of_this_process,
+    transport::Granted,
     types::{Compare, Kv, Op, Txn},
 };
 
@@ -113,7 +114,7 @@ impl LeasedKey {
         if let (KeyName::Exact(key), Some(old)) = (&new.key, new.replaces) {
             delete_old(client, key, old, end).await?;
         }
-        let (lease, ttl) = until(end, || client.grant(new.ttl, client.deadline())).await?;
+        let Granted { lease, ttl } = until(end, || client.grant(new.ttl, client.deadline())).await?;
         let key = match new.key {
             KeyName::Exact(key) => key,
             KeyName::UnderPrefix(mut prefix) => {

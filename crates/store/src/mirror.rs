@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use evenkeel_model::Revision;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -23,8 +23,10 @@ use tracing::{debug, info, warn};
 use crate::{
     client::Client,
     error::Error,
-    streams::{WatchMessage, WatchStream},
+    in_use::Moves,
+    streams::WatchStream,
     task::of_this_process,
+    transport::WatchMessage,
     types::{KeyRange, Kv},
 };
 
@@ -161,7 +163,7 @@ struct Mirror {
     client: Client,
     range: KeyRange,
     updates: mpsc::Sender<Update>,
-    member_changes: watch::Receiver<usize>,
+    member_changes: Moves,
     /// The changes of the revision that was seen last, if it was one that changed the range. A watch that goes on after it repeats them;
     /// one that does not tells of another history, since etcd was put back to an earlier state and has gone on from there.
     last: Vec<Change>,
@@ -191,6 +193,7 @@ impl Mirror {
 
     async fn list(&mut self) -> Result<State, Closed> {
         let listed = tokio::select! {
+            biased;
             listed = self.client.list(&self.range) => listed,
             () = self.updates.closed() => return Err(Closed),
         };
@@ -206,13 +209,14 @@ impl Mirror {
     }
 
     async fn open(&mut self, seen: Revision) -> Result<State, Closed> {
-        self.member_changes.borrow_and_update();
+        self.member_changes.forget();
         let opened = tokio::select! {
+            biased;
             opened = WatchStream::open(&self.client, &self.range, seen, self.client.deadline()) => opened,
             () = self.updates.closed() => return Err(Closed),
         };
         match opened {
-            Ok(stream) if stream.created_at < seen => self.check_history(seen, stream).await,
+            Ok(stream) if stream.created_at() < seen => self.check_history(seen, stream).await,
             Ok(stream) => self.opened(seen, stream).await,
             Err(error) => self.failed(&error, State::Opening { seen }).await,
         }
@@ -307,7 +311,7 @@ impl Mirror {
             biased;
             message = stream.next() => Ok(Event::Message(message)),
             () = self.updates.closed() => Err(Closed),
-            Ok(()) = self.member_changes.changed(), if !asked => Ok(Event::Doubt),
+            () = self.member_changes.next(), if !asked => Ok(Event::Doubt),
             () = sleep_until(until) => Ok(if asked { Event::Silence } else { Event::Doubt }),
         }
     }
@@ -325,8 +329,9 @@ impl Mirror {
     async fn failed(&mut self, error: &Error, next: State) -> Result<State, Closed> {
         self.tell_lost(error.to_string()).await?;
         tokio::select! {
-            () = sleep(self.pause) => {}
+            biased;
             () = self.updates.closed() => return Err(Closed),
+            () = sleep(self.pause) => {}
         }
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(next)

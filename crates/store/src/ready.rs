@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::{client::Client, error::Error, member::Connection};
+use crate::{client::Client, error::Error};
 
 /// The oldest version of etcd that will do.
 const OLDEST: (u32, u32) = (3, 4);
@@ -34,15 +34,8 @@ impl Client {
     /// See [`Error`].
     pub async fn status(&self) -> Result<MemberStatus, Error> {
         let at = self.current();
-        let status = |mut connection: Connection| async move { connection.maintenance.status().await };
-        let status = self.try_member(at, Instant::now() + self.deadline(), self.deadline(), status).await;
-        let status = status.inspect_err(|error| self.left_because(at, error))?;
-        Ok(MemberStatus {
-            endpoint: self.endpoint_of(at).to_owned(),
-            version: status.version().to_owned(),
-            db_size: status.db_size(),
-            leads: status.header().is_some_and(|header| header.member_id() == status.leader()),
-        })
+        let status = self.try_member(at, Instant::now() + self.deadline(), self.deadline(), |member| member.status()).await;
+        status.inspect_err(|error| self.left_because(at, error))
     }
 
     /// Checks that the member in use is new enough (3.4), and returns its status.

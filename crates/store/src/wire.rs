@@ -7,6 +7,7 @@ use evenkeel_model::Revision;
 
 use crate::{
     mirror::Change,
+    transport::RangeRequest,
     types::{Compare, KeyRange, Kv, Op, Txn, TxnReply},
 };
 
@@ -25,9 +26,17 @@ pub(crate) fn revision(header: Option<&etcd::ResponseHeader>) -> Revision {
     Revision(header.map_or(0, etcd::ResponseHeader::revision))
 }
 
-/// Options that make a read of `range.start` a read of the range.
-pub(crate) fn range_options(range: &KeyRange) -> etcd::GetOptions {
-    if range.end.is_empty() { etcd::GetOptions::new() } else { etcd::GetOptions::new().with_range(range.end.clone()) }
+/// A read: its key and its options.
+pub(crate) fn range(request: RangeRequest) -> (Vec<u8>, etcd::GetOptions) {
+    let RangeRequest { range, revision, limit, keys_only } = request;
+    let (start, mut options) = range_of(range);
+    options = options.with_revision(revision.0).with_limit(limit);
+    (start, if keys_only { options.with_keys_only() } else { options })
+}
+
+fn range_of(range: KeyRange) -> (Vec<u8>, etcd::GetOptions) {
+    let options = etcd::GetOptions::new();
+    (range.start, if range.end.is_empty() { options } else { options.with_range(range.end) })
 }
 
 /// A transaction that etcd carries out linearizably. etcd takes one without any operation for a serializable read and answers it from
@@ -94,8 +103,8 @@ fn op(op: Op) -> etcd::TxnOp {
         }
         Op::Get { key } => etcd::TxnOp::get(key, None),
         Op::Range { range } => {
-            let options = range_options(&range);
-            etcd::TxnOp::get(range.start, Some(options))
+            let (start, options) = range_of(range);
+            etcd::TxnOp::get(start, Some(options))
         }
     }
 }
