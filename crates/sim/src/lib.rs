@@ -1,9 +1,10 @@
-//! Where the pure parts of the wheel run without etcd, without processes and without a clock: a world for the planner, and scripts.
+//! Where the wheel runs without processes and on no clock but a virtual one: a world for the planner, scripts, and a model of etcd.
 //!
 //! The wheel: store::watch -> **model::Cluster -> planner::plan -> model::check** -> store::commit -> etcd, and back by
 //! worker::desired -> worker::reconcile -> worker::driver -> worker::report.
 //!
 //! Nothing depends on this crate.
 
+pub mod etcd;
 pub mod script;
 pub mod world;

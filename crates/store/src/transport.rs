@@ -43,7 +43,7 @@ pub trait Transport: Debug + Send + Sync {
     /// Forgets all revisions before this one. The keys as they stand at it stay readable.
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// What the member says of itself. It answers alone, even without the others.
+    /// What the member says of itself. It answers alone, if it has a leader.
     fn status(&self) -> BoxFuture<'_, Result<MemberStatus, Error>>;
 
     /// Opens a watch that begins with the revision `start`, which may lie ahead. It is done when the member has created the watch. The

@@ -162,6 +162,12 @@ impl Op {
         }
     }
 
+    /// Whether it may change something.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Put { .. } | Self::Delete { .. } | Self::DeleteRange { .. })
+    }
+
     /// Deletes a key.
     #[must_use]
     pub fn delete(key: impl Into<Vec<u8>>) -> Self {
