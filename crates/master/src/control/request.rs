@@ -72,7 +72,7 @@ pub enum Refusal {
     /// It is there, and differs.
     #[error("resource {0} exists with other content; update it, or delete it first")]
     AlreadyExists(ResourceName),
-    /// Nothing was written by this master.
+    /// It led when it was asked, perhaps, and does not any more: it may have been written all the same.
     #[error("this master does not lead any more; try again")]
     NotLeader,
     /// A guard of the write failed.

@@ -15,8 +15,15 @@ use crate::known::Known;
 
 /// An answer that waits for its commit.
 pub(super) enum Answer {
-    Put { reply: oneshot::Sender<Result<PutAnswer, Refusal>>, answer: Box<PutAnswer>, assigns: bool },
+    Put {
+        reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
+        answer: Box<PutAnswer>,
+        assigns: bool,
+    },
     Delete(oneshot::Sender<Result<(), Refusal>>),
+    /// Nothing is written, and this is why.
+    NoPut(oneshot::Sender<Result<PutAnswer, Refusal>>, Refusal),
+    NoDelete(oneshot::Sender<Result<(), Refusal>>, Refusal),
 }
 
 impl Answer {
@@ -30,13 +37,15 @@ impl Answer {
                 drop(reply.send(Ok(*answer)));
             }
             Self::Delete(reply) => drop(reply.send(Ok(()))),
+            Self::NoPut(reply, refusal) => drop(reply.send(Err(refusal))),
+            Self::NoDelete(reply, refusal) => drop(reply.send(Err(refusal))),
         }
     }
 
     pub(super) fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Put { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Delete(reply) => drop(reply.send(Err(refusal))),
+            Self::Put { reply, .. } | Self::NoPut(reply, _) => drop(reply.send(Err(refusal))),
+            Self::Delete(reply) | Self::NoDelete(reply, _) => drop(reply.send(Err(refusal))),
         }
     }
 }
@@ -66,16 +75,31 @@ impl Term {
             let refusal = Refusal::Rejected(format!("the record of {} cannot be read; delete it first", put.definition.name));
             return drop(put.reply.send(Err(refusal)));
         }
+        let name = put.definition.name.clone();
         match (unit.and_then(|u| u.record.as_deref()).cloned(), put.mode) {
-            (None, PutMode::Update) => drop(put.reply.send(Err(Refusal::NotFound(put.definition.name)))),
+            (None, PutMode::Update) => {
+                let answer = Answer::NoPut(put.reply, Refusal::NotFound(name.clone()));
+                self.confirm(known, &name, Revision::default(), answer, now);
+            }
             (None, PutMode::Add | PutMode::Apply) => self.create(known, put, now),
             (Some(old), _) if old.value.definition == put.definition => {
-                let answer = self.standing_answer(known, &put.definition.name, old.value, Effect::Unchanged, now);
-                drop(put.reply.send(Ok(answer)));
+                let answer = Box::new(self.standing_answer(known, &name, old.value, Effect::Unchanged, now));
+                self.confirm(known, &name, old.revision, Answer::Put { reply: put.reply, answer, assigns: false }, now);
             }
-            (Some(_), PutMode::Add) => drop(put.reply.send(Err(Refusal::AlreadyExists(put.definition.name)))),
+            (Some(old), PutMode::Add) => {
+                let answer = Answer::NoPut(put.reply, Refusal::AlreadyExists(name.clone()));
+                self.confirm(known, &name, old.revision, answer, now);
+            }
             (Some(old), PutMode::Update | PutMode::Apply) => self.change(known, put, old, now),
         }
+    }
+
+    /// An answer for which nothing is to be written waits for a transaction all the same, which shows that this master still leads and
+    /// that the record which it goes by still stands. A leader that was stopped for a while may go on before it learns that another has
+    /// led since; what it answers from memory would be what stood then.
+    fn confirm(&mut self, known: &mut Known, name: &ResourceName, stands: Revision, answer: Answer, now: Moment) {
+        let decision = Decision { guards: vec![Guard::Resource(name.clone(), stands)], writes: Vec::new() };
+        self.decide(known, Decided { decision, name: Some(name), happening: None, answer: Some(answer) }, now);
     }
 
     /// The resource and its assignment are written in one transaction.
@@ -136,7 +160,8 @@ impl Term {
     /// The resource goes and its work is told to stop, in one transaction.
     fn delete(&mut self, known: &mut Known, name: &ResourceName, reply: oneshot::Sender<Result<(), Refusal>>, now: Moment) {
         let Some(unit) = known.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
-            return drop(reply.send(Err(Refusal::NotFound(name.clone()))));
+            let answer = Answer::NoDelete(reply, Refusal::NotFound(name.clone()));
+            return self.confirm(known, name, Revision::default(), answer, now);
         };
         let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
         if let Some(record) = unit.record.as_deref() {
