@@ -1,4 +1,5 @@
-//! Where the wheel runs without processes and on no clock but a virtual one: a world for the planner, scripts, and a model of etcd.
+//! Where the wheel runs without processes and on no clock but a virtual one: a world for the planner, scripts, a model of
+//! etcd, and whole fleets of masters and workers over that.
 //!
 //! The wheel: store::watch -> **model::Cluster -> planner::plan -> model::check** -> store::commit -> etcd, and back by
 //! worker::desired -> worker::reconcile -> worker::driver -> worker::report.
@@ -6,5 +7,6 @@
 //! Nothing depends on this crate.
 
 pub mod etcd;
+pub mod fleet;
 pub mod script;
 pub mod world;

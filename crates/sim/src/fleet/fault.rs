@@ -1,0 +1,145 @@
+//! What goes wrong, and when: drawn from the seed before the run begins, so that a run can be repeated with fewer of them.
+
+use std::{fmt, time::Duration};
+
+use super::dice::Dice;
+use crate::etcd::Direction;
+
+/// How many of each there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Machines with a worker.
+    pub workers: usize,
+    /// Machines with a master.
+    pub masters: usize,
+    /// Members of etcd.
+    pub members: usize,
+    /// Resources, each with a caller.
+    pub resources: usize,
+}
+
+/// A machine by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// One with a worker.
+    Worker(usize),
+    /// One with a master.
+    Master(usize),
+}
+
+/// Something that goes wrong. What lasts is undone at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL to an agent.
+    KillAgent(usize),
+    /// SIGSTOP to an agent, then SIGCONT.
+    StopAgent(usize, Duration),
+    /// SIGKILL to a guard.
+    KillGuard(usize),
+    /// A worker is told to leave; it is started again.
+    Leave(usize),
+    /// A machine with a worker loses its power, and gets it back.
+    PowerOff(usize, Duration),
+    /// SIGKILL to a master.
+    KillMaster(usize),
+    /// SIGSTOP to a master, then SIGCONT.
+    StopMaster(usize, Duration),
+    /// A master is told to end; it is started again.
+    EndMaster(usize),
+    /// A machine is cut off from etcd.
+    Cut(Host, Direction, Duration),
+    /// What a machine and etcd say to each other takes longer.
+    Slow(Host, Duration, Duration),
+    /// The answer to the next request of a machine is lost.
+    LoseAnswer(Host),
+    /// etcd ends the lease of a live worker, or of a master.
+    Revoke(Host),
+    /// SIGSTOP to a member of etcd.
+    FreezeMember(usize, Duration),
+    /// SIGKILL to a member of etcd; it is started again.
+    KillMember(usize, Duration),
+    /// A member's watches lag behind.
+    LagMember(usize, Duration),
+    /// A member is cut off from the others.
+    IsolateMember(usize, Duration),
+    /// All of etcd is frozen.
+    FreezeAll(Duration),
+    /// etcd forgets its history.
+    Compact,
+    /// etcd has no space.
+    NoSpace(Duration),
+}
+
+/// A fault and its time, counted from the beginning of its round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its number in the whole run.
+    pub number: usize,
+    /// When.
+    pub at: Duration,
+    /// What.
+    pub fault: Fault,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} at {:.3} s: {:?}", self.number, self.at.as_secs_f64(), self.fault)
+    }
+}
+
+/// Draws the faults of one round of this length, in the order of their times.
+#[must_use]
+pub fn draw(dice: &Dice, size: Size, round: Duration, first_number: usize) -> Vec<Planned> {
+    let count = 2 + dice.below(9);
+    let mut times: Vec<Duration> = (0..count).map(|_| dice.span(Duration::ZERO, round)).collect();
+    times.sort_unstable();
+    times.into_iter().enumerate().map(|(index, at)| Planned { number: first_number + index, at, fault: fault(dice, size) }).collect()
+}
+
+/// A span for which something lasts: often about as long as the waits of the protocol, which is where it matters.
+fn lasting(dice: &Dice) -> Duration {
+    match dice.below(4) {
+        0 => dice.span(SECOND / 20, SECOND * 2),
+        1 => dice.span(SECOND * 2, SECOND * 5),
+        2 => dice.span(SECOND * 4, SECOND * 8),
+        _ => dice.span(SECOND * 5, SECOND * 25),
+    }
+}
+
+fn index(dice: &Dice, bound: usize) -> usize {
+    usize::try_from(dice.below(bound as u64)).unwrap_or(0)
+}
+
+fn host(dice: &Dice, size: Size) -> Host {
+    if dice.per_mille(600) { Host::Worker(index(dice, size.workers)) } else { Host::Master(index(dice, size.masters)) }
+}
+
+fn fault(dice: &Dice, size: Size) -> Fault {
+    let worker = index(dice, size.workers);
+    let master = index(dice, size.masters);
+    let member = index(dice, size.members);
+    let span = lasting(dice);
+    match dice.below(24) {
+        0 | 1 => Fault::KillAgent(worker),
+        2 | 3 => Fault::StopAgent(worker, span),
+        4 => Fault::KillGuard(worker),
+        5 => Fault::Leave(worker),
+        6 => Fault::PowerOff(worker, span),
+        7 | 8 => Fault::KillMaster(master),
+        9 | 10 => Fault::StopMaster(master, span),
+        11 => Fault::EndMaster(master),
+        12..15 => Fault::Cut(host(dice, size), *dice.pick(&[Direction::Both, Direction::ToEtcd, Direction::FromEtcd]), span),
+        15 => Fault::Slow(host(dice, size), dice.span(SECOND / 20, SECOND), span),
+        16 => Fault::LoseAnswer(host(dice, size)),
+        17 => Fault::Revoke(host(dice, size)),
+        18 => Fault::FreezeMember(member, span),
+        19 => Fault::KillMember(member, span),
+        20 => Fault::LagMember(member, span),
+        21 => Fault::IsolateMember(member, span),
+        22 => Fault::FreezeAll(span),
+        _ if dice.per_mille(700) => Fault::Compact,
+        _ => Fault::NoSpace(span),
+    }
+}

@@ -1,0 +1,90 @@
+//! Looks at every change in etcd as it is applied, and holds it against the invariants of DESIGN.md, section 4.
+//!
+//! It knows what no part of the system knows: which work really lives ([`Ledger`]) and what callers were told ([`History`]).
+
+use std::collections::BTreeMap;
+
+use evenkeel_model::{Epoch, ResourceName, Revision, WorkerId};
+use evenkeel_store::{
+    Change, Kv,
+    keys::{Key, Keys},
+};
+use serde_json::Value;
+
+use super::{
+    history::{Content, History},
+    ledger::{Ledger, is_exclusive},
+};
+
+/// See the module.
+pub(super) struct Judge {
+    keys: Keys,
+    ledger: Ledger,
+    history: History,
+    /// The assignments of each resource.
+    assignments: BTreeMap<ResourceName, BTreeMap<WorkerId, Epoch>>,
+}
+
+impl Judge {
+    pub(super) fn new(ledger: Ledger, history: History) -> Self {
+        Self { keys: Keys::new(""), ledger, history, assignments: BTreeMap::new() }
+    }
+
+    /// One transaction was applied.
+    pub(super) fn see(&mut self, revision: Revision, changes: &[Change]) {
+        self.ledger.count(|counts| counts.revisions += 1);
+        for change in changes {
+            match (self.keys.parse(change.key()), change) {
+                (Key::Resource(name), _) => self.resource(&name, change),
+                (Key::Assignment(worker, name), Change::Delete { .. }) => self.ended(&worker, &name),
+                (Key::Assignment(worker, name), Change::Put(kv)) => {
+                    let verb = if kv.created == kv.modified { "is assigned to" } else { "is to stop on" };
+                    self.ledger.note(format_args!("etcd {revision}: {name} {verb} {worker}"));
+                    self.assignments.entry(name).or_default().insert(worker, Epoch(kv.created.0));
+                }
+                (key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_)), _) => self
+                    .ledger
+                    .note(format_args!("etcd {revision}: {key:?} {}", if matches!(change, Change::Put(_)) { "put" } else { "deleted" })),
+                _ => {}
+            }
+        }
+        for change in changes {
+            if let Key::Assignment(_, name) = self.keys.parse(change.key()) {
+                self.one_assignment(&name);
+            }
+        }
+    }
+
+    fn resource(&self, name: &ResourceName, change: &Change) {
+        let content = match change {
+            Change::Put(kv) => content_of(kv),
+            Change::Delete { .. } => None,
+        };
+        self.ledger.note(format_args!("etcd {}: {name} is {content:?}", change.revision()));
+        if let Err(wrong) = self.history.stands(name, content) {
+            self.ledger.violate(wrong);
+        }
+    }
+
+    /// The end of an assignment says that nothing of it runs, and nothing of it will.
+    fn ended(&mut self, worker: &WorkerId, name: &ResourceName) {
+        let Some(epoch) = self.assignments.get_mut(name).and_then(|of| of.remove(worker)) else { return };
+        self.ledger.note(format_args!("etcd: {name} on {worker} (epoch {epoch}) has ended"));
+        if self.ledger.lives(name, epoch) && is_exclusive(name) {
+            self.ledger.violate(format_args!("the assignment of {name} to {worker} (epoch {epoch}) is deleted while it runs"));
+        }
+    }
+
+    fn one_assignment(&self, name: &ResourceName) {
+        let of = self.assignments.get(name);
+        if of.is_some_and(|of| of.len() > 1) {
+            self.ledger.violate(format_args!("{name} has several assignments: {of:?}"));
+        }
+    }
+}
+
+/// The content that a record has.
+pub(super) fn content_of(kv: &Kv) -> Content {
+    let record: Value = serde_json::from_slice(&kv.value).ok()?;
+    record.get("Spec")?.get("content")?.as_u64()
+}

@@ -1,0 +1,117 @@
+//! When the faults have ended: everything wanted runs, each once, on a live worker; then all is calm.
+//!
+//! These are the invariants I2, I4 and I5 of DESIGN.md, section 4, looked at from outside.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, check};
+use evenkeel_planner::PlannerConfig;
+use evenkeel_store::{
+    codec::{self, Meaning},
+    keys::Key,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{judge::content_of, world::World};
+
+/// How long it may take from the end of the last fault until everything is as it should be: a lease, an election, the leader's wait, a
+/// second one for whom the first was interrupted, and the pauses of those who try again.
+const BOUND: Duration = Duration::from_secs(45);
+const LOOK: Duration = Duration::from_millis(500);
+/// For how long nothing may move then.
+const CALM: Duration = Duration::from_secs(12);
+
+/// Heals everything, and waits until all is as it should be. True if it is. With `quiet`, callers go on resting then.
+pub(super) async fn settle(world: &Arc<World>, quiet: bool) -> bool {
+    world.heal();
+    world.let_callers_rest(true);
+    let end = Instant::now() + BOUND;
+    loop {
+        if world.ledger.violation().is_some() {
+            return false;
+        }
+        let wrong = if world.is_busy() { Some("a caller has no answer yet".to_owned()) } else { unsettled(world) };
+        let Some(wrong) = wrong else { break };
+        if Instant::now() >= end {
+            world.ledger.violate(format_args!("not settled {BOUND:?} after the last fault: {wrong}"));
+            return false;
+        }
+        sleep(LOOK).await;
+    }
+    world.ledger.note("settled");
+    let calm = stays_calm(world).await;
+    world.let_callers_rest(quiet);
+    calm
+}
+
+/// What is not as it should be.
+fn unsettled(world: &World) -> Option<String> {
+    let assigned = assignments(world);
+    let mut runs: BTreeMap<ResourceName, Epoch> = BTreeMap::new();
+    for run in world.ledger.live() {
+        if assigned.get(&run.name) != Some(&(run.machine.clone(), run.epoch)) {
+            return Some(format!("{} runs on {} (epoch {}), which nobody wants", run.name, run.machine, run.epoch));
+        }
+        runs.insert(run.name, run.epoch);
+    }
+    for name in world.history.names() {
+        let stands = world.etcd.peek(|store| store.get(world.keys.resource(&name).as_bytes()).and_then(content_of));
+        if let Err(wrong) = world.history.stands(&name, stands) {
+            return Some(wrong);
+        }
+        match (stands, runs.get(&name), assigned.get(&name)) {
+            (Some(_), None, _) => return Some(format!("{name} runs nowhere; it is assigned to {:?}", assigned.get(&name))),
+            (None, _, Some(worker)) => return Some(format!("{name} was deleted, and is assigned to {worker:?}")),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn assignments(world: &World) -> BTreeMap<ResourceName, (String, Epoch)> {
+    world.etcd.peek(|store| {
+        let of = |kv: &evenkeel_store::Kv| match world.keys.parse(&kv.key) {
+            Key::Assignment(worker, name) => Some((name, (worker.to_string(), Epoch(kv.created.0)))),
+            _ => None,
+        };
+        store.iter(&world.keys.everything()).filter_map(of).collect()
+    })
+}
+
+/// Nothing moves, and there is nothing to plan.
+async fn stays_calm(world: &Arc<World>) -> bool {
+    // What the last moves have left to write is written by then.
+    sleep(CALM / 2).await;
+    let before = (assignments(world), world.etcd.peek(|store| store.revision()));
+    sleep(CALM).await;
+    let after = (assignments(world), world.etcd.peek(|store| store.revision()));
+    if before.0 != after.0 {
+        world.ledger.violate(format_args!("a settled cluster has moved: {:?}, then {:?}", before.0, after.0));
+    }
+    // Work ends by itself now and then, and is started again: its statuses are the only writes.
+    if let Some(wrong) = unsettled(world).filter(|wrong| !wrong.contains("runs nowhere")) {
+        world.ledger.violate(format_args!("a settled cluster came apart: {wrong}"));
+    }
+    let cluster = cluster(world);
+    let violations = check::check_cluster(&cluster);
+    if !violations.is_empty() {
+        world.ledger.violate(format_args!("what stands in etcd violates an invariant: {violations:?}"));
+    }
+    let plan = evenkeel_planner::plan(&cluster, Moment(Duration::ZERO), &PlannerConfig::default());
+    if !plan.actions.is_empty() {
+        world.ledger.violate(format_args!("the plan of a settled cluster is not empty: {:?}", plan.actions));
+    }
+    world.ledger.violation().is_none()
+}
+
+fn cluster(world: &World) -> Cluster {
+    let mut cluster = Cluster::default();
+    world.etcd.peek(|store| {
+        for kv in store.iter(&world.keys.everything()) {
+            if let Meaning::Cluster(event) = codec::meaning(&world.keys, kv) {
+                cluster.apply(event, Moment(Duration::ZERO));
+            }
+        }
+    });
+    cluster
+}

@@ -1,0 +1,216 @@
+//! Work on a simulated machine: the driver that starts and stops it, and its processes, which outlive the agent until the guard kills them.
+//!
+//! The wheel: worker::reconcile -> **worker::driver** -> worker::report. The driver is the one part of a worker that is not the real one.
+
+use std::{sync::Arc, time::Duration};
+
+use evenkeel_model::{Observed, Spec};
+use evenkeel_store::task::of_this_process;
+use evenkeel_worker::{
+    authority::Gate,
+    driver::{Driver, Handle, Observation, Observer, SpecError, StopOrder, Work},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    dice::Dice,
+    ledger::{Ledger, LiveRun, RunId},
+};
+
+/// What the driver is called.
+pub const KIND: &str = "sim";
+/// The longest from the order to start to the process.
+const LONGEST_START: Duration = Duration::from_millis(40);
+/// The longest from a SIGKILL to the end of the last process: a little less than the protocol grants.
+pub(super) const LONGEST_KILL: Duration = Duration::from_millis(480);
+/// How long an exited process stays down, and how long a shut gate is left alone.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// The processes of one machine's work.
+#[derive(Clone, Debug)]
+pub(super) struct Kernel {
+    pub(super) machine: Arc<str>,
+    pub(super) ledger: Ledger,
+    pub(super) dice: Dice,
+    /// Sends the kill to every process. Those of an earlier kill are dead, or dying.
+    killed: watch::Sender<u64>,
+    /// How many processes live.
+    living: watch::Sender<usize>,
+}
+
+/// One process with all its children.
+#[derive(Debug)]
+struct Running {
+    dead: watch::Receiver<bool>,
+    signal: watch::Sender<Signal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Signal {
+    None,
+    Term,
+    Kill,
+}
+
+impl Kernel {
+    pub(super) fn new(machine: &str, ledger: Ledger, dice: Dice) -> Self {
+        Self { machine: machine.into(), ledger, dice, killed: watch::Sender::new(0), living: watch::Sender::new(0) }
+    }
+
+    /// The machine loses its power.
+    pub(super) fn power_off(&self) {
+        self.killed.send_modify(|generation| *generation = u64::MAX);
+    }
+
+    /// SIGKILL to all of it; done when all of it is dead.
+    pub(super) async fn kill_all(&self) {
+        self.killed.send_modify(|generation| *generation += 1);
+        let _ = self.living.subscribe().wait_for(|living| *living == 0).await;
+    }
+
+    fn run(&self, work: &Work) -> Running {
+        let run = LiveRun { machine: self.machine.to_string(), name: work.name.clone(), epoch: work.epoch };
+        let id = self.ledger.start(run);
+        self.living.send_modify(|living| *living += 1);
+        let (signal, signals) = watch::channel(Signal::None);
+        let (died, dead) = watch::channel(false);
+        tokio::spawn(self.clone().process(id, signals, self.killed.subscribe(), died));
+        Running { dead, signal }
+    }
+
+    /// One process, from its start to its death.
+    async fn process(self, id: RunId, mut signals: watch::Receiver<Signal>, mut killed: watch::Receiver<u64>, died: watch::Sender<bool>) {
+        // It may end by itself; most live on.
+        let lives = if self.dice.per_mille(20) { self.dice.span(PAUSE, PAUSE * 200) } else { Duration::from_secs(86_400) };
+        let mut end = Instant::now() + lives;
+        let mut made_to = true;
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = killed.changed() => {
+                    if *killed.borrow() != u64::MAX {
+                        sleep(self.dice.span(Duration::ZERO, LONGEST_KILL)).await;
+                    }
+                    break;
+                }
+                Ok(()) = signals.changed() => {
+                    let signal = *signals.borrow_and_update();
+                    let takes = match signal {
+                        Signal::Kill => self.dice.span(Duration::ZERO, LONGEST_KILL),
+                        // Some take longer than they are given, or do not listen.
+                        _ => self.dice.span(Duration::ZERO, PAUSE * 3),
+                    };
+                    end = end.min(Instant::now() + takes);
+                }
+                () = sleep_until(end) => {
+                    made_to = *signals.borrow() != Signal::None;
+                    break;
+                }
+            }
+        }
+        self.ledger.count(|counts| counts.stops += u64::from(made_to));
+        self.ledger.end(id);
+        self.living.send_modify(|living| *living -= 1);
+        died.send_replace(true);
+    }
+}
+
+/// Runs work of kind [`KIND`].
+pub(super) struct SimDriver {
+    pub(super) kernel: Kernel,
+    pub(super) gate: Gate,
+    pub(super) grace: Duration,
+}
+
+struct Orders(watch::Sender<Option<StopOrder>>);
+
+impl Handle for Orders {
+    fn stop(&self, order: StopOrder) {
+        self.0.send_modify(|told| {
+            let earlier = told.and_then(|before| before.kill_by).into_iter().chain(order.kill_by).min();
+            *told = Some(StopOrder { kill_by: earlier });
+        });
+    }
+}
+
+impl Driver for SimDriver {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn grace(&self, _: &Spec) -> Result<Duration, SpecError> {
+        Ok(self.grace)
+    }
+
+    fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
+        let (orders, told) = watch::channel(None);
+        let keeper = Keeper { kernel: self.kernel.clone(), gate: self.gate.clone(), grace: self.grace, work, observer, told, starts: 0 };
+        tokio::spawn(of_this_process(keeper.keep()));
+        Ok(Box::new(Orders(orders)))
+    }
+}
+
+/// Keeps one resource running until it is told to stop.
+struct Keeper {
+    kernel: Kernel,
+    gate: Gate,
+    grace: Duration,
+    work: Work,
+    observer: Observer,
+    told: watch::Receiver<Option<StopOrder>>,
+    starts: u32,
+}
+
+impl Keeper {
+    async fn keep(mut self) {
+        while self.told.borrow().is_none() {
+            sleep(self.kernel.dice.span(Duration::ZERO, LONGEST_START)).await;
+            // The one check that counts is the last one before the effect.
+            if self.told.borrow().is_none() && self.gate.is_open() {
+                self.starts += 1;
+                let running = self.kernel.run(&self.work);
+                self.observe(Observed::Running);
+                self.stay_with(running).await;
+            }
+            if self.told.borrow().is_none() {
+                self.observe(Observed::Backoff);
+                tokio::select! {
+                    biased;
+                    _ = self.told.wait_for(Option::is_some) => {}
+                    () = sleep(PAUSE) => {}
+                }
+            }
+        }
+        self.observer.ended();
+    }
+
+    /// Returns when the process is dead.
+    async fn stay_with(&mut self, mut running: Running) {
+        tokio::select! {
+            biased;
+            _ = running.dead.wait_for(|dead| *dead) => return,
+            _ = self.told.wait_for(Option::is_some) => {}
+        }
+        running.signal.send_replace(Signal::Term);
+        let grace_ends = self.gate.clock().instant(self.gate.clock().now() + self.grace);
+        loop {
+            let order = *self.told.borrow_and_update();
+            let kill_by = order.and_then(|order| order.kill_by).map(|at| self.gate.clock().instant(at));
+            tokio::select! {
+                biased;
+                _ = running.dead.wait_for(|dead| *dead) => return,
+                Ok(()) = self.told.changed() => {}
+                () = sleep_until(kill_by.map_or(grace_ends, |at| at.min(grace_ends))) => break,
+            }
+        }
+        running.signal.send_replace(Signal::Kill);
+        let _ = running.dead.wait_for(|dead| *dead).await;
+    }
+
+    fn observe(&self, phase: Observed) {
+        self.observer.is(Observation { phase, pid: 1, restarts: self.starts.saturating_sub(1), message: String::new() });
+    }
+}

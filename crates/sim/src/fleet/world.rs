@@ -1,0 +1,301 @@
+//! A fleet: machines with masters and workers, an etcd of several members, and callers; and the faults that are done to them.
+//!
+//! Everything here is the world around the real code. What must hold is looked at by [`judge`](super::judge) at every change, by the
+//! [`Ledger`] at every start, and by [`settle`](super::settle) when the faults have ended.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use evenkeel_model::{MasterId, ResourceName, WorkerId};
+use evenkeel_store::{
+    Kv,
+    keys::{Key, Keys},
+};
+use evenkeel_worker::authority::Timing;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    caller::Caller,
+    dice::{Dice, generator},
+    fault::{Fault, Host, Planned, Size},
+    history::History,
+    judge::{Judge, content_of},
+    ledger::{AVAILABLE, Ledger},
+    machine::{Machine, Site},
+    master::{Master, Seat},
+    process::SimProcess,
+};
+use crate::etcd::{Etcd, Link, Settings, Store};
+
+/// The deadline of calls to etcd for which none is given: the same as in production.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Half of the difference in rate that two clocks may have, in microseconds a second.
+const GAIN: u64 = 4_900;
+
+/// See the module.
+pub(super) struct World {
+    pub(super) size: Size,
+    pub(super) seed: u64,
+    pub(super) etcd: Etcd,
+    pub(super) keys: Keys,
+    pub(super) ledger: Ledger,
+    pub(super) history: History,
+    pub(super) machines: Vec<Machine>,
+    pub(super) masters: Vec<Master>,
+    /// The ways to etcd: of the workers, then of the masters.
+    links: Vec<Link>,
+    /// Whether callers are to rest.
+    rest: watch::Sender<bool>,
+    busy: watch::Sender<usize>,
+    dice: Dice,
+    /// Processes that are to be resumed.
+    stopped: Mutex<Vec<SimProcess>>,
+}
+
+impl World {
+    /// Builds it and switches it on.
+    pub(super) fn start(seed: u64, size: Size) -> Arc<Self> {
+        let ledger = Ledger::begin();
+        let history = History::default();
+        let settings = Settings { members: size.members, ..Settings::default() };
+        let etcd = Etcd::start(settings, generator(seed, "etcd"));
+        let mut judge = Judge::new(ledger.clone(), history.clone());
+        etcd.on_applied(move |_, revision, changes| judge.see(revision, changes));
+        let dice = Dice::new(seed, "world");
+        let links: Vec<Link> = (0..size.workers)
+            .map(|n| etcd.link(&format!("worker-{n}")))
+            .chain((0..size.masters).map(|n| etcd.link(&format!("master-{n}"))))
+            .collect();
+        let gain = |name: &str| i32::try_from(Dice::new(seed, name).below(2 * GAIN)).unwrap_or(0) - i32::try_from(GAIN).unwrap_or(0);
+        let connect = |link: &Link| {
+            let link = link.clone();
+            Box::new(move || link.client(DEADLINE))
+        };
+        let machine = |n: usize| {
+            let id = WorkerId::new(&format!("worker-{n}")).ok()?;
+            Some(Machine::new(Site {
+                timing: Timing::default(),
+                gain: gain(id.as_str()),
+                connect: connect(&links[n]),
+                ledger: ledger.clone(),
+                dice: Dice::new(seed, id.as_str()),
+                id,
+            }))
+        };
+        let master = |n: usize| {
+            let id = MasterId::new(&format!("master-{n}")).ok()?;
+            Some(Master::new(Seat {
+                gain: gain(id.as_str()),
+                connect: connect(&links[size.workers + n]),
+                ledger: ledger.clone(),
+                dice: Dice::new(seed, id.as_str()),
+                id,
+            }))
+        };
+        let world = Arc::new(Self {
+            machines: (0..size.workers).filter_map(machine).collect(),
+            masters: (0..size.masters).filter_map(master).collect(),
+            size,
+            seed,
+            etcd,
+            keys: Keys::new(""),
+            ledger,
+            history,
+            links,
+            rest: watch::Sender::new(false),
+            busy: watch::Sender::new(0),
+            dice,
+            stopped: Mutex::default(),
+        });
+        world.masters.iter().for_each(Master::start);
+        world.machines.iter().for_each(Machine::boot);
+        world.start_callers();
+        world
+    }
+
+    fn start_callers(self: &Arc<Self>) {
+        for n in 0..self.size.resources {
+            let available = n % 8 == 7;
+            let text = if available { format!("{AVAILABLE}{n}") } else { format!("resource-{n}") };
+            let Ok(name) = ResourceName::new(&text) else { continue };
+            let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
+            let caller = Caller {
+                available,
+                masters: self.masters.clone(),
+                history: self.history.clone(),
+                ledger: self.ledger.clone(),
+                dice: Dice::new(self.seed, &text),
+                look: Arc::new(move |name: &ResourceName| {
+                    etcd.peek(|store| store.get(keys.resource(name).as_bytes()).and_then(content_of))
+                }),
+                rest: self.rest.subscribe(),
+                busy: self.busy.clone(),
+                next: 0,
+                name,
+            };
+            tokio::spawn(caller.run());
+        }
+    }
+
+    fn link(&self, host: Host) -> &Link {
+        match host {
+            Host::Worker(n) => &self.links[n],
+            Host::Master(n) => &self.links[self.size.workers + n],
+        }
+    }
+
+    /// Lets callers go on, or finish what they have under way and rest.
+    pub(super) fn let_callers_rest(&self, rest: bool) {
+        self.rest.send_replace(rest);
+    }
+
+    /// Whether a caller has something under way.
+    pub(super) fn is_busy(&self) -> bool {
+        *self.busy.borrow() > 0
+    }
+
+    /// Does one round's faults at their times; returns at the end of the round, or when something is found.
+    pub(super) async fn round(self: &Arc<Self>, faults: &[Planned], length: Duration) {
+        let begun = Instant::now();
+        for planned in faults {
+            sleep_until(begun + planned.at).await;
+            if self.ledger.violation().is_some() {
+                return;
+            }
+            self.ledger.note(format_args!("FAULT {planned}"));
+            self.ledger.count(|counts| counts.faults += 1);
+            let world = Arc::clone(self);
+            let fault = planned.fault;
+            tokio::spawn(async move { world.suffer(fault).await });
+        }
+        sleep_until(begun + length).await;
+    }
+
+    /// Does a fault, and undoes it at its end.
+    async fn suffer(&self, fault: Fault) {
+        match fault {
+            Fault::KillAgent(n) => self.machines[n].kill_agent(),
+            Fault::StopAgent(n, span) => self.resume_after(self.machines[n].stop_agent(), span).await,
+            Fault::KillGuard(n) => self.machines[n].kill_guard(),
+            Fault::Leave(n) => self.machines[n].leave(),
+            Fault::PowerOff(n, span) => {
+                self.machines[n].power_off();
+                sleep(span).await;
+                self.switch_on(n);
+            }
+            Fault::KillMaster(n) => self.masters[n].kill(),
+            Fault::StopMaster(n, span) => self.resume_after(self.masters[n].stop(), span).await,
+            Fault::EndMaster(n) => self.masters[n].end(),
+            Fault::Cut(host, direction, span) => {
+                self.link(host).cut(direction);
+                sleep(span).await;
+                self.link(host).heal();
+            }
+            Fault::Slow(host, delay, span) => {
+                self.link(host).delay(delay);
+                sleep(span).await;
+                self.link(host).delay(Duration::ZERO);
+            }
+            Fault::LoseAnswer(host) => self.link(host).lose_next_answer(),
+            Fault::Revoke(host) => self.revoke(host),
+            _ => self.suffer_in_etcd(fault).await,
+        }
+    }
+
+    async fn suffer_in_etcd(&self, fault: Fault) {
+        match fault {
+            Fault::FreezeMember(n, span) => {
+                self.etcd.freeze(n);
+                sleep(span).await;
+                self.etcd.thaw(n);
+            }
+            Fault::KillMember(n, span) => {
+                self.etcd.kill(n);
+                sleep(span).await;
+                self.etcd.restart(n);
+            }
+            Fault::LagMember(n, span) => {
+                self.etcd.lag(n, span / 2);
+                sleep(span).await;
+                self.etcd.lag(n, Duration::ZERO);
+            }
+            Fault::IsolateMember(n, span) => {
+                self.etcd.isolate(n);
+                sleep(span).await;
+                self.etcd.rejoin(n);
+            }
+            Fault::FreezeAll(span) => {
+                self.etcd.freeze_all();
+                sleep(span).await;
+                self.etcd.thaw_all();
+            }
+            Fault::Compact => {
+                let revision = self.etcd.peek(Store::revision);
+                // One that was compacted to this very revision already needs no more.
+                let _ = self.etcd.compact(revision);
+            }
+            Fault::NoSpace(span) => {
+                self.etcd.no_space(true);
+                sleep(span).await;
+                self.etcd.no_space(false);
+            }
+            _ => {}
+        }
+    }
+
+    async fn resume_after(&self, process: SimProcess, span: Duration) {
+        self.stopped().push(process.clone());
+        sleep(span).await;
+        process.resume();
+    }
+
+    fn stopped(&self) -> std::sync::MutexGuard<'_, Vec<SimProcess>> {
+        self.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn switch_on(&self, n: usize) {
+        if !self.machines[n].is_on() {
+            self.machines[n].boot();
+        }
+    }
+
+    /// The lease of a live session or candidacy ends before its time.
+    fn revoke(&self, host: Host) {
+        let found = self.etcd.peek(|store| store.iter(&self.keys.everything()).filter(|kv| self.is_of(kv, host)).map(|kv| kv.lease).next());
+        if let Some(lease) = found.filter(|lease| *lease != 0) {
+            // It may have expired by now.
+            let _ = self.etcd.revoke_early(lease);
+        }
+    }
+
+    fn is_of(&self, kv: &Kv, host: Host) -> bool {
+        match (self.keys.parse(&kv.key), host) {
+            (Key::Worker(id), Host::Worker(n)) => id == *self.machines[n].id(),
+            // Whoever campaigns: the leader as well as a standby.
+            (Key::Election(_), Host::Master(_)) => self.dice.per_mille(500),
+            _ => false,
+        }
+    }
+
+    /// Ends every fault that is left.
+    pub(super) fn heal(&self) {
+        for link in &self.links {
+            link.heal();
+            link.delay(Duration::ZERO);
+        }
+        for n in 0..self.size.members {
+            self.etcd.thaw(n);
+            self.etcd.restart(n);
+            self.etcd.rejoin(n);
+            self.etcd.lag(n, Duration::ZERO);
+        }
+        self.etcd.no_space(false);
+        self.stopped().drain(..).for_each(|process| process.resume());
+        (0..self.machines.len()).for_each(|n| self.switch_on(n));
+    }
+}

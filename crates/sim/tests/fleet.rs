@@ -1,0 +1,61 @@
+//! Whole fleets from seeds: the real code on virtual time, with faults. More of the same, for hours, by `make soak`.
+
+use std::time::Duration;
+
+use evenkeel_sim::fleet::{
+    Plan,
+    fault::{Fault, Planned, Size},
+    run,
+};
+
+/// Few, since each is a fleet for minutes: what was found by more of them has a test of its own.
+const SEEDS: u64 = 25;
+
+#[test]
+fn no_seed_finds_anything() {
+    for seed in 0..SEEDS {
+        let report = run(&Plan::of(seed));
+        assert_eq!(report.violation, None, "to see it: cargo run -p evenkeel-sim --bin fleet -- --seed {seed}\n{}", tail(&report.trace));
+        assert!(report.counts.starts > 0 && report.counts.acknowledged > 0, "seed {seed}: nothing happened");
+    }
+}
+
+#[test]
+fn a_hiccup_of_etcd_stops_nothing() {
+    for seed in 0..6 {
+        let report = run(&Plan::of_hiccups(seed));
+        assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
+        assert!(report.counts.faults >= 4 && report.counts.starts >= 4, "seed {seed}: nothing happened");
+    }
+}
+
+/// Once a leader that had been stopped answered from memory what another leader had changed since.
+#[test]
+fn a_leader_that_was_stopped_answers_nothing_from_memory() {
+    let stop = |number: usize| Planned {
+        number,
+        at: Duration::from_secs(10 * u64::try_from(number).unwrap()),
+        fault: Fault::StopMaster(number % 2, Duration::from_millis(7_500)),
+    };
+    for seed in 0..8 {
+        let size = Size { workers: 2, masters: 2, members: 1, resources: 12 };
+        let plan = Plan { seed, size, quiet: false, rounds: vec![(0..7).map(stop).collect()] };
+        let report = run(&plan);
+        assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    for seed in [3, 7] {
+        let plan = Plan::of(seed);
+        let (first, second) = (run(&plan), run(&plan));
+        assert_eq!(first.digest, second.digest, "seed {seed}");
+        assert_eq!(first, second);
+        assert_ne!(first.digest, run(&Plan::of(seed + 1)).digest);
+    }
+}
+
+fn tail(trace: &[String]) -> String {
+    trace[trace.len().saturating_sub(40)..].join("\n")
+}
