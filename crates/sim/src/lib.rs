@@ -8,5 +8,6 @@
 
 pub mod etcd;
 pub mod fleet;
+pub mod protocol;
 pub mod script;
 pub mod world;

@@ -1,0 +1,77 @@
+//! The small instances: where each begins, and what may go wrong in it.
+
+use super::{
+    model::{FENCED, ONE_OWNER, Protocol, SETTLES},
+    rules::{Rules, Weakening},
+    settle::rest_of,
+    state::{Budget, Mode, Process, State},
+};
+
+/// A small instance of the protocol: two workers, two masters.
+#[derive(Clone, Copy, Debug)]
+pub struct Instance {
+    /// Its name.
+    pub name: &'static str,
+    /// D in ticks. G is longer by the drift that the budget allows.
+    pub authority: u8,
+    /// How many resources are wanted.
+    pub resources: usize,
+    /// Writes and statuses may arrive late.
+    pub late_messages: bool,
+    /// It begins with nobody registered, not with everything running.
+    pub from_nothing: bool,
+    /// What may go wrong, and what people may do.
+    pub budget: Budget,
+}
+
+const NOTHING: Budget = Budget {
+    revocations: 0,
+    crashes: 0,
+    freezes: 0,
+    reboots: 0,
+    twins: 0,
+    depositions: 0,
+    drift: 0,
+    leaves: 0,
+    moves: 0,
+    deletes: 0,
+    adds: 0,
+};
+
+const PLAIN: Instance =
+    Instance { name: "", authority: 2, resources: 1, late_messages: false, from_nothing: false, budget: NOTHING };
+
+/// All of them.
+pub const INSTANCES: &[Instance] = &[
+    Instance { name: "start", from_nothing: true, budget: NOTHING, ..PLAIN },
+    Instance { name: "revocation", budget: Budget { revocations: 1, drift: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "move", late_messages: true, budget: Budget { moves: 1, crashes: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "leader", late_messages: true, budget: Budget { depositions: 1, moves: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "twin", budget: Budget { revocations: 1, twins: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "freeze", budget: Budget { freezes: 1, revocations: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "reboot", budget: Budget { reboots: 1, moves: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "leave", budget: Budget { leaves: 1, reboots: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "delete", budget: Budget { deletes: 1, adds: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "revocations", budget: Budget { revocations: 2, ..NOTHING }, ..PLAIN },
+    Instance { name: "takeover", budget: Budget { revocations: 1, depositions: 1, ..NOTHING }, ..PLAIN },
+];
+
+impl Instance {
+    /// The model of it, with these rules weakened.
+    #[must_use]
+    pub fn protocol(&self, weakened: &'static [Weakening]) -> Protocol {
+        let wait = self.authority + self.budget.drift - u8::from(weakened.contains(&Weakening::WaitTooShort));
+        let rules = Rules { authority: self.authority, wait, late_messages: self.late_messages, weakened };
+        let sound = Rules { weakened: &[], ..rules };
+        let mut begin = State::default();
+        begin.etcd.wanted = std::array::from_fn(|name| name < self.resources);
+        for (at, process) in begin.processes.iter_mut().take(2).enumerate() {
+            *process = Process { mode: Mode::On, origin: u8::from(at == 1) + 1, ..Process::default() };
+        }
+        if !self.from_nothing {
+            begin = rest_of(begin, &sound);
+        }
+        begin.budget = self.budget;
+        Protocol::new(rules, begin, &[ONE_OWNER, FENCED, SETTLES])
+    }
+}

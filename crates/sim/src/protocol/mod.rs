@@ -1,0 +1,16 @@
+//! A model of the ownership protocol, for all interleavings of small instances: leaders, workers, leases, proofs, admissions and moves,
+//! with what can go wrong. It stands beside the wheel: the real code is not in it, only its rules.
+//!
+//! `docs/verification.md` says what is modelled, what is left out, and what was found.
+
+mod etcd;
+pub mod instances;
+mod leader;
+pub mod model;
+pub mod mutants;
+pub mod rules;
+pub mod seen;
+mod settle;
+pub mod state;
+pub mod step;
+mod worker;

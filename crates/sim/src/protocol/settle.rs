@@ -1,0 +1,100 @@
+//! "It settles": what must happen from every state when nothing goes wrong any more.
+//!
+//! stateright's `eventually` is not sound where paths meet or go in circles, and time makes them do both. So this follows one fair course
+//! from a state, without any fault: each process does what it can do, and when only time is left, time goes on. The course is a function
+//! of the state, so it either comes to rest in a settled state, or to rest in another one, or it goes in a circle; the last two are
+//! counterexamples. Every state of a course is a state of the model, so what is learnt of one holds for all that lead to it.
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Mutex,
+};
+
+use super::{
+    leader,
+    rules::Rules,
+    state::{IDS, MASTERS, Mode, NAMES, PROCESSES, State},
+    step::{Step, carry_out},
+};
+
+/// Which states are known to settle: by fingerprint, as the checker itself knows states.
+#[derive(Debug, Default)]
+pub struct Settling(Mutex<HashSet<u64>>);
+
+impl Settling {
+    /// Whether the course from this state comes to rest where it should.
+    #[must_use]
+    pub fn settles(&self, state: &State, rules: &Rules) -> bool {
+        let mut state = State { budget: Default::default(), ..*state };
+        let mut course = HashSet::new();
+        let settled = loop {
+            let fingerprint = fingerprint(&state);
+            if self.0.lock().is_ok_and(|known| known.contains(&fingerprint)) {
+                break true;
+            }
+            if !course.insert(fingerprint) {
+                break false;
+            }
+            state = match next(&state, rules) {
+                Some(next) => next,
+                None if is_settled(&state) => break true,
+                // Work may still wait for a clock; if not, the circle is found.
+                None => match carry_out(&state, Step::Tick, rules) {
+                    Some(next) => next,
+                    None => break false,
+                },
+            };
+        };
+        if settled && let Ok(mut known) = self.0.lock() {
+            known.extend(course);
+        }
+        settled
+    }
+}
+
+/// Where the course from a state comes to rest.
+#[must_use]
+pub(super) fn rest_of(mut state: State, rules: &Rules) -> State {
+    while let Some(next) = next(&state, rules) {
+        state = next;
+    }
+    state
+}
+
+fn fingerprint(state: &State) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The first thing that somebody can do.
+fn next(state: &State, rules: &Rules) -> Option<State> {
+    let of_processes = (0..PROCESSES).flat_map(|p| {
+        let first = [Step::Thaw(p), Step::Proved(p), Step::StatusArrives(p), Step::LearnLoss(p), Step::ReplaceOwn(p), Step::Register(p)];
+        let then = [Step::Prove(p), Step::SeeAdmission(p), Step::List(p), Step::Release(p)];
+        let work = (0..NAMES).flat_map(move |name| [Step::Halt(p, name), Step::Report(p, name), Step::Start(p, name)]);
+        first.into_iter().chain(then).chain(work)
+    });
+    let of_masters = (0..MASTERS).flat_map(|m| {
+        let choices = leader::choices(&state.masters[m], rules);
+        let decision = choices.writes.into_iter().take(choices.needed).map(move |write| Step::Decide(m, write));
+        [Step::Commit(m), Step::StepDown(m), Step::Campaign(m), Step::TakeOffice(m), Step::Follow(m)].into_iter().chain(decision)
+    });
+    let leases = (0..IDS).map(Step::LeaseEnds);
+    of_processes.chain(leases).chain(of_masters).find_map(|step| carry_out(state, step, rules))
+}
+
+/// Each resource that is wanted runs, as its assignment says, and no other does.
+fn is_settled(state: &State) -> bool {
+    let lives = state.processes.iter().any(|process| process.mode == Mode::On);
+    (0..NAMES).all(|name| {
+        let assigned: Vec<_> = state.etcd.workers.iter().filter_map(|worker| worker.assignments[name]).collect();
+        let running: Vec<_> = state.processes.iter().map(|process| process.runs[name]).filter(|epoch| *epoch != 0).collect();
+        match assigned.as_slice() {
+            [one] if state.etcd.wanted[name] => running == [one.epoch] && !one.stop,
+            [] => running.is_empty() && !(state.etcd.wanted[name] && lives),
+            _ => false,
+        }
+    })
+}
