@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint fmt bench prepare prepare-test clean
+.PHONY: help demo test build lint fmt model mutants bench prepare prepare-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,12 @@ lint: prepare-test ## the house lint and its self-test, the protos, formatting, 
 
 fmt: ## format the Rust code
 	cargo fmt --all
+
+model: ## the model of the ownership protocol: all instances to their end, also those that take minutes, and its mutants
+	cargo run --locked --release --package evenkeel-sim --bin protocol-model
+
+mutants: ## weaken the real code at each place of scripts/mutants.toml, in a copy, and see that a check fails; ARGS="--only ID"
+	scripts/mutants $(ARGS)
 
 bench: prepare ## evenkeel bench on a release build; its arguments in ARGS="..."
 	cargo build --locked --release --package evenkeel

@@ -9,7 +9,7 @@ use super::{
 
 /// What became of a leader's transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// It was applied at this revision.
     Applied(Revision),
     /// A guard of its own failed.
@@ -19,7 +19,7 @@ pub enum Outcome {
 }
 
 /// Carries out a leader's transaction.
-pub fn commit(state: &mut State, sent: &Sent, rules: &Rules) -> Outcome {
+pub(super) fn commit(state: &mut State, sent: &Sent, rules: &Rules) -> Outcome {
     let fenced = state.election.contains(&sent.fence);
     if !fenced && !rules.weak(Weakening::FenceLeftOut) {
         return Outcome::FenceLost;
@@ -53,7 +53,7 @@ fn holds(keys: &Keys, write: &Write) -> bool {
 }
 
 /// Makes the changes of a transaction whose compares hold. A leader makes the same changes to its view.
-pub fn apply(keys: &mut Keys, write: &Write, revision: Revision, rules: &Rules) {
+pub(super) fn apply(keys: &mut Keys, write: &Write, revision: Revision, rules: &Rules) {
     match *write {
         Write::Admit { id, session, origin, .. } => keys.workers[id].admission = Some(Admission { session, origin }),
         Write::Forget { id, released, .. } => {
@@ -92,7 +92,7 @@ fn end(worker: &mut WorkerKeys, name: usize, rules: &Rules) {
 }
 
 /// Carries out a worker's status write; false: it was refused.
-pub fn report(keys: &mut Keys, id: usize, report: &Report, rules: &Rules) -> bool {
+pub(super) fn report(keys: &mut Keys, id: usize, report: &Report, rules: &Rules) -> bool {
     let worker = &mut keys.workers[id];
     let session = worker.session() == report.session || rules.weak(Weakening::StatusWithoutSession);
     let admission = worker.admitted() == report.admitted || rules.weak(Weakening::StatusWithoutAdmission);

@@ -1,7 +1,7 @@
 //! The small instances: where each begins, and what may go wrong in it.
 
 use super::{
-    model::{FENCED, ONE_OWNER, Protocol, SETTLES},
+    model::Protocol,
     rules::{Rules, Weakening},
     settle::rest_of,
     state::{Budget, Mode, Process, State},
@@ -38,33 +38,44 @@ const NOTHING: Budget = Budget {
     adds: 0,
 };
 
-const PLAIN: Instance =
-    Instance { name: "", authority: 2, resources: 1, late_messages: false, from_nothing: false, budget: NOTHING };
+const PLAIN: Instance = Instance { name: "", authority: 2, resources: 1, late_messages: false, from_nothing: false, budget: NOTHING };
 
-/// All of them.
-pub const INSTANCES: &[Instance] = &[
-    Instance { name: "start", from_nothing: true, budget: NOTHING, ..PLAIN },
+/// Those that every test run goes through.
+pub const SMALL: &[Instance] = &[
+    Instance { name: "start", from_nothing: true, ..PLAIN },
     Instance { name: "revocation", budget: Budget { revocations: 1, drift: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "revocations", budget: Budget { revocations: 2, ..NOTHING }, ..PLAIN },
     Instance { name: "move", late_messages: true, budget: Budget { moves: 1, crashes: 1, ..NOTHING }, ..PLAIN },
     Instance { name: "leader", late_messages: true, budget: Budget { depositions: 1, moves: 1, ..NOTHING }, ..PLAIN },
-    Instance { name: "twin", budget: Budget { revocations: 1, twins: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "takeover", budget: Budget { revocations: 1, depositions: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "first leader", from_nothing: true, budget: Budget { depositions: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "twin", budget: Budget { revocations: 1, twins: 1, moves: 1, ..NOTHING }, ..PLAIN },
     Instance { name: "freeze", budget: Budget { freezes: 1, revocations: 1, ..NOTHING }, ..PLAIN },
     Instance { name: "reboot", budget: Budget { reboots: 1, moves: 1, ..NOTHING }, ..PLAIN },
     Instance { name: "leave", budget: Budget { leaves: 1, reboots: 1, ..NOTHING }, ..PLAIN },
     Instance { name: "delete", budget: Budget { deletes: 1, adds: 1, ..NOTHING }, ..PLAIN },
-    Instance { name: "revocations", budget: Budget { revocations: 2, ..NOTHING }, ..PLAIN },
-    Instance { name: "takeover", budget: Budget { revocations: 1, depositions: 1, ..NOTHING }, ..PLAIN },
+];
+
+/// Those that take minutes.
+pub const LARGE: &[Instance] = &[
+    Instance { name: "longer spans", authority: 3, budget: Budget { revocations: 1, freezes: 1, drift: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "late twin", late_messages: true, budget: Budget { revocations: 1, twins: 1, moves: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "two resources", resources: 2, budget: Budget { revocations: 1, moves: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "worker and leader", budget: Budget { revocations: 1, depositions: 1, moves: 1, ..NOTHING }, ..PLAIN },
+    Instance { name: "losses", budget: Budget { revocations: 2, crashes: 1, drift: 1, ..NOTHING }, ..PLAIN },
 ];
 
 impl Instance {
-    /// The model of it, with these rules weakened.
+    /// The model of it, with these rules weakened and these properties checked.
     #[must_use]
-    pub fn protocol(&self, weakened: &'static [Weakening]) -> Protocol {
+    pub fn protocol(&self, weakened: &'static [Weakening], checks: &[&'static str]) -> Protocol {
         let wait = self.authority + self.budget.drift - u8::from(weakened.contains(&Weakening::WaitTooShort));
         let rules = Rules { authority: self.authority, wait, late_messages: self.late_messages, weakened };
         let sound = Rules { weakened: &[], ..rules };
         let mut begin = State::default();
         begin.etcd.wanted = std::array::from_fn(|name| name < self.resources);
+        // Somebody leads in every instance.
+        begin = rest_of(begin, &sound);
         for (at, process) in begin.processes.iter_mut().take(2).enumerate() {
             *process = Process { mode: Mode::On, origin: u8::from(at == 1) + 1, ..Process::default() };
         }
@@ -72,6 +83,6 @@ impl Instance {
             begin = rest_of(begin, &sound);
         }
         begin.budget = self.budget;
-        Protocol::new(rules, begin, &[ONE_OWNER, FENCED, SETTLES])
+        Protocol::new(rules, begin, checks.to_vec())
     }
 }

@@ -22,15 +22,16 @@ pub const FENCED: &str = "the leader writes with its fence";
 /// I4: from every state, without further faults, each resource comes to run.
 pub const SETTLES: &str = "it settles";
 
+/// All of them.
+pub const PROPERTIES: &[&str] = &[ONE_OWNER, FENCED, SETTLES];
+
 /// An instance of the protocol.
 #[derive(Debug)]
 pub struct Protocol {
-    /// Its rules.
-    pub rules: Rules,
-    /// Where it begins.
-    pub begin: State,
-    /// The properties that are checked.
-    pub checks: &'static [&'static str],
+    rules: Rules,
+    begin: State,
+    /// The properties that are checked, by name.
+    checks: Vec<&'static str>,
     settling: Settling,
     /// How often each kind of event was seen.
     seen: [AtomicU64; Seen::COUNT],
@@ -39,7 +40,7 @@ pub struct Protocol {
 impl Protocol {
     /// An instance that begins here.
     #[must_use]
-    pub fn new(rules: Rules, begin: State, checks: &'static [&'static str]) -> Self {
+    pub fn new(rules: Rules, begin: State, checks: Vec<&'static str>) -> Self {
         Self { rules, begin: begin.canonical(), checks, settling: Settling::default(), seen: Default::default() }
     }
 }

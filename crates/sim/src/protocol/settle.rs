@@ -7,9 +7,11 @@
 
 use std::{
     collections::HashSet,
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{Hash, Hasher},
     sync::Mutex,
 };
+
+use rustc_hash::FxHasher;
 
 use super::{
     leader,
@@ -20,12 +22,12 @@ use super::{
 
 /// Which states are known to settle: by fingerprint, as the checker itself knows states.
 #[derive(Debug, Default)]
-pub struct Settling(Mutex<HashSet<u64>>);
+pub(super) struct Settling(Mutex<HashSet<u64>>);
 
 impl Settling {
     /// Whether the course from this state comes to rest where it should.
     #[must_use]
-    pub fn settles(&self, state: &State, rules: &Rules) -> bool {
+    pub(super) fn settles(&self, state: &State, rules: &Rules) -> bool {
         let mut state = State { budget: Default::default(), ..*state };
         let mut course = HashSet::new();
         let settled = loop {
@@ -63,7 +65,7 @@ pub(super) fn rest_of(mut state: State, rules: &Rules) -> State {
 }
 
 fn fingerprint(state: &State) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = FxHasher::default();
     state.hash(&mut hasher);
     hasher.finish()
 }

@@ -74,7 +74,8 @@ pub struct Keys {
     pub workers: [WorkerKeys; IDS],
 }
 
-/// What a leader writes in one transaction, with its guards.
+/// What a leader writes in one transaction, with its guards: epochs, and sessions that must be the admitted or the registered one.
+#[expect(missing_docs, reason = "the fields are named by what they are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     /// Admits a session, in place of `before`.
@@ -329,7 +330,11 @@ impl WorkerKeys {
             (Some(registration), None) if registration.released => Standing::Released,
             (Some(_), None) => Standing::New,
             (Some(registration), Some(admission)) if admission.session == registration.session => {
-                if registration.released { Standing::Released } else { Standing::Ready }
+                if registration.released {
+                    Standing::Released
+                } else {
+                    Standing::Ready
+                }
             }
             (Some(_), Some(_)) => Standing::Returning,
         }
