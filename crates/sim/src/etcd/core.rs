@@ -158,6 +158,10 @@ impl Core {
         self.started.elapsed()
     }
 
+    pub(super) fn planned(&self) -> u64 {
+        self.planned
+    }
+
     pub(super) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id

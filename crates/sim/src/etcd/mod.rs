@@ -93,6 +93,12 @@ impl Etcd {
         self.world.core().cluster.leader()
     }
 
+    /// How many events were planned so far: what a run has cost.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.world.core().planned()
+    }
+
     /// Whether anything can be written at the moment.
     #[must_use]
     pub fn commits(&self) -> bool {

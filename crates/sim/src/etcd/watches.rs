@@ -72,10 +72,14 @@ impl Core {
         &mut self,
         wire: usize,
         member: usize,
-        range: KeyRange,
+        mut range: KeyRange,
         start: Revision,
         endpoint: &str,
     ) -> Result<Opened, Error> {
+        // A watch takes the empty key, which all other requests refuse, for the first one there can be.
+        if range.start.is_empty() {
+            range.start.push(0);
+        }
         if !range.end.is_empty() && range.end != [0] && range.start >= range.end {
             let reason = "mvcc: watcher range is empty".to_owned();
             return Err(Error::Unavailable { endpoint: endpoint.into(), reason, sent: true, source: None });

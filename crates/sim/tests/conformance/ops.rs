@@ -57,8 +57,10 @@ pub(crate) enum Operation {
     Watch { range: KeyRange, start: At },
 }
 
+/// So many operations, after two leases that they can use.
 pub(crate) fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<Operation> {
-    (0..count).map(|_| operation(rng)).collect()
+    let leases = [60, 75].map(Operation::Grant);
+    leases.into_iter().chain((0..count).map(|_| operation(rng))).collect()
 }
 
 fn below(rng: &mut ChaCha8Rng, end: u64) -> usize {
@@ -90,14 +92,14 @@ fn range(rng: &mut ChaCha8Rng) -> KeyRange {
 fn lease(rng: &mut ChaCha8Rng) -> Lease {
     match below(rng, 12) {
         0 => Lease::Unknown,
-        _ => Lease::Granted(below(rng, 4)),
+        _ => Lease::Granted(below(rng, 3)),
     }
 }
 
 fn part(rng: &mut ChaCha8Rng) -> Part {
     match below(rng, 8) {
         0..3 => {
-            let bound = if below(rng, 3) == 0 { lease(rng) } else { Lease::None };
+            let bound = if below(rng, 2) == 0 { lease(rng) } else { Lease::None };
             Part::Put(key(rng), rng.next_u32() as u8, bound)
         }
         3 => Part::Delete(key(rng)),
@@ -107,8 +109,15 @@ fn part(rng: &mut ChaCha8Rng) -> Part {
     }
 }
 
+/// A put beside a deletion without an upper end is left out, since etcd dies of it: its check overlooks that both may write one key, and
+/// when the history is compacted to the revision of such a transaction, the next read at that revision ends a member of 3.5.30 with
+/// "range failed to find revision pair".
 fn parts(rng: &mut ChaCha8Rng) -> Vec<Part> {
-    (0..below(rng, 5)).map(|_| part(rng)).collect()
+    let mut parts: Vec<Part> = (0..below(rng, 5)).map(|_| part(rng)).collect();
+    if parts.iter().any(|part| matches!(part, Part::Put(..))) {
+        parts.retain(|part| !matches!(part, Part::DeleteRange(range) if range.end == [0]));
+    }
+    parts
 }
 
 fn compare(rng: &mut ChaCha8Rng) -> (bool, usize, At) {
@@ -137,9 +146,9 @@ fn operation(rng: &mut ChaCha8Rng) -> Operation {
             };
             Operation::Range { range: range(rng), at, limit: small(rng, -1, 4), keys_only: below(rng, 3) == 0 }
         }
-        13 => Operation::Grant(if below(rng, 8) == 0 { 9_000_000_001 } else { small(rng, 60, 90) }),
-        14 => Operation::Revoke(lease(rng)),
-        15 => Operation::Renew(lease(rng)),
+        13 => Operation::Grant(if below(rng, 12) == 0 { 9_000_000_001 } else { small(rng, 60, 90) }),
+        14 | 15 => Operation::Revoke(lease(rng)),
+        16 if below(rng, 2) == 0 => Operation::Renew(lease(rng)),
         16 => Operation::TimeToLive(lease(rng)),
         17 => Operation::Compact(if below(rng, 3) == 0 { At::Compaction(small(rng, -1, 2)) } else { At::Present(small(rng, -6, 1)) }),
         _ => {

@@ -33,7 +33,7 @@ impl Side {
 pub(crate) struct Real {
     pub(crate) side: Side,
     pub(crate) version: Version,
-    _cluster: LocalCluster,
+    cluster: LocalCluster,
     _dir: TempDir,
 }
 
@@ -51,7 +51,7 @@ impl Real {
             let _entered = runtime.enter();
             connect(&cluster.endpoint(0)).unwrap()
         };
-        Self { side: Side { name: "etcd", member, runtime }, version, _cluster: cluster, _dir: dir }
+        Self { side: Side { name: "etcd", member, runtime }, version, cluster, _dir: dir }
     }
 
     /// Empties it, and returns its revision, to which it is compacted.
@@ -66,7 +66,15 @@ impl Real {
             assert!(left.kvs.is_empty() && left.revision == done.revision);
             Ok::<_, Error>(done.revision)
         };
-        self.side.run(clean).unwrap().unwrap()
+        let cleaned = self.side.run(clean).map(|cleaned| cleaned.map_err(|error| format!("{error}\n{}", self.last_words())));
+        cleaned.unwrap().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The end of etcd's log, in case that it has died of what it was asked.
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.cluster.log(0)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 }
 
