@@ -182,7 +182,8 @@ impl Op {
 }
 
 /// A transaction: if all compares hold, `then` is done, else `otherwise`. etcd takes at most 128 compares, 128 operations in each
-/// branch and 1.5 MiB, and no key twice among the puts and deletes of a branch.
+/// branch and 1.5 MiB, and no key that a branch puts twice, or puts and deletes. Without space it refuses a transaction that has a put in
+/// either branch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     /// The conditions; none: they hold.
