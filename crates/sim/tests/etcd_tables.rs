@@ -99,10 +99,11 @@ async fn expiry(member: Arc<dyn Transport>, now: impl Fn() -> Duration) -> (Vec<
     seen.push(format!("{:?} {:?} {:?}", shortest.ttl, short.ttl, long.ttl));
     let granted = now();
     let put = |key: &str, lease| Op::Put { key: key.into(), value: vec![], lease };
-    let ops = vec![put("/l/c", short.lease), put("/l/a", short.lease), put("/l/b", short.lease), put("/l/moves", short.lease)];
-    let created = client.txn(then(ops), SECOND).await.unwrap().revision;
-    client.txn(then(vec![put("/l/moves", long.lease)]), SECOND).await.unwrap();
-    client.put("/l/b", "bound no more").await.unwrap();
+    let ops = ["/l/c", "/l/a", "/l/b", "/l/moves", "/l/again"].map(|key| put(key, short.lease));
+    let created = client.txn(then(ops.to_vec()), SECOND).await.unwrap().revision;
+    client.txn(then(vec![put("/l/moves", long.lease), Op::delete("/l/again")]), SECOND).await.unwrap();
+    // These are bound no more.
+    client.txn(then(vec![put("/l/b", 0), put("/l/again", 0)]), SECOND).await.unwrap();
     let (asked, left, answered) = (now(), client.remaining(long.lease).await.unwrap().unwrap(), now());
     let (least, most) = (long.ttl - (answered - start), long.ttl - asked.saturating_sub(granted));
     assert!(least.as_secs() <= left.as_secs() && left.as_secs() <= most.as_secs(), "{left:?}, rounded down, is in {least:?}..{most:?}");

@@ -242,7 +242,7 @@ impl<'a> Player<'a> {
             }
             Step::Compact(revision) => {
                 let done = side.run(side.member.compact(*revision));
-                self.say(done, |_, ()| "compacted".to_owned())
+                self.say(done, |_, ()| "done".to_owned())
             }
             Step::Watch { range, start, whole } => self.watch(range, *start, *whole),
             Step::Other(operation) => self.other(operation),
@@ -265,7 +265,7 @@ impl<'a> Player<'a> {
             }
             Operation::Revoke(lease) => {
                 let done = side.run(side.member.revoke(self.lease(*lease)));
-                self.say(done, |_, ()| "revoked".to_owned())
+                self.say(done, |_, ()| "done".to_owned())
             }
             Operation::Renew(lease) => {
                 let done = side.run(side.member.keep_alive(self.lease(*lease)));
