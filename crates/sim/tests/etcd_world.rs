@@ -447,3 +447,34 @@ async fn the_world_ends_with_its_last_handle() {
     sleep(SECOND).await;
     assert_eq!(tasks.metrics().num_alive_tasks(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_was_held_up_goes_on_and_leaves_nothing_out() {
+    for seed in 0..8 {
+        let etcd = etcd(seed, 3);
+        let (link, other) = (etcd.link("caller"), client(&etcd.link("other")));
+        let first = other.put("/m/0", "").await.unwrap();
+        let mut watch = link.transports()[2].watch(KeyRange::prefix("/m/"), first).await.unwrap();
+        if seed % 2 == 0 {
+            etcd.freeze(2)
+        } else {
+            link.cut(Direction::FromEtcd)
+        }
+        for n in 0..40 {
+            other.put("/m/0", n.to_string()).await.unwrap();
+        }
+        if seed % 2 == 0 {
+            etcd.thaw(2)
+        } else {
+            link.heal()
+        }
+        let mut revisions = Vec::new();
+        while revisions.len() < 41 {
+            match timeout(SECOND, watch.next()).await.expect("it goes on").unwrap() {
+                WatchMessage::Changes(changes) => revisions.extend(changes.iter().map(|change| change.revision().0)),
+                message => panic!("{message:?}"),
+            }
+        }
+        assert!(revisions.into_iter().eq(first.0..=first.0 + 40), "seed {seed}");
+    }
+}
