@@ -45,6 +45,15 @@ fn a_leader_that_was_stopped_answers_nothing_from_memory() {
     }
 }
 
+/// Once a resource was given to another worker while the end of its old assignment was decided, and not yet known to be written: for a
+/// while it had two assignments, and a new leader would have found both. This is the run that showed it, shrunk.
+#[test]
+fn nothing_is_assigned_anew_before_its_old_assignment_is_known_to_be_gone() {
+    let plan = Plan::of(211).with_only(&[6, 7, 8, 15, 17, 18].into());
+    let report = run(&plan);
+    assert_eq!(report.violation, None, "{}", tail(&report.trace));
+}
+
 #[test]
 fn a_seed_gives_the_same_run_again() {
     for seed in [3, 7] {

@@ -227,6 +227,7 @@ impl Term {
     /// Decides: the Cluster shows the decision at once, the pipeline writes it.
     pub(super) fn decide(&mut self, known: &mut Known, decided: Decided<'_>, now: Moment) {
         let Decided { decision, name, happening, answer } = decided;
+        debug_assert!(name.is_none_or(|name| !self.busy.contains_key(name)), "one thing after another is done with a resource");
         let token = self.next_token;
         self.next_token += 1;
         let (compares, ops) = codec::encode(&self.keys, &decision);
@@ -291,7 +292,11 @@ impl Term {
             tracing::info!(actions = plan.actions.len(), undone = plan.undone.len(), "decided many; the history has each");
         }
         for action in &plan.actions {
-            // What builds on a write under way is planned again when that is done.
+            // What builds on a write under way is planned again when that is done. The Cluster shows it as done already, but it may fail,
+            // or come late, and the assignment that it ends would stand beside the one that follows.
+            if action.resource().is_some_and(|name| self.busy.contains_key(name)) {
+                continue;
+            }
             let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
             if plan.actions.len() <= SHOWN {
                 tracing::info!(?action, "decided");

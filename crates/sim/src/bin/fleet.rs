@@ -37,6 +37,9 @@ struct Args {
     /// With --seed: only so many rounds.
     #[arg(long, requires = "seed")]
     rounds: Option<usize>,
+    /// With --seed: show what the processes log as well, by a filter such as "debug".
+    #[arg(long, requires = "seed")]
+    log: Option<String>,
     /// How many runs may be spent on shrinking what was found.
     #[arg(long, default_value_t = 150)]
     shrink: usize,
@@ -112,8 +115,13 @@ fn one(seed: u64, args: &Args) -> ExitCode {
         plan = plan.with_only(&only.iter().copied().collect::<BTreeSet<usize>>());
     }
     println!("seed {seed}: {:?}", plan.size);
+    if let Some(filter) = &args.log {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+    }
     let report = run(&plan);
-    report.trace.iter().for_each(|line| println!("{line}"));
+    if args.log.is_none() {
+        report.trace.iter().for_each(|line| println!("{line}"));
+    }
     println!("{:.1} s of virtual time, digest {:016x}, {:?}", report.lasted.as_secs_f64(), report.digest, report.counts);
     verdict(report.violation.as_deref())
 }

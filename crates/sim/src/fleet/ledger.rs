@@ -190,6 +190,7 @@ impl Inner {
     fn note(&mut self, what: &dyn Display) {
         let line = format!("{:>10.3} {what}", self.began.elapsed().as_secs_f64());
         self.digest.write(line.as_bytes());
+        tracing::info!(target: "fleet", "{line}");
         // What follows a violation explains nothing.
         if self.violation.is_some() {
             return;
