@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,6 +37,9 @@ pub enum ContainmentMode {
     Groups,
 }
 
+/// So many lists in a row without anybody in them.
+const CLEAN_ROUNDS: u32 = 10;
+
 /// The environment variable that tells the processes of one guard from those of another.
 pub(crate) const GUARD_MARK: &str = "EVENKEEL_GUARD";
 
@@ -57,6 +60,8 @@ pub(crate) struct Containment {
     means: Means,
     mark: String,
     cells: AtomicU64,
+    /// All work is being killed for good: nothing is started any more.
+    ending: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -115,7 +120,7 @@ impl Containment {
             let guard = i32::try_from(guard_pid).unwrap_or_default();
             Means::Groups(Arc::new(Groups { guard, mark: mark.clone(), scans, mains: Mutex::default() }))
         };
-        Ok(Self { means, mark, cells: AtomicU64::new(0) })
+        Ok(Self { means, mark, cells: AtomicU64::new(0), ending: AtomicBool::new(false) })
     }
 
     /// The mark that every process bears in its environment.
@@ -126,8 +131,11 @@ impl Containment {
     /// A cell for one run.
     ///
     /// # Errors
-    /// Its cgroup cannot be made.
+    /// Its cgroup cannot be made, or everything is being ended.
     pub(crate) fn cell(&self, name: &ResourceName, epoch: Epoch) -> io::Result<Cell> {
+        if self.ending.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the guard has ended"));
+        }
         let means = match &self.means {
             Means::Cgroup(work) => {
                 let number = self.cells.fetch_add(1, Ordering::Relaxed);
@@ -143,8 +151,9 @@ impl Containment {
         Ok(Cell { means, pid: None })
     }
 
-    /// Kills all work and waits for its end: the guard has ended, and nobody else would. Blocks.
+    /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.
     pub(crate) fn kill_all(&self) {
+        self.ending.store(true, Ordering::SeqCst);
         match &self.means {
             Means::Cgroup(work) => {
                 while !work.is_empty().unwrap_or(true) {
@@ -154,8 +163,9 @@ impl Containment {
                 work.remove();
             }
             Means::Groups(groups) => {
+                // A single list may miss somebody. There is no guard left that would know.
                 let mut clean = 0;
-                while clean < 2 {
+                while clean < CLEAN_ROUNDS {
                     clean = if groups.kill_all() == 0 { clean + 1 } else { 0 };
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -191,7 +201,8 @@ impl Cell {
             CellMeans::Cgroup(group) => Some(group.procs()?),
             CellMeans::Groups { .. } => None,
         };
-        Ok(ChildSetup { own_session: true, parent: Some(nix::unistd::getpid()), cgroup, open_files: None })
+        let (parent, death_signal) = (Some(nix::unistd::getpid()), Some(Signal::SIGKILL));
+        Ok(ChildSetup { own_session: true, parent, death_signal, cgroup, ..ChildSetup::default() })
     }
 
     /// The main process runs.
@@ -326,13 +337,45 @@ impl Groups {
         differs && entry(&self.mark) == Some(self.mark.as_bytes()) && marks.iter().all(|mark| entry(mark).is_some())
     }
 
-    /// Kills every descendant of this process and everything that bears its guard's mark.
+    /// Kills every descendant of this process and everything that bears its guard's mark, while the list is being read: what is forked
+    /// meanwhile stands further on in it. Returns how many lived.
     fn kill_all(&self) -> usize {
-        let scan = self.scan(Instant::now());
         let own = i32::try_from(std::process::id()).unwrap_or_default();
-        let belongs = |stat: &Stat| stat.parent == own || environment(stat.pid).is_some_and(|text| has_line(&text, &self.mark));
-        kill_with_descendants(&scan.all, belongs, own)
+        let mut sessions = lock(&self.mains).clone();
+        let (mut found, mut live) = (BTreeSet::from([own]), 0);
+        let read = lock(&self.scans).processes.each(|stat| {
+            if stat.pid == own || stat.dead {
+                return;
+            }
+            let is_known = found.contains(&stat.parent) || sessions.contains(&stat.session);
+            if is_known || is_marked(&stat, &self.mark) {
+                let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
+                found.insert(stat.pid);
+                // Work has sessions of its own, and nobody joins one from outside.
+                if stat.session == stat.pid {
+                    sessions.insert(stat.pid);
+                }
+                live += 1;
+            }
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the list of processes cannot be read");
+        }
+        live
     }
+}
+
+/// Whether a process bears this mark. One that is just executing another program has no environment for a moment; a thread of the
+/// kernel never has.
+fn is_marked(stat: &Stat, mark: &str) -> bool {
+    const KTHREADD: i32 = 2;
+    for _ in 0..200 {
+        match environment(stat.pid) {
+            Some(text) if text.is_empty() && stat.parent != KTHREADD && stat.pid != KTHREADD => std::thread::yield_now(),
+            text => return text.is_some_and(|text| has_line(&text, mark)),
+        }
+    }
+    false
 }
 
 /// A number that grows with every child that a process reaps: the page faults of all of them. No program runs without one.

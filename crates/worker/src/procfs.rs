@@ -22,29 +22,32 @@ pub(crate) use other::Processes;
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::io;
+    use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
 
     use nix::{
-        dir::Dir,
-        fcntl::{OFlag, openat},
+        fcntl::{OFlag, open, openat},
         sys::stat::Mode,
+        unistd::{Whence, lseek},
     };
+    use rustix::fs::RawDir;
 
     use super::Stat;
 
     /// An open `/proc`.
     #[derive(Debug)]
-    pub(crate) struct Processes(Dir);
+    pub(crate) struct Processes(OwnedFd);
 
     impl Processes {
         pub(crate) fn open() -> io::Result<Self> {
-            Ok(Self(Dir::open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
+            Ok(Self(open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
         }
 
-        /// Visits every process once. One that comes or goes meanwhile may be missed.
+        /// Visits every process once, the lower numbers first. One that comes or goes meanwhile may be missed.
         pub(crate) fn each(&mut self, mut visit: impl FnMut(Stat)) -> io::Result<()> {
-            let proc = nix::unistd::dup(&self.0)?;
-            for entry in self.0.iter() {
+            let mut room = [MaybeUninit::uninit(); 4096];
+            lseek(&self.0, 0, Whence::SeekSet)?;
+            let mut entries = RawDir::new(&self.0, &mut room);
+            while let Some(entry) = entries.next() {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
                 if !name.first().is_some_and(u8::is_ascii_digit) {
@@ -56,7 +59,9 @@ mod linux {
                 room[..name.len()].copy_from_slice(name);
                 room[name.len()..].copy_from_slice(b"/stat");
                 let mut text = [0_u8; 512];
-                let Ok(file) = openat(&proc, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
+                let Ok(file) = openat(&self.0, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else {
+                    continue;
+                };
                 let Ok(length) = nix::unistd::read(&file, &mut text) else { continue };
                 if let Some(stat) = super::parse(&text[..length]) {
                     visit(stat);

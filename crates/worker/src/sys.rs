@@ -4,22 +4,65 @@
 
 use std::{io, os::fd::OwnedFd, os::unix::process::CommandExt, process::Command};
 
-use nix::{sys::signal::SigSet, unistd::Pid};
+use nix::{
+    sys::signal::{SigSet, Signal},
+    unistd::Pid,
+};
 
 /// How a child is set up before its program is executed.
 #[derive(Debug, Default)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "some of it is Linux's alone"))]
 pub(crate) struct ChildSetup {
-    /// It gets a session and process group of its own, and is killed when the thread that started it ends.
+    /// The signals that it begins with blocked; none: no signal is.
+    pub(crate) blocked: Option<SigSet>,
+    /// It gets a session and process group of its own.
     pub(crate) own_session: bool,
+    /// What it is sent when the *thread* that started it ends (Linux).
+    pub(crate) death_signal: Option<Signal>,
     /// The process that starts it: if that has ended meanwhile, the child ends too.
     pub(crate) parent: Option<Pid>,
     /// `cgroup.procs` of the cgroup that it joins.
     pub(crate) cgroup: Option<OwnedFd>,
     /// The limit of open files that it gets back (soft, hard).
     pub(crate) open_files: Option<(u64, u64)>,
+    /// The score that it gets back (Linux).
+    pub(crate) oom_score: Option<OomScore>,
 }
 
-/// Makes the command set up its child like this, and with no signal blocked.
+/// How soon the kernel kills a process when memory runs out: from -1000, never, to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "Linux alone has it"))]
+pub(crate) struct OomScore(i32);
+
+#[cfg(target_os = "linux")]
+impl OomScore {
+    /// After everything else that may be killed at all.
+    pub(crate) const LAST_TO_GO: Self = Self(-999);
+    const FILE: &'static std::ffi::CStr = c"/proc/self/oom_score_adj";
+
+    /// Of this process.
+    pub(crate) fn read() -> Option<Self> {
+        let text = std::fs::read_to_string(Self::FILE.to_str().ok()?).ok()?;
+        text.trim().parse().ok().map(Self)
+    }
+
+    /// Makes it this process's. Allocates nothing.
+    pub(crate) fn write(self) -> io::Result<()> {
+        use std::io::Write;
+
+        use nix::{fcntl::OFlag, sys::stat::Mode};
+
+        let mut text = [0_u8; 8];
+        let mut room = &mut text[..];
+        write!(room, "{}", self.0)?;
+        let left = room.len();
+        let file = nix::fcntl::open(Self::FILE, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::write(&file, &text[..text.len() - left])?;
+        Ok(())
+    }
+}
+
+/// Makes the command set up its child like this.
 pub(crate) fn set_up(command: &mut Command, setup: ChildSetup) {
     #[allow(unsafe_code, reason = "there is no safe way to act between fork and exec; enter makes system calls only")]
     unsafe {
@@ -28,11 +71,13 @@ pub(crate) fn set_up(command: &mut Command, setup: ChildSetup) {
 }
 
 fn enter(setup: &ChildSetup) -> io::Result<()> {
-    SigSet::empty().thread_set_mask()?;
+    setup.blocked.unwrap_or_else(SigSet::empty).thread_set_mask()?;
     if setup.own_session {
         nix::unistd::setsid()?;
-        #[cfg(target_os = "linux")]
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(signal) = setup.death_signal {
+        nix::sys::prctl::set_pdeathsig(signal)?;
     }
     // The signal comes only if the parent ends from now on.
     if setup.parent.is_some_and(|parent| parent != nix::unistd::getppid()) {
@@ -44,7 +89,30 @@ fn enter(setup: &ChildSetup) -> io::Result<()> {
     if let Some((soft, hard)) = setup.open_files {
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft, hard)?;
     }
+    #[cfg(target_os = "linux")]
+    if let Some(score) = setup.oom_score {
+        score.write()?;
+    }
     Ok(())
+}
+
+/// No child inherits a file that is open now, but for its three streams.
+#[cfg(target_os = "linux")]
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    use nix::libc;
+    #[allow(unsafe_code, reason = "it has no safe form; it closes nothing in this process")]
+    let result = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+    Ok(nix::errno::Errno::result(result).map(drop)?)
+}
+
+/// Puts this process before all that is not of real time. Its children are ordinary again.
+#[cfg(target_os = "linux")]
+pub(crate) fn run_first() -> io::Result<()> {
+    use nix::libc;
+    let lowest = libc::sched_param { sched_priority: 1 };
+    #[allow(unsafe_code, reason = "it has no safe form; the parameter outlives the call")]
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const lowest) };
+    Ok(nix::errno::Errno::result(result).map(drop)?)
 }
 
 /// Makes the ends of children be told. A parent that ignores them hands that on, and then nobody learns how a child ended.
@@ -71,10 +139,10 @@ mod requests {
         REQUEST.store(signal, Ordering::SeqCst);
     }
 
-    /// Makes SIGTERM, SIGINT and SIGHUP be noted instead of ending this process.
+    /// Makes the requests to end be noted instead of ending this process.
     pub(crate) fn catch_requests_to_end() -> io::Result<()> {
         let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for signal in crate::guard::REQUESTS {
             #[allow(unsafe_code, reason = "the handler stores one atomic number and nothing else")]
             unsafe {
                 sigaction(signal, &action)?;

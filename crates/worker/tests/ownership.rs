@@ -4,10 +4,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use evenkeel_model::{Observed, Session};
+use evenkeel_model::{Admission, Observed, Session};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Bench, dead, eventually, http_get, is_dead, signal};
+use support::{Bench, dead, eventually, has_ended, http_get, is_dead, signal};
 
 /// A child in another session that ignores every polite signal and holds the output.
 const HOSTILE: &str = "(setsid sh -c 'trap \"\" TERM INT HUP; echo $$ > $DIR/child.pid; while :; do sleep 0.05; done' &)
@@ -216,4 +216,139 @@ async fn an_agent_that_was_killed_while_etcd_is_away_comes_back_with_it() {
     let (_, registration) = bench.admit_after(session).await;
     assert_eq!(registration.attests, Some(session));
     bench.started("a", 2).await;
+}
+
+/// While the guard does nothing, the agent ends the work when authority ends; and the guard goes on as if nothing had been.
+#[tokio::test]
+async fn a_stopped_guard_leaves_the_end_of_authority_to_the_agent() {
+    let bench = Bench::start("own-guard-stopped").await;
+    let worker = bench.worker(json!({}));
+    bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let agent = worker.agent_pid().await;
+    worker.signal(Signal::SIGSTOP);
+    bench.etcd.stop(0).expect("stopped");
+    let away = Instant::now();
+    eventually("the end of the work", async || (has_ended(pid) && has_ended(child)).then_some(())).await;
+    assert!(away.elapsed() < Duration::from_secs(5), "{:?}", away.elapsed());
+    worker.signal(Signal::SIGCONT);
+    bench.etcd.cont(0).expect("continued");
+    let back = async || {
+        let (session, registration) = bench.registration().await?;
+        let admission = Admission { session, origin: registration.origin };
+        bench.put(bench.keys.admission(&bench.id), serde_json::to_vec(&admission).expect("json")).await;
+        (bench.starts("a") == 2).then_some(())
+    };
+    eventually("the second start", back).await;
+    assert_eq!(worker.agent_pid().await, agent, "an extension that lay in the link counts");
+}
+
+/// Ctrl+Z, a curious person, a service manager that signals everybody: the worker goes on, or leaves in order.
+#[tokio::test]
+async fn no_signal_ends_or_stops_a_worker_out_of_order() {
+    let bench = Bench::start("own-signals").await;
+    let mut worker = bench.worker(json!({}));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", QUIET).await;
+    let pid = bench.started("a", 1).await;
+    let agent = worker.agent_pid().await;
+    for number in [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGPIPE, Signal::SIGXCPU] {
+        worker.signal(number);
+    }
+    for number in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        signal(agent, number);
+    }
+    // Whoever still does what it is told has survived that.
+    let epoch = bench.assign_script("b", QUIET).await;
+    bench.phase("b", epoch, Observed::Running).await;
+    assert_eq!((worker.agent_pid().await, is_dead(pid), bench.starts("a")), (agent, false, 1));
+
+    worker.signal(Signal::SIGQUIT);
+    signal(agent, Signal::SIGQUIT);
+    let released = eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    assert_eq!((released.0, is_dead(pid)), (session, true));
+    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+/// What work gets: three streams, the score that everybody has, no priority, no blocked signal, and no more.
+#[tokio::test]
+async fn work_inherits_nothing_of_its_guard() {
+    let bench = Bench::start("own-inherits").await;
+    let _worker = bench.worker(json!({}));
+    bench.admit_after(Session(0)).await;
+    let script = "(exec ls /proc/self/fd > $DIR/fds); cat /proc/$$/oom_score_adj > $DIR/oom; grep SigBlk /proc/$$/status > $DIR/blocked
+        cut -d' ' -f 19,41 /proc/$$/stat > $DIR/priority; echo 1 > $DIR/done; exec sleep 300";
+    bench.assign_script("a", script).await;
+    bench.number("done").await;
+    let text = |file: &str| std::fs::read_to_string(bench.path(file)).expect(file);
+    assert_eq!(text("fds").split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"], "the last one is the list itself");
+    assert_eq!(text("oom"), std::fs::read_to_string("/proc/self/oom_score_adj").expect("own"));
+    assert_eq!(text("blocked").split_whitespace().nth(1), Some("0000000000000000"));
+    assert_eq!(text("priority"), "0 0\n", "nice, and the class of scheduling");
+}
+
+/// Without rights there is no cgroup, no lock on memory, no priority: the same rules hold.
+#[tokio::test]
+async fn a_worker_without_rights_holds_its_work_by_groups() {
+    let bench = Bench::start("own-nobody").await;
+    let as_nobody = bench.worker_as_nobody();
+    // Whoever is not root has no rights to give up.
+    let is_root = as_nobody.is_some();
+    let worker = as_nobody.unwrap_or_else(|| bench.worker(json!({"groups_only": true})));
+    let (session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    assert!(!is_root || worker.log().contains("work is held by process groups"), "{}", worker.log());
+    signal(worker.agent_pid().await, Signal::SIGKILL);
+    dead(pid).await;
+    dead(child).await;
+    let (_, registration) = bench.admit_after(session).await;
+    assert_eq!(registration.attests, Some(session));
+    bench.started("a", 2).await;
+}
+
+#[tokio::test]
+async fn killed_agents_are_back_soon_cgroups() {
+    killed_agents_are_back_soon("own-r5-cgroups", json!({})).await;
+}
+
+#[tokio::test]
+async fn killed_agents_are_back_soon_groups() {
+    killed_agents_are_back_soon("own-r5-groups", json!({"groups_only": true})).await;
+}
+
+/// R5, for the record: `ROUNDS=20 cargo nextest run -p evenkeel-worker --test ownership killed_agents_are_back --no-capture`.
+async fn killed_agents_are_back_soon(id: &str, given: Value) {
+    let rounds: usize = std::env::var("ROUNDS").map_or(1, |text| text.parse().expect("a number"));
+    let bench = Bench::start(id).await;
+    let worker = bench.worker(given);
+    let (mut session, _) = bench.admit_after(Session(0)).await;
+    bench.assign_script("a", HOSTILE).await;
+    let (mut dead_after, mut back_after) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        let (pid, child) = (bench.started("a", round).await, bench.number("child.pid").await);
+        let agent = worker.agent_pid().await;
+        if round > 1 {
+            // An agent that lives for less than ten seconds is started again ever slower.
+            tokio::time::sleep(Duration::from_millis(10_100)).await;
+        }
+        std::fs::remove_file(bench.path("child.pid")).expect("removed");
+        let killed = Instant::now();
+        signal(agent, Signal::SIGKILL);
+        while !is_dead(pid) || !is_dead(child) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        dead_after.push(killed.elapsed().as_millis());
+        session = bench.admit_after(session).await.0;
+        bench.number("child.pid").await;
+        back_after.push(killed.elapsed().as_millis());
+        assert_eq!(bench.starts("a"), round + 1);
+    }
+    for (what, mut spans) in [("dead", dead_after), ("back", back_after)] {
+        spans.sort_unstable();
+        let at = |percent: usize| spans[(spans.len() - 1) * percent / 100];
+        println!("{id}: {what} after ms: min {} p50 {} p90 {} max {} of {}", at(0), at(50), at(90), at(100), spans.len());
+    }
 }

@@ -3,6 +3,7 @@
 //! The wheel: around worker::agent, which it outlives. What it decides stands in [`rules`]; this file carries it out. It allocates nothing
 //! while it kills, and it never speaks to etcd. It runs on one thread, before any other exists.
 
+mod footing;
 mod link;
 mod reap;
 pub mod rules;
@@ -22,7 +23,10 @@ use std::{
 };
 
 use evenkeel_model::WorkerId;
-use nix::{sys::wait::WaitStatus, unistd::Pid};
+use nix::{
+    sys::{signal::Signal, wait::WaitStatus},
+    unistd::Pid,
+};
 
 use self::{
     reap::Reaper,
@@ -33,7 +37,7 @@ use self::{
 use crate::{
     authority::{BootTime, boot_time},
     containment::ContainmentMode,
-    sys::{self, ChildSetup},
+    sys::{self, ChildSetup, OomScore},
 };
 
 pub use link::{GuardLink, LinkError, LinkSender};
@@ -45,6 +49,8 @@ pub const FINAL_STATUSES: std::ops::RangeInclusive<i32> = 0..=2;
 /// Exit status of an agent that wants to be started again.
 pub const STATUS_AGAIN: u8 = 70;
 
+/// These ask the guard to end.
+pub(crate) const REQUESTS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 /// More than the socket holds: whatever was said before the guard reads is heard.
 const MESSAGES_AT_ONCE: u32 = 8192;
 
@@ -93,14 +99,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> GuardError {
 /// # Errors
 /// The guard could not begin. Nothing runs then.
 pub fn run(config: GuardConfig) -> Result<u8, GuardError> {
-    let mut guard = Guard {
-        wake: Wake::new().map_err(system("watch signals"))?,
-        reaper: Reaper::new(&config.worker, config.containment).map_err(system("hold processes"))?,
-        id: draw_id().map_err(system("draw its id"))?,
-        config,
-        rules: Rules::default(),
-        agent: None,
-    };
+    let mut guard = Guard::new(config)?;
     let status = guard.run();
     guard.reaper.end_all(None);
     guard.reaper.remove_cgroup();
@@ -119,6 +118,8 @@ struct Guard {
     wake: Wake,
     reaper: Reaper,
     id: u64,
+    /// What the agent gets back.
+    oom_score: Option<OomScore>,
     rules: Rules,
     agent: Option<Agent>,
 }
@@ -134,6 +135,20 @@ struct Agent {
 }
 
 impl Guard {
+    fn new(config: GuardConfig) -> Result<Self, GuardError> {
+        // Before anything is opened that the agent is to have.
+        let oom_score = footing::secure();
+        Ok(Self {
+            wake: Wake::new().map_err(system("watch signals"))?,
+            reaper: Reaper::new(&config.worker, config.containment).map_err(system("hold processes"))?,
+            id: draw_id().map_err(system("draw its id"))?,
+            config,
+            oom_score,
+            rules: Rules::default(),
+            agent: None,
+        })
+    }
+
     fn run(&mut self) -> Result<u8, GuardError> {
         loop {
             match self.rules.next(boot_time()) {
@@ -223,7 +238,11 @@ impl Guard {
         // Of a group of its own: Ctrl+C at a terminal is for the guard, which asks the agent to leave.
         let mut command = Command::new(&self.config.program);
         command.args(&self.config.args).stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0);
-        sys::set_up(&mut command, ChildSetup::default());
+        // If this process ends, the agent ends all work and itself: also one that was stopped, which this signal wakes.
+        let (parent, death_signal) = (Some(nix::unistd::getpid()), Some(Signal::SIGCONT));
+        // A signal to every process of a service is for the guard alone, too. If the agent died of it, nothing would be handed over.
+        let blocked = Some(REQUESTS.into_iter().collect());
+        sys::set_up(&mut command, ChildSetup { blocked, parent, death_signal, oom_score: self.oom_score, ..ChildSetup::default() });
         let child = command.spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         Ok(Agent { generation, pid, link: own, inbox: Inbox::new(), ended: None })
@@ -249,6 +268,58 @@ impl Guard {
     fn ask_to_leave(&mut self) {
         if let Some(agent) = &self.agent {
             let _ = io::Write::write_all(&mut &agent.link, &ToAgent::Leave.encode());
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const ALONE: &str = "EVENKEEL_TEST_ALONE";
+
+    /// A guard kills all children of its process, so this runs in one of its own.
+    #[test]
+    fn killing_allocates_nothing() {
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().expect("this program");
+            let name = "guard::tests::killing_allocates_nothing";
+            let status = Command::new(this).args(["--exact", name, "--nocapture"]).env(ALONE, "1").status().expect("started");
+            assert!(status.success());
+            return;
+        }
+        for containment in [ContainmentMode::Auto, ContainmentMode::Groups] {
+            let worker = WorkerId::new("kill-allocates").expect("id");
+            let script = "(setsid sh -c 'sleep 300 & sleep 300' &) ; sleep 300 & trap '' TERM; echo ready >&0; sleep 300";
+            let args = ["-c".into(), script.into()].to_vec();
+            let config = GuardConfig { program: "/bin/sh".into(), args, worker: worker.clone(), containment };
+            let mut guard = Guard::new(config).expect("guard");
+            let Next::Start(start) = guard.rules.next(boot_time()) else { panic!("no start") };
+            guard.start(start).expect("started");
+            let agent = guard.agent.as_ref().map(|agent| agent.pid).expect("agent");
+            if guard.reaper.by_cgroup() {
+                let own = crate::cgroup::own().expect("cgroup");
+                let procs = crate::containment::work_folder(own, &worker, std::process::id()).join("cgroup.procs");
+                std::fs::write(procs, agent.to_string()).expect("joined");
+            }
+            let mut said = [0; 6];
+            let link = &guard.agent.as_ref().expect("agent").link;
+            let begun = Instant::now();
+            while (&mut &*link).read_exact(&mut said).is_err() {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+            }
+            guard.rules.heard(1, ToGuard::Authority(Some(BootTime(1))));
+            let mut next = Next::Wait(None);
+            let counted = allocation_counter::measure(|| {
+                guard.hear();
+                next = guard.rules.next(boot_time());
+                guard.kill(Why::Authority);
+            });
+            assert_eq!((next, counted.count_total), (Next::Kill(Why::Authority), 0));
+            assert_eq!(nix::sys::wait::waitpid(None, None), Err(nix::errno::Errno::ECHILD), "nobody is left");
+            guard.reaper.remove_cgroup();
         }
     }
 }

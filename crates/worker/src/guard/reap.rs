@@ -27,8 +27,45 @@ pub(super) struct Reaper {
     processes: Processes,
     /// Holds all work; none where there are no cgroups.
     work: Option<Cgroup>,
+    /// The descendants that were met while the list is read.
+    seen: PidSet,
     pid: i32,
     session: i32,
+}
+
+/// A set of process numbers that never grows in memory.
+#[derive(Debug)]
+struct PidSet(Box<[u64]>);
+
+impl PidSet {
+    /// Room for every number that this system gives out.
+    fn new() -> Self {
+        /// What Linux never exceeds.
+        const MOST: usize = 1 << 22;
+        let most = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse().ok());
+        Self(vec![0; most.unwrap_or(MOST) / 64 + 1].into_boxed_slice())
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+
+    fn place(pid: i32) -> (usize, u64) {
+        let number = usize::try_from(pid).unwrap_or_default();
+        (number / 64, 1 << (number % 64))
+    }
+
+    fn add(&mut self, pid: i32) {
+        let (word, bit) = Self::place(pid);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        let (word, bit) = Self::place(pid);
+        self.0.get(word).is_some_and(|word| word & bit != 0)
+    }
 }
 
 /// What is left of the guard's children.
@@ -48,7 +85,7 @@ impl Reaper {
             ContainmentMode::Groups => None,
         };
         let session = nix::unistd::getsid(None)?.as_raw();
-        Ok(Self { processes: Processes::open()?, work, pid: nix::unistd::getpid().as_raw(), session })
+        Ok(Self { processes: Processes::open()?, work, seen: PidSet::new(), pid: nix::unistd::getpid().as_raw(), session })
     }
 
     pub(super) fn by_cgroup(&self) -> bool {
@@ -103,15 +140,23 @@ impl Reaper {
         empty
     }
 
+    /// Kills every descendant while the list of processes is being read. Whoever forks has children of higher numbers, which the list comes
+    /// to later (but where numbers begin anew, and then the next round sees it): one that is forked a moment before its parent is killed
+    /// is met further on. Killing after reading would always be late for one that forks and ends without end.
     fn kill_children(&mut self) {
         let (own, session) = (self.pid, self.session);
+        let seen = &mut self.seen;
+        seen.clear();
         let _ = self.processes.each(|stat| {
-            if stat.parent != own || stat.dead {
+            if stat.pid == own || (stat.parent != own && !seen.has(stat.parent)) {
+                return;
+            }
+            seen.add(stat.pid);
+            if stat.dead {
                 return;
             }
             let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
-            // Work runs in sessions of its own, and a group lies within one session. A group is killed at one stroke,
-            // which a member that forks without end cannot outrun.
+            // Work runs in sessions of its own, and a group lies within one session. A group is killed at one stroke.
             if stat.session != session && stat.session > 1 && stat.group > 1 {
                 let _ = killpg(Pid::from_raw(stat.group), Signal::SIGKILL);
             }

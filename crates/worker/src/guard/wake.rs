@@ -6,7 +6,7 @@
 /// What has happened since the last wait. The time that has come is read from the clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Woken {
-    /// SIGTERM, SIGINT or SIGHUP came: the last one's number.
+    /// A signal came that asks to end, as [`Wake`] has it: the last one's number.
     pub(super) asked_to_end: Option<i32>,
 }
 
@@ -35,24 +35,33 @@ mod linux {
     };
 
     use super::Woken;
-    use crate::authority::BootTime;
+    use crate::{authority::BootTime, guard::REQUESTS};
 
+    /// These tell a process of its own fault, and cannot wait.
+    const FAULTS: [Signal; 7] =
+        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT, Signal::SIGSYS];
+
+    /// Every signal that can be held back comes through here, so that none ends or stops the guard: not Ctrl+Z, and not one that somebody
+    /// sends to learn something. The kernel lets SIGKILL and SIGSTOP through to it.
     #[derive(Debug)]
     pub(in crate::guard) struct Wake {
         signals: SignalFd,
         timer: TimerFd,
+        /// SIGHUP was ignored at the start, as under `nohup`: it asks for nothing.
+        hangup_ignored: bool,
     }
 
     impl Wake {
         pub(in crate::guard) fn new() -> io::Result<Self> {
-            let mut mask = SigSet::empty();
-            for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-                mask.add(signal);
+            let mut mask = SigSet::all();
+            for signal in FAULTS {
+                mask.remove(signal);
             }
             mask.thread_block()?;
             let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
             let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-            Ok(Self { signals, timer })
+            let hangup_ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, Signal::SIGHUP));
+            Ok(Self { signals, timer, hangup_ignored })
         }
 
         /// Waits until something happens, or until this time.
@@ -78,11 +87,30 @@ mod linux {
             let mut woken = Woken::default();
             while let Some(info) = self.signals.read_signal()? {
                 let number = i32::try_from(info.ssi_signo).unwrap_or_default();
-                if number != Signal::SIGCHLD as i32 {
+                let hangup = number == Signal::SIGHUP as i32;
+                if REQUESTS.iter().any(|request| *request as i32 == number) && !(hangup && self.hangup_ignored) {
                     woken.asked_to_end = Some(number);
                 }
             }
             Ok(woken)
+        }
+    }
+
+    /// Whether a process ignores a signal, by its text in `/proc/<pid>/status`.
+    fn ignores(status: &str, signal: Signal) -> bool {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(|mask| u64::from_str_radix(mask.trim(), 16));
+        matches!(mask, Some(Ok(mask)) if mask & (1 << (signal as u32 - 1)) != 0)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn an_ignored_signal_is_found() {
+            let status = "Name:\tevenkeel\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
+            assert!(ignores(status, Signal::SIGHUP) && ignores(status, Signal::SIGPIPE));
+            assert!(!ignores(status, Signal::SIGINT) && !ignores("", Signal::SIGHUP));
         }
     }
 }

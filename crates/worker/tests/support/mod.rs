@@ -5,6 +5,10 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -52,11 +56,30 @@ impl Bench {
 
     /// Starts the worker, guard first. `more` is what else it is given.
     pub fn worker(&self, more: Value) -> Worker {
+        self.spawn(Command::new(program()), more)
+    }
+
+    /// Starts the worker as a user without rights. Only root can.
+    pub fn worker_as_nobody(&self) -> Option<Worker> {
+        const NOBODY: u32 = 65_534;
+        if fs::metadata("/proc/self").expect("proc").uid() != 0 {
+            return None;
+        }
+        // Where it may read: the folder of this program may be root's alone.
+        let copy = self.path("worker");
+        fs::copy(program(), &copy).expect("copied");
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o777)).expect("opened");
+        let mut command = Command::new(copy);
+        command.uid(NOBODY).gid(NOBODY);
+        Some(self.spawn(command, json!({})))
+    }
+
+    fn spawn(&self, mut command: Command, more: Value) -> Worker {
         let mut given = json!({"etcd": self.etcd.endpoints(), "id": self.id.as_str(), "data_dir": self.path("data")});
         given.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
         let log = self.path("worker.log");
         let output = File::options().create(true).append(true).open(&log).expect("log");
-        let guard = Command::new(program())
+        let guard = command
             .arg(given.to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("log"))
@@ -232,6 +255,12 @@ fn children(parent: i32) -> Vec<i32> {
 
 pub fn is_dead(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
+/// Dead, reaped or not: a guard that is stopped reaps nobody.
+pub fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim().is_empty() || rest.trim().starts_with(['Z', 'X']))
 }
 
 pub fn signal(pid: i32, signal: Signal) {

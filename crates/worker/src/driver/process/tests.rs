@@ -184,7 +184,7 @@ async fn an_order_can_be_made_more_urgent() {
 async fn a_child_in_another_session_that_holds_the_pipe_dies_with_its_resource() {
     let bench = Bench::new();
     let mut run =
-        bench.shell("(setsid sh -c 'trap \"\" TERM HUP; echo $$ > $DIR/pid; while :; do sleep 0.05; done' &); echo said; exec sleep 300");
+        bench.shell("echo said; (setsid sh -c 'trap \"\" TERM HUP; echo $$ > $DIR/pid; while :; do sleep 0.05; done' &); exec sleep 300");
     let pid = number_in(&bench.path("pid")).await;
     run.until(Observed::Running).await;
     run.stop().await;
