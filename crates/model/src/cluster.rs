@@ -3,7 +3,10 @@
 //!
 //! It must not decide anything. Each cached total is recomputed by [`crate::check`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::{
     Admission, Epoch, Event, Held, Moment, Observed, Ownership, Phase, Record, Registration, ResourceName, Session, Status, Versioned,
@@ -143,6 +146,14 @@ impl Worker {
             }
             (Some(_), Some(_)) => Standing::Returning,
         }
+    }
+
+    /// How long a leader that waits for `least` has to wait for the end of the admitted session's authority: no less than that session
+    /// said when it was admitted, by whichever leader.
+    #[must_use]
+    pub fn wait(&self, least: Duration) -> Duration {
+        let said = self.admission.as_deref().and_then(|admission| admission.value.authority_ms);
+        said.map_or(least, |ms| least.max(crate::wait_for(Duration::from_millis(ms))))
     }
 
     /// The registration of the live session.

@@ -126,10 +126,11 @@ impl Decision {
 
     fn admit(&mut self, cluster: &Cluster, id: &WorkerId, session: Session) -> Result<(), NotYet> {
         let worker = cluster.worker(id.as_str()).ok_or(NotYet)?;
-        let origin = worker.registration().ok_or(NotYet)?.origin.clone();
+        let registration = worker.registration().ok_or(NotYet)?;
+        let admission = Admission { session, authority_ms: registration.authority_ms, origin: registration.origin.clone() };
         self.guards.push(Guard::Admission(id.clone(), admission_revision(cluster, id)?));
         self.guards.push(Guard::Registration(id.clone(), session));
-        self.writes.push(Write::Admission(id.clone(), Box::new(Admission { session, origin })));
+        self.writes.push(Write::Admission(id.clone(), Box::new(admission)));
         Ok(())
     }
 

@@ -15,7 +15,7 @@ pub enum End {
     Open,
 }
 
-/// Decides what is known of the end of `holder`, which stands on `worker`; `wait` is G, the leader's wait.
+/// Decides what is known of the end of `holder`, which stands on `worker`; `wait` is G, the leader's wait, which the worker's own authority may lengthen.
 #[must_use]
 pub fn end_of(holder: &Holder, worker: Option<&Worker>, ownership: Ownership, now: Moment, wait: Duration) -> End {
     if holder.is_stopped() {
@@ -30,7 +30,7 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, ownership: Ownership, no
         Standing::Absent | Standing::New | Standing::Released => End::Known(EndReason::Released),
         Standing::Ready => End::Open,
         Standing::Lost | Standing::Returning if ownership == Ownership::Available => End::Known(EndReason::Available),
-        Standing::Lost | Standing::Returning => match worker.gone_since.map(|since| since.after(wait)) {
+        Standing::Lost | Standing::Returning => match worker.gone_since.map(|since| since.after(worker.wait(wait))) {
             Some(until) if until <= now => End::Known(EndReason::Waited),
             Some(until) => End::At(until),
             None => End::Open,

@@ -36,4 +36,4 @@ pub use plan::{Action, AdmitReason, EndReason, Pending, PlaceReason, Plan, Subje
 pub use record::Record;
 pub use resource::{Definition, DefinitionError, Draft, Hash, MAX_LABEL, MAX_LABELS, MAX_SPEC, MAX_WEIGHT, Ownership, Spec, check_labels};
 pub use selector::{Selector, SelectorError};
-pub use worker::{Admission, Labels, Origin, Registration};
+pub use worker::{Admission, Labels, Origin, RATE_PERCENT, Registration, wait_for};

@@ -163,8 +163,9 @@ fn stop_grace(value: &Value) -> Checked<Duration> {
     }
 }
 
-/// Reads a whole number with a unit.
-fn duration(text: &str) -> Option<Duration> {
+/// Reads a span as people write it, a whole number with a unit: `500ms`, `5s`, `2m`, `1h`.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;

@@ -1,10 +1,22 @@
 //! Workers as they register, and the leader's admission of one session.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Session, WorkerId};
+
+/// rho: by how much the clocks of two machines may differ in rate, in percent.
+pub const RATE_PERCENT: u64 = 1;
+
+/// G: how long a leader waits, by its own clock, until an authority of this span has ended by its worker's: D(1+rho)/(1-rho).
+/// DESIGN.md section 5, rule 3.
+#[must_use]
+pub fn wait_for(authority: Duration) -> Duration {
+    let rate = u128::from(RATE_PERCENT);
+    let nanoseconds = authority.as_nanos().saturating_mul(100 + rate).div_ceil(100 - rate);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+}
 
 /// Labels of a worker or a resource.
 pub type Labels = BTreeMap<String, String>;
@@ -33,6 +45,9 @@ pub struct Registration {
     /// The version of its binary.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// D: for how long one proof gives it authority, in milliseconds; none: for no longer than every leader waits at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority_ms: Option<u64>,
     /// The guard that speaks for it.
     #[serde(flatten)]
     pub origin: Origin,
@@ -56,6 +71,7 @@ impl Registration {
             capacity: None,
             kinds: Vec::new(),
             version: String::new(),
+            authority_ms: None,
             origin: Origin::default(),
             attests: None,
             released: false,
@@ -89,6 +105,9 @@ pub struct Origin {
 pub struct Admission {
     /// The admitted session.
     pub session: Session,
+    /// What its registration said, so that the span outlives it: whoever leads then waits for as long as this asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority_ms: Option<u64>,
     /// Whose word counts when the next session attests.
     #[serde(flatten)]
     pub origin: Origin,

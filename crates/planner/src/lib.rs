@@ -18,7 +18,8 @@ use evenkeel_model::{Cluster, Definition, Moment, Pending, Plan, WorkerId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannerConfig {
     /// G: how long after a session was seen to be gone its authority may last. At least D(1+rho)/(1-rho), where D is the authority that
-    /// one proof gives and rho bounds how far clock rates differ: DESIGN.md section 5, rule 3.
+    /// one proof gives and rho bounds how far clock rates differ: DESIGN.md section 5, rule 3. A worker that says a longer D is waited for
+    /// as long as that asks for: `Worker::wait`.
     pub wait: Duration,
     /// The spread of payloads, highest less lowest, that is left alone.
     pub tolerance: u64,

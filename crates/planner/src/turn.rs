@@ -137,7 +137,7 @@ impl<'a> Turn<'a> {
 
     /// When the authority of the admitted session that is gone has surely ended; none: it has.
     fn wait_of(&self, worker: &Worker) -> Option<Moment> {
-        let until = worker.gone_since.unwrap_or(self.now).after(self.config.wait);
+        let until = worker.gone_since.unwrap_or(self.now).after(worker.wait(self.config.wait));
         (until > self.now).then_some(until)
     }
 

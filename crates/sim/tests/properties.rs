@@ -62,6 +62,7 @@ fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registrat
         capacity,
         kinds: vec!["noop".to_owned()],
         version: String::new(),
+        authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: guard.to_string() },
         attests: None,
         released: false,
@@ -248,4 +249,28 @@ fn an_available_resource_moves_at_once() {
     drop(world.turn());
     assert_ne!(world.home("r0").expect("placed"), owner);
     assert_eq!(world.now, Moment::default());
+}
+
+#[test]
+fn a_worker_is_waited_for_as_long_as_its_own_authority_asks_for_whoever_leads() {
+    let mut world = World::default();
+    world.join(Registration { authority_ms: Some(10_000), ..registration(0, 0, 0, None) });
+    drop(world.settle());
+    world.put(definition(0, 1, None, None, 0));
+    drop(world.settle());
+    world.join(registration(1, 0, 0, None));
+    let owner = world.home("r0").expect("placed");
+    world.crash(&owner);
+    // The registration is gone. A leader that is told a shorter wait reads the span from the admission.
+    world.cluster.begin_term(world.now);
+    let until = world.now.after(Duration::from_micros(10_202_021));
+    world.pass(Duration::from_millis(10_202));
+    let waiting = world.turn();
+    let moves = |plan: &evenkeel_model::Plan| {
+        plan.actions.iter().any(|action| matches!(action, evenkeel_model::Action::Move { .. } | evenkeel_model::Action::End { .. }))
+    };
+    assert!(!moves(&waiting), "{:?}", waiting.actions);
+    assert!(waiting.wake.is_some_and(|wake| wake <= until), "{:?}", waiting.wake);
+    world.pass(Duration::from_millis(1));
+    assert!(moves(&world.turn()));
 }

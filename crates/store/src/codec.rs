@@ -58,7 +58,7 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
         }
         // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
         Key::Admission(worker) => {
-            let nobody = Admission { session: Session(0), origin: Origin::default() };
+            let nobody = Admission { session: Session(0), authority_ms: None, origin: Origin::default() };
             Event::Admission { worker, value: versioned(kv, read(kv).unwrap_or(nobody)) }
         }
         Key::Assignment(worker, name) => Event::Assignment { worker, name, value: Some(held(kv)) },
@@ -192,7 +192,7 @@ mod tests {
         let writes = vec![
             Write::Resource(Box::new(record)),
             Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), Epoch::default()),
-            Write::Admission(worker, Box::new(Admission { session: Session(2), origin: Origin::default() })),
+            Write::Admission(worker, Box::new(Admission { session: Session(2), authority_ms: None, origin: Origin::default() })),
         ];
         let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: writes.clone() });
         for (op, write) in ops.into_iter().zip(&writes) {

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use evenkeel_model::wait_for;
 use tokio::time::Instant;
 
 /// A point of CLOCK_BOOTTIME, in nanoseconds: the clock that goes on while the machine sleeps. Guard and agent share it.
@@ -82,11 +83,6 @@ pub(crate) fn boot_time() -> BootTime {
     nix::time::clock_gettime(BOOT_CLOCK).map_or(BootTime(u64::MAX), |t| BootTime(nanoseconds(Duration::from(t))))
 }
 
-/// By how much the clocks of two machines may differ in rate, in percent (rho).
-const RATE_PERCENT: u128 = 1;
-/// etcd grants no shorter lease at its default election timeout.
-const SHORTEST_LEASE: Duration = Duration::from_secs(2);
-
 /// The spans of the ownership protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -124,56 +120,117 @@ impl Default for Timing {
     }
 }
 
-/// An inequality that the spans break.
+/// etcd grants no shorter lease at its default election timeout.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+/// No span is longer: beyond this nobody means it.
+pub const LONGEST_SPAN: Duration = Duration::from_secs(3600);
+/// What is computed is rounded up to this.
+const STEP: Duration = Duration::from_millis(10);
+
+/// An inequality that the spans break, with spans beside them that keep all of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TimingError {
     /// A span that must be more than nothing.
-    #[error("timing: {0} is 0; it must be more")]
-    Zero(&'static str),
+    #[error("timing: {0} > 0 does not hold; {would_do}", would_do = .1.beside(&.2))]
+    Zero(&'static str, Box<Timing>, Box<Timing>),
+    /// A span that nobody means.
+    #[error("timing: {0} <= 1h does not hold: {3:?}; {would_do}", would_do = .1.beside(&.2))]
+    Long(&'static str, Box<Timing>, Box<Timing>, Duration),
     /// A single lost proof would stop the work.
     #[error(
-        "timing: proof period + proof deadline < authority - kill - slack - grace does not hold: {:?} + {:?} < {:?} - {:?} - {:?} - {:?}; \
-         the defaults would do: 500ms + 1s < 5s - 500ms - 250ms - 500ms",
-        .0.proof_period, .0.proof_deadline, .0.authority, .0.kill, .0.slack, .0.grace
+        "timing: proof period + proof deadline < authority - kill - slack - grace does not hold: {:?} + {:?} < {:?} - {:?} - {:?} - {:?}; {}",
+        .0.proof_period, .0.proof_deadline, .0.authority, .0.kill, .0.slack, .0.grace, .0.beside(&.1)
     )]
-    Proof(Box<Timing>),
+    Proof(Box<Timing>, Box<Timing>),
     /// The leader would hand on work that may still run.
     #[error(
-        "timing: wait >= authority * (1 + rho) / (1 - rho) does not hold: {:?} >= {:?} * 1.01 / 0.99; the defaults would do: 5.11s >= 5s * 1.01 / 0.99",
-        .0.wait, .0.authority
+        "timing: wait >= authority * (1 + rho) / (1 - rho) does not hold: {:?} >= {:?} * 1.01 / 0.99; {}",
+        .0.wait, .0.authority, .0.beside(&.1)
     )]
-    Wait(Box<Timing>),
+    Wait(Box<Timing>, Box<Timing>),
     /// etcd does not grant it.
-    #[error("timing: lease >= {SHORTEST_LEASE:?} in whole seconds does not hold: {0:?}; the default would do: 4s")]
-    Lease(Duration),
+    #[error("timing: worker lease >= {SHORTEST_LEASE:?} in whole seconds does not hold: {:?}; {}", .0.lease, .0.beside(&.1))]
+    Lease(Box<Timing>, Box<Timing>),
 }
 
 impl Timing {
     /// Checks that the spans keep the promise of one owner.
     ///
     /// # Errors
-    /// The first inequality that does not hold, with its values.
+    /// The first inequality that does not hold, with its values and the nearest spans that keep all of them.
     pub fn check(&self) -> Result<(), TimingError> {
-        let spans = [
+        let (this, nearest) = (Box::new(*self), || Box::new(self.nearest()));
+        if let Some((name, span)) = self.named().into_iter().find(|(_, span)| *span > LONGEST_SPAN) {
+            return Err(TimingError::Long(name, this, nearest(), span));
+        }
+        if let Some((name, _)) = self.named().into_iter().find(|(name, span)| *name != "grace" && span.is_zero()) {
+            return Err(TimingError::Zero(name, this, nearest()));
+        }
+        if self.proof_period + self.proof_deadline + self.grace >= self.until_kill() {
+            return Err(TimingError::Proof(this, nearest()));
+        }
+        if self.wait < wait_for(self.authority) {
+            return Err(TimingError::Wait(this, nearest()));
+        }
+        if self.lease < SHORTEST_LEASE || self.lease.subsec_nanos() != 0 {
+            return Err(TimingError::Lease(this, nearest()));
+        }
+        Ok(())
+    }
+
+    /// The spans by the names of their flags.
+    fn named(&self) -> [(&'static str, Duration); 8] {
+        [
             ("proof period", self.proof_period),
             ("proof deadline", self.proof_deadline),
             ("authority", self.authority),
             ("kill", self.kill),
+            ("grace", self.grace),
             ("slack", self.slack),
-        ];
-        if let Some((name, _)) = spans.iter().find(|(_, span)| span.is_zero()) {
-            return Err(TimingError::Zero(name));
+            ("wait", self.wait),
+            ("worker lease", self.lease),
+        ]
+    }
+
+    /// Spans that keep every inequality: what may be kept is, and the authority, the wait and the lease are no longer than they must be.
+    #[must_use]
+    pub fn nearest(&self) -> Self {
+        let usual = Self::default();
+        // Of what is nothing, or too long for the sum to have room, the start value.
+        let part = |span: Duration, usual: Duration| if span.is_zero() || span > LONGEST_SPAN / 8 { usual } else { span };
+        let mut near = Self {
+            proof_period: part(self.proof_period, usual.proof_period),
+            proof_deadline: part(self.proof_deadline, usual.proof_deadline),
+            kill: part(self.kill, usual.kill),
+            slack: part(self.slack, usual.slack),
+            grace: if self.grace > LONGEST_SPAN / 8 { usual.grace } else { self.grace },
+            ..*self
+        };
+        let least = near.proof_period + near.proof_deadline + near.kill + near.slack + near.grace + Duration::from_nanos(1);
+        if near.authority < least {
+            near.authority = round_up(least, STEP);
         }
-        if self.proof_period + self.proof_deadline + self.grace >= self.until_kill() {
-            return Err(TimingError::Proof(Box::new(*self)));
+        // The wait must not be too long either.
+        near.authority = near.authority.min(LONGEST_SPAN / 2);
+        if near.wait < wait_for(near.authority) {
+            near.wait = round_up(wait_for(near.authority), STEP);
         }
-        if self.wait.as_nanos() * (100 - RATE_PERCENT) < self.authority.as_nanos() * (100 + RATE_PERCENT) {
-            return Err(TimingError::Wait(Box::new(*self)));
-        }
-        if self.lease < SHORTEST_LEASE || self.lease.subsec_nanos() != 0 {
-            return Err(TimingError::Lease(self.lease));
-        }
-        Ok(())
+        near.wait = near.wait.min(LONGEST_SPAN);
+        near.lease = round_up(near.lease.clamp(SHORTEST_LEASE, LONGEST_SPAN), Duration::from_secs(1));
+        near
+    }
+
+    /// Says which spans of `near` differ from these.
+    fn beside(&self, near: &Self) -> String {
+        let differ = self.named().into_iter().zip(near.named()).filter(|(own, near)| own.1 != near.1);
+        let text: Vec<String> = differ.map(|(_, (name, span))| format!("{} {span:?}", name.replace(' ', "-"))).collect();
+        format!("with what else is given, this would do: {}", text.join(", "))
+    }
+
+    /// D as a registration says it: in milliseconds, and no shorter.
+    #[must_use]
+    pub fn authority_ms(&self) -> u64 {
+        u64::try_from(self.authority.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
 
     /// From the send of a proof to the kill.
@@ -187,6 +244,11 @@ impl Timing {
     pub fn longest_grace(&self) -> Duration {
         self.until_kill().saturating_sub(self.proof_period).saturating_sub(self.proof_deadline)
     }
+}
+
+fn round_up(span: Duration, step: Duration) -> Duration {
+    let steps = span.as_nanos().div_ceil(step.as_nanos().max(1));
+    step * u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
 /// What one session has proved.
@@ -287,14 +349,25 @@ mod tests {
     fn each_inequality_is_checked_and_named() {
         let base = Timing::default();
         let cases = [
-            (Timing { kill: ms(0), ..base }, "timing: kill is 0"),
+            (Timing { kill: ms(0), ..base }, "timing: kill > 0 does not hold; with what else is given, this would do: kill 500ms"),
+            (Timing { wait: ms(0), ..base }, "timing: wait > 0 does not hold; with what else is given, this would do: wait 5.11s"),
             (
                 Timing { grace: ms(2750), ..base },
-                "proof period + proof deadline < authority - kill - slack - grace does not hold: 500ms + 1s < 5s",
+                "proof period + proof deadline < authority - kill - slack - grace does not hold: 500ms + 1s < 5s - 500ms - 250ms - 2.75s; \
+                 with what else is given, this would do: authority 5.01s, wait 5.12s",
             ),
-            (Timing { wait: ms(5101), ..base }, "wait >= authority * (1 + rho) / (1 - rho) does not hold: 5.101s >= 5s * 1.01 / 0.99"),
-            (Timing { lease: ms(1000), ..base }, "timing: lease >= 2s in whole seconds does not hold: 1s"),
-            (Timing { lease: ms(2500), ..base }, "timing: lease >= 2s in whole seconds does not hold: 2.5s"),
+            (
+                Timing { wait: ms(5101), ..base },
+                "wait >= authority * (1 + rho) / (1 - rho) does not hold: 5.101s >= 5s * 1.01 / 0.99; \
+                 with what else is given, this would do: wait 5.11s",
+            ),
+            (Timing { authority: ms(10_000), ..base }, "this would do: wait 10.21s"),
+            (
+                Timing { lease: ms(1000), ..base },
+                "timing: worker lease >= 2s in whole seconds does not hold: 1s; with what else is given, this would do: worker-lease 2s",
+            ),
+            (Timing { lease: ms(2500), ..base }, "this would do: worker-lease 3s"),
+            (Timing { authority: Duration::MAX, ..base }, "timing: authority <= 1h does not hold"),
         ];
         for (timing, expected) in cases {
             let message = timing.check().expect_err("broken").to_string();
@@ -302,6 +375,23 @@ mod tests {
         }
         assert_eq!(Timing { grace: ms(2749), ..base }.check(), Ok(()));
         assert_eq!(Timing { wait: ms(5102), ..base }.check(), Ok(()));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn what_is_said_to_do_does(spans in proptest::collection::vec(proptest::prop_oneof![
+            proptest::strategy::Just(0), 1..10_000_u64, 0..10_000_000_000_u64, proptest::strategy::Just(u64::MAX)
+        ], 8)) {
+            let [proof_period, proof_deadline, authority, kill, grace, slack, wait, lease] =
+                <[Duration; 8]>::try_from(spans.into_iter().map(ms).collect::<Vec<_>>()).expect("eight");
+            let given = Timing { proof_period, proof_deadline, authority, kill, grace, slack, wait, lease };
+            proptest::prop_assert_eq!(given.nearest().check(), Ok(()));
+            if given.check().is_ok() {
+                proptest::prop_assert_eq!(given.nearest().authority, given.authority.min(LONGEST_SPAN / 2));
+            }
+        }
     }
 
     #[test]

@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn admission(session: i64) -> Admission {
-        Admission { session: Session(session), origin: Origin::default() }
+        Admission { session: Session(session), authority_ms: None, origin: Origin::default() }
     }
 
     fn admitted() -> Desired {

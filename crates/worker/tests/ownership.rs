@@ -236,7 +236,7 @@ async fn a_stopped_guard_leaves_the_end_of_authority_to_the_agent() {
     bench.etcd.cont(0).expect("continued");
     let back = async || {
         let (session, registration) = bench.registration().await?;
-        let admission = Admission { session, origin: registration.origin };
+        let admission = Admission { session, authority_ms: None, origin: registration.origin };
         bench.put(bench.keys.admission(&bench.id), serde_json::to_vec(&admission).expect("json")).await;
         (bench.starts("a") == 2).then_some(())
     };

@@ -48,7 +48,8 @@ fn cluster_of(workers: u32) -> Cluster {
         let address = format!("10.0.{}.{}:9090", n / 256, n % 256);
         let registration = Registration { kinds: vec!["noop".to_owned()], ..Registration::bare(id.clone(), address) };
         let session = Session(i64::from(n) + 1);
-        let admission = Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, origin: Origin::default() } };
+        let admission =
+            Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, authority_ms: None, origin: Origin::default() } };
         cluster.apply(Event::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());
         cluster.apply(Event::Admission { worker: id, value: Some(Box::new(admission)) }, Moment::default());
     }

@@ -94,6 +94,7 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
         capacity: config.capacity,
         kinds: registry.kinds(),
         version: config.version.clone(),
+        authority_ms: Some(config.timing.authority_ms()),
         origin,
         attests: None,
         released: false,

@@ -106,7 +106,7 @@ impl Bench {
     /// Admits the next session after this one.
     pub async fn admit_after(&self, before: Session) -> (Session, Registration) {
         let (session, registration) = self.registered_after(before).await;
-        let admission = Admission { session, origin: registration.origin.clone() };
+        let admission = Admission { session, authority_ms: None, origin: registration.origin.clone() };
         self.put(self.keys.admission(&self.id), serde_json::to_vec(&admission).expect("json")).await;
         (session, registration)
     }
