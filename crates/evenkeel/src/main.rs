@@ -18,6 +18,7 @@ mod output;
 mod run;
 mod settings;
 mod tied;
+mod timing;
 
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 

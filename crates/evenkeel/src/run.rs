@@ -5,12 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_master::{MASTER_LEASE, MasterConfig};
+use evenkeel_master::MasterConfig;
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, WorkerError, agent,
-    authority::Timing,
     guard::{self, GuardConfig, GuardLink},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,9 +31,8 @@ pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
         http_host: settings.common.http.host,
         resources: settings.resources,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        lease: MASTER_LEASE,
-        // The leader waits for what the workers' authority may last: both spans come from one place.
-        planner: PlannerConfig { wait: Timing::default().wait, ..PlannerConfig::default() },
+        lease: settings.spans.master_lease,
+        planner: PlannerConfig { wait: settings.spans.timing.wait, ..PlannerConfig::default() },
     };
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
@@ -92,6 +90,7 @@ pub(crate) fn worker_agent(settings: WorkerSettings) -> Result<u8, Failed> {
     config.capacity = settings.capacity;
     config.catalog = settings.catalog;
     config.drivers = settings.drivers;
+    config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     let link = GuardLink::open().map_err(|e| failed(e.into()))?;
     let runtime = runtime()?;

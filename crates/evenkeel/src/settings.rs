@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
 
-use crate::listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve};
+use crate::{
+    listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve},
+    timing::{Spans, TimingArgs},
+};
 
 /// The policies that the planner has.
 const POLICIES: [&str; 1] = ["least-payload"];
@@ -74,6 +77,8 @@ pub(crate) struct MasterArgs {
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) timing: TimingArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -106,6 +111,8 @@ pub(crate) struct WorkerArgs {
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) timing: TimingArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -148,6 +155,7 @@ pub(crate) struct MasterSettings {
     pub(crate) common: CommonSettings,
     /// The first source; it can be read and was right when the process started.
     pub(crate) resources: Option<PathBuf>,
+    pub(crate) spans: Spans,
 }
 
 /// What `evenkeel worker` needs.
@@ -162,6 +170,7 @@ pub(crate) struct WorkerSettings {
     /// Kinds that the worker has; never empty.
     pub(crate) drivers: Vec<String>,
     pub(crate) data_dir: PathBuf,
+    pub(crate) spans: Spans,
 }
 
 /// What is asked of the machine, so that the rest is a function of its arguments.
@@ -177,12 +186,13 @@ impl MasterArgs {
     pub(crate) fn settle(self, around: &Surroundings<'_>) -> Result<MasterSettings, String> {
         let id = id(self.id.as_deref(), "master", &around.hostname);
         let id = MasterId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
+        let spans = self.timing.settle()?;
         if let Some(path) = &self.resources {
             crate::files::check_resources(path).map_err(|e| format!("--resources {e}"))?;
         }
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
         common.notes.push(Note { warning: false, text: format!("placing by {}", self.policy) });
-        Ok(MasterSettings { id, common, resources: self.resources })
+        Ok(MasterSettings { id, common, resources: self.resources, spans })
     }
 }
 
@@ -191,13 +201,14 @@ impl WorkerArgs {
     pub(crate) fn settle(self, around: &Surroundings<'_>) -> Result<WorkerSettings, String> {
         let id = id(self.id.as_deref(), "worker", &around.hostname);
         let id = WorkerId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
+        let spans = self.timing.settle()?;
         let labels = labels(&self.label)?;
         if let Some(path) = &self.catalog {
             std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
         }
         let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
         let common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
-        Ok(WorkerSettings { id, common, labels, capacity: self.capacity, catalog: self.catalog, drivers: self.drivers, data_dir })
+        Ok(WorkerSettings { id, common, labels, capacity: self.capacity, catalog: self.catalog, drivers: self.drivers, data_dir, spans })
     }
 }
 
