@@ -115,6 +115,17 @@ fn wrong_flags() {
         case("worker --capacity many", 2, "invalid value 'many' for '--capacity <N>'"),
         case("worker --drivers docker", 2, "is no driver of this worker; it has noop, process"),
         case("worker --catalog none.yaml", 2, "--catalog none.yaml: No such file"),
+        case("dev --masters 0", 2, "0 is not in 1..=9"),
+        case("dev --workers 1000", 2, "1000 is not in 1..=50"),
+        case("dev --resources none.yaml", 2, "--resources none.yaml: No such file"),
+        case("completions klingon", 2, "invalid value 'klingon'"),
+    ];
+    check(folder(&[]).path(), &cases);
+}
+
+#[test]
+fn wrong_timing() {
+    let cases = [
         case(
             "worker --authority 10s",
             2,
@@ -150,10 +161,6 @@ fn wrong_flags() {
             "2s <= master lease <= 1h in whole seconds does not hold: 0ns; with what else is given, this would do: master-lease 2s",
         ),
         case("master --master-lease 2h", 2, "this would do: master-lease 3600s"),
-        case("dev --masters 0", 2, "0 is not in 1..=9"),
-        case("dev --workers 1000", 2, "1000 is not in 1..=50"),
-        case("dev --resources none.yaml", 2, "--resources none.yaml: No such file"),
-        case("completions klingon", 2, "invalid value 'klingon'"),
     ];
     check(folder(&[]).path(), &cases);
 }
