@@ -28,6 +28,7 @@ build: prepare ## the binary, for development: target/debug/evenkeel
 lint: prepare-test ## the house lint and its self-test, the protos, formatting, clippy
 	scripts/lint --self-test
 	scripts/lint
+	scripts/mutants --match
 	@if [ "$$EVENKEEL_SKIP_BUF" = 1 ]; then \
 	    echo "buf lint: left out, because EVENKEEL_SKIP_BUF=1"; \
 	else \
@@ -41,7 +42,7 @@ fmt: ## format the Rust code
 	cargo fmt --all
 
 model: ## the model of the ownership protocol: all instances to their end, also those that take minutes, and its mutants
-	cargo run --locked --release --package evenkeel-sim --bin protocol-model
+	cargo run --locked --package evenkeel-sim --bin protocol-model
 
 mutants: ## weaken the real code at each place of scripts/mutants.toml, in a copy, and see that a check fails; ARGS="--only ID"
 	scripts/mutants $(ARGS)
