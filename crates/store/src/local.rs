@@ -53,6 +53,19 @@ pub enum Ports {
         /// For other members.
         peer: u16,
     },
+    /// Exactly these, one entry for each member.
+    Given(Vec<MemberPorts>),
+}
+
+/// Where one member listens, and where the others look for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberPorts {
+    /// For clients.
+    pub client: u16,
+    /// For other members.
+    pub peer: u16,
+    /// What the other members are told to dial: `peer`, or the port of something that stands before it.
+    pub peer_front: u16,
 }
 
 /// What to start.
@@ -62,7 +75,7 @@ pub struct LocalOptions {
     pub binary: Option<PathBuf>,
     /// A folder for data and logs. It is not removed.
     pub dir: PathBuf,
-    /// How many members.
+    /// How many members; with given ports, as many as those.
     pub members: usize,
     /// Where they listen.
     pub ports: Ports,
@@ -138,6 +151,7 @@ struct Member {
     name: String,
     client_port: u16,
     peer_port: u16,
+    peer_front: u16,
     process: Option<Process>,
 }
 
@@ -165,7 +179,9 @@ impl LocalCluster {
             let started = cluster.start_all().await;
             match started {
                 Ok(()) => return Ok(cluster),
-                Err(_) if tries < PORT_TRIES && cluster.lost_a_port() => debug!("another process took a port of etcd's: taking others"),
+                Err(_) if tries < PORT_TRIES && !matches!(options.ports, Ports::Given(_)) && cluster.lost_a_port() => {
+                    debug!("another process took a port of etcd's: taking others")
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -327,17 +343,16 @@ impl LocalCluster {
     }
 
     fn arguments(&self, member: usize) -> Vec<String> {
-        let Member { name, client_port, peer_port, .. } = &self.members[member];
+        let Member { name, client_port, peer_port, peer_front, .. } = &self.members[member];
         let client = format!("http://127.0.0.1:{client_port}");
-        let peer = format!("http://127.0.0.1:{peer_port}");
-        let all: Vec<String> = self.members.iter().map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer_port)).collect();
+        let all: Vec<String> = self.members.iter().map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer_front)).collect();
         let mut arguments = vec![
             format!("--name={name}"),
             format!("--data-dir={}", self.options.dir.join(name).display()),
             format!("--listen-client-urls={client}"),
             format!("--advertise-client-urls={client}"),
-            format!("--listen-peer-urls={peer}"),
-            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+            format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_front}"),
             format!("--initial-cluster={}", all.join(",")),
             "--initial-cluster-state=new".to_owned(),
             "--logger=zap".to_owned(),
@@ -401,6 +416,17 @@ fn has_no_fsync(version: &str) -> bool {
 }
 
 fn choose_ports(options: &LocalOptions, first_try: bool) -> Result<Vec<Member>, LocalError> {
+    let name = |member: usize| format!("etcd-{}", member + 1);
+    if let Ports::Given(ports) = &options.ports {
+        let member = |(at, ports): (usize, &MemberPorts)| Member {
+            name: name(at),
+            client_port: ports.client,
+            peer_port: ports.peer,
+            peer_front: ports.peer_front,
+            process: None,
+        };
+        return Ok(ports.iter().enumerate().map(member).collect());
+    }
     // The listeners are held until all ports are chosen, so that none is chosen twice.
     let mut held = Vec::new();
     let mut members = Vec::new();
@@ -415,7 +441,7 @@ fn choose_ports(options: &LocalOptions, first_try: bool) -> Result<Vec<Member>, 
             Ok(port)
         };
         let (client_port, peer_port) = (choose(preferred.0)?, choose(preferred.1)?);
-        members.push(Member { name: format!("etcd-{}", member + 1), client_port, peer_port, process: None });
+        members.push(Member { name: name(member), client_port, peer_port, peer_front: peer_port, process: None });
     }
     Ok(members)
 }
