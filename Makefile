@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint fmt model mutants bench prepare prepare-test clean
+.PHONY: help demo test chaos build lint fmt model mutants bench prepare prepare-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ test: lint ## every check that a change must pass
 	    echo "cargo test"; \
 	    cargo test --workspace --locked; \
 	fi
+
+chaos: prepare ## attacks on real processes, all of them, and a table of what came of it; a part of the names in ARGS="..."
+	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
 
 build: prepare ## the binary, for development: target/debug/evenkeel
 	cargo build --locked --package evenkeel

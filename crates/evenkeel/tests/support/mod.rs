@@ -32,9 +32,16 @@ pub(crate) struct Stage {
     pub(crate) etcd: LocalCluster,
     pub(crate) client: Client,
     pub(crate) keys: Keys,
+    /// The URLs at which a process finds etcd, where they are not etcd's own.
+    pub(crate) routes: BTreeMap<String, Vec<String>>,
+    /// What every process has in its environment, beside its name as `STAGE_NAME`.
+    pub(crate) marks: Vec<(String, String)>,
     processes: BTreeMap<String, Process>,
     folder: TempDir,
 }
+
+/// The variable in whose value a process, and all that it starts, has its name on the stage.
+pub(crate) const NAME_MARK: &str = "STAGE_NAME";
 
 /// A master or a worker.
 pub(crate) struct Process {
@@ -65,9 +72,14 @@ impl Stage {
             ..LocalOptions::new(folder.path().join("etcd"))
         };
         let etcd = LocalCluster::start(options).await.expect("etcd");
+        Self::on(etcd, folder)
+    }
+
+    /// A stage on this etcd, whose files are in a folder that goes with the stage.
+    pub(crate) fn on(etcd: LocalCluster, folder: TempDir) -> Self {
         let client = Client::new(Config::new(etcd.endpoints())).expect("client");
         fs::create_dir(folder.path().join("work")).expect("made");
-        Self { etcd, client, keys: Keys::new(""), processes: BTreeMap::new(), folder }
+        Self { etcd, client, keys: Keys::new(""), routes: BTreeMap::new(), marks: Vec::new(), processes: BTreeMap::new(), folder }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -80,10 +92,13 @@ impl Stage {
         let (grpc, http) = self.processes.get(name).map_or_else(|| (free_port(), free_port()), |p| (p.grpc, p.http));
         let log = self.folder.path().join(format!("{name}.log"));
         let output = fs::File::options().create(true).append(true).open(&log).expect("a log");
+        let etcd = self.routes.get(name).cloned().unwrap_or_else(|| self.etcd.endpoints());
         let mut command = evenkeel();
         command
+            .envs(self.marks.iter().map(|(mark, value)| (mark, value)))
+            .env(NAME_MARK, name)
             .args(["tied", "--parent", &std::process::id().to_string(), "--signal", "kill", "--", env!("CARGO_BIN_EXE_evenkeel")])
-            .args([role, "--id", id, "--etcd", &self.etcd.endpoints().join(",")])
+            .args([role, "--id", id, "--etcd", &etcd.join(",")])
             .args(["--grpc", &format!("127.0.0.1:{grpc}"), "--http", &format!("127.0.0.1:{http}")])
             .args(more)
             .stdin(Stdio::null())
@@ -186,7 +201,7 @@ impl Stage {
         MasterClient::connect(format!("http://127.0.0.1:{}", self.processes[name].grpc)).await
     }
 
-    async fn any_master(&self) -> Option<MasterClient<Channel>> {
+    pub(crate) async fn any_master(&self) -> Option<MasterClient<Channel>> {
         for name in self.processes.keys().filter(|name| name.starts_with("master")) {
             if let Ok(client) = self.connect(name).await {
                 return Some(client);
@@ -206,14 +221,19 @@ impl Stage {
 
     /// What stands under `/assignments/`, by resource.
     pub(crate) async fn assignments(&self) -> BTreeMap<String, Assigned> {
-        let list = self.client.list(&KeyRange::prefix("/assignments/")).await.expect("listed");
+        self.try_assignments().await.expect("listed")
+    }
+
+    /// The same, if etcd answers.
+    pub(crate) async fn try_assignments(&self) -> Option<BTreeMap<String, Assigned>> {
+        let list = self.client.list(&KeyRange::prefix("/assignments/")).await.ok()?;
         let parse = |kv: evenkeel_store::Kv| match self.keys.parse(&kv.key) {
             Key::Assignment(worker, name) => {
                 (name.to_string(), Assigned { worker: worker.to_string(), epoch: kv.created, modified: kv.modified })
             }
             other => panic!("{other:?} under /assignments/"),
         };
-        list.kvs.into_iter().map(parse).collect()
+        Some(list.kvs.into_iter().map(parse).collect())
     }
 
     /// How many resources each worker has, most first.

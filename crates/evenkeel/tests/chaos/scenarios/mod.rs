@@ -1,0 +1,53 @@
+//! The scenarios: what is attacked, in the order of the table.
+//!
+//! Beside the wheel. Each draws its fault, waits until all runs again, and is judged.
+
+mod etcd;
+mod figures;
+mod network;
+mod processes;
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::summary::Row;
+
+/// One scenario.
+#[derive(Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// Runs with the other tests, too.
+    pub(crate) quick: bool,
+    pub(crate) run: fn(Shared) -> Running,
+}
+
+/// The row that a scenario fills.
+pub(crate) type Shared = Arc<Mutex<Row>>;
+pub(crate) type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Longer than a worker may run things without a proof.
+const BEYOND_AUTHORITY: Duration = Duration::from_secs(8);
+/// Shorter.
+const WITHIN_AUTHORITY: Duration = Duration::from_millis(2_500);
+
+/// A list of scenarios: `quick` or `long`, and the function of that name.
+macro_rules! scenarios {
+    ($($speed:ident $name:ident),+ $(,)?) => {
+        pub(super) fn all() -> Vec<super::Scenario> {
+            vec![$(super::Scenario {
+                name: stringify!($name),
+                quick: matches!(stringify!($speed), "quick"),
+                run: |row| Box::pin($name(row)),
+            }),+]
+        }
+    };
+}
+use scenarios;
+
+/// All of them.
+pub(crate) fn all() -> Vec<Scenario> {
+    [processes::all(), etcd::all(), network::all(), figures::all()].concat()
+}

@@ -1,0 +1,164 @@
+//! What the resources of a scenario run: this test binary itself, as `chaos work`. It takes an exclusive lock on its resource's name and
+//! writes down what becomes of it, for the oracle to judge.
+//!
+//! Beside the wheel. It knows nothing of workers and masters but what the environment tells every piece of work.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Write},
+    os::fd::IntoRawFd,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{SigSet, Signal},
+    time::{ClockId, clock_gettime},
+};
+
+/// The folder of locks and of the log.
+pub(crate) const FOLDER: &str = "CHAOS_WORK";
+/// What the definition says that its owner may change.
+pub(crate) const CONTENT: &str = "CHAOS_CONTENT";
+/// How it behaves: see [`Manner`].
+pub(crate) const MANNER: &str = "CHAOS_MANNER";
+
+/// How a piece of work behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// Ends when it is asked to.
+    #[default]
+    Good,
+    /// Does not end when it is asked to.
+    Deaf,
+    /// Leaves a grandchild in a session of its own, which holds the lock.
+    Escapes,
+    /// Grandchildren that go on forking, each of which holds the lock.
+    Forks,
+    /// A deaf child that holds its output.
+    Pipe,
+    /// Writes to a sink that remembers the largest epoch, and ends when it is refused.
+    Sinks,
+}
+
+impl Manner {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Good, "good"),
+        (Self::Deaf, "deaf"),
+        (Self::Escapes, "escapes"),
+        (Self::Forks, "forks"),
+        (Self::Pipe, "pipe"),
+        (Self::Sinks, "sinks"),
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL.into_iter().find(|(manner, _)| *manner == self).map_or("good", |(_, word)| word)
+    }
+
+    fn of(word: &str) -> Self {
+        Self::ALL.into_iter().find(|(_, known)| *known == word).map_or(Self::Good, |(manner, _)| manner)
+    }
+}
+
+/// Now, by the clock that all processes of a machine share and that never stands still, in nanoseconds.
+pub(crate) fn boot_time() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock");
+    u64::try_from(now.tv_sec()).expect("after the boot") * 1_000_000_000 + u64::try_from(now.tv_nsec()).expect("after the boot")
+}
+
+struct Work {
+    folder: PathBuf,
+    resource: String,
+    epoch: String,
+    worker: String,
+    content: String,
+}
+
+/// Runs until it is told to end.
+pub(crate) fn run() -> io::Result<()> {
+    // Before any child exists: the request to end is waited for, so that nothing interrupts a line of the log.
+    let mut asked = SigSet::empty();
+    asked.add(Signal::SIGTERM);
+    asked.thread_block()?;
+    let word = |name: &str| std::env::var(name).unwrap_or_default();
+    let work = Work {
+        folder: word(FOLDER).into(),
+        resource: word("EVENKEEL_RESOURCE"),
+        epoch: word("EVENKEEL_EPOCH"),
+        worker: word("EVENKEEL_WORKER"),
+        content: word(CONTENT),
+    };
+    let lock = work.lock()?;
+    work.note("start")?;
+    let manner = Manner::of(&word(MANNER));
+    match manner {
+        Manner::Good | Manner::Deaf => {}
+        Manner::Escapes => hostile(&lock, "setsid sh -c \"trap '' TERM; setsid sleep 1000 & sleep 1000\" &")?,
+        Manner::Forks => {
+            // Two chains in which each process starts the next and ends, and a tree of sixteen that sleep.
+            let chain = "hop() { (sleep 0.02; hop) & }; hop; hop";
+            let tree = "grow() { [ $1 -gt 0 ] && { grow $(($1 - 1)) & grow $(($1 - 1)) & }; sleep 1000; }; grow 3 &";
+            hostile(&lock, &format!("trap '' TERM; {chain}; {tree}"))?;
+        }
+        Manner::Pipe => hostile(&lock, "trap '' TERM; sleep 1000 &")?,
+        Manner::Sinks => return work.sink(),
+    }
+    loop {
+        asked.wait()?;
+        if manner != Manner::Deaf {
+            break;
+        }
+    }
+    // What it leaves behind still holds the lock: the end of the work is then not this process's to tell.
+    if manner == Manner::Good { work.note("stop") } else { Ok(()) }
+}
+
+/// Starts a script with a copy of the lock that stays open in all that it starts.
+fn hostile(lock: &File, script: &str) -> io::Result<()> {
+    // Unlike a file that the standard library opens, a plain copy is not closed when a program is executed.
+    let _copy = nix::unistd::dup(lock)?.into_raw_fd();
+    let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn()?;
+    child.wait().map(drop)
+}
+
+impl Work {
+    /// The lock, held. If somebody has it, that is written down before it is waited for.
+    fn lock(&self) -> io::Result<File> {
+        let path = self.folder.join(format!("{}.lock", self.resource));
+        let file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                self.note("overlap")?;
+                file.lock()?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(file)
+    }
+
+    fn note(&self, what: &str) -> io::Result<()> {
+        let Self { resource, epoch, worker, content, .. } = self;
+        let line = format!("{what} {} {resource} {epoch} {worker} {} {content}\n", boot_time(), std::process::id());
+        OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?.write_all(line.as_bytes())
+    }
+
+    /// Brings its epoch to the sink again and again, until the sink has seen a larger one.
+    fn sink(&self) -> io::Result<()> {
+        let own: u64 = self.epoch.parse().map_err(io::Error::other)?;
+        let path = self.folder.join(format!("{}.sink", self.resource));
+        loop {
+            let mut sink = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            sink.lock()?;
+            let seen = io::read_to_string(&sink)?.lines().filter_map(|line| line.parse::<u64>().ok()).max().unwrap_or(0);
+            if own < seen {
+                self.note("refused")?;
+                return Ok(());
+            }
+            writeln!(sink, "{own}")?;
+            drop(sink);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
