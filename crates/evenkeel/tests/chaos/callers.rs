@@ -5,6 +5,10 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -37,13 +41,16 @@ const NAMES: usize = 3;
 pub(crate) struct Callers {
     end: watch::Sender<bool>,
     running: Vec<JoinHandle<History>>,
+    /// For each, when it began the last thing that was acknowledged.
+    answered: Vec<Arc<AtomicU64>>,
 }
 
 impl Callers {
     /// Starts so many, who know these masters (as URLs) and write their work's log to this folder.
     pub(crate) fn start(count: usize, masters: &[String], folder: &Path, seed: u64) -> Self {
         let (end, _) = watch::channel(false);
-        let start = |number: usize| {
+        let answered: Vec<Arc<AtomicU64>> = (0..count).map(|_| Arc::default()).collect();
+        let start = |(number, answered): (usize, &Arc<AtomicU64>)| {
             let caller = Caller {
                 masters: masters.to_vec(),
                 folder: folder.to_owned(),
@@ -52,11 +59,17 @@ impl Callers {
                 client: None,
                 history: History::default(),
                 tries: 0,
+                answered: Arc::clone(answered),
             };
-            tokio::spawn(caller.run(number))
+            tokio::spawn(caller.run(number + 1))
         };
-        let running = (1..=count).map(start).collect();
-        Self { end, running }
+        let running = answered.iter().enumerate().map(start).collect();
+        Self { end, running, answered }
+    }
+
+    /// Whether each was told of the success of something that it had begun after this time.
+    pub(crate) fn all_answered_since(&self, stamp: u64) -> bool {
+        self.answered.iter().all(|answered| answered.load(Ordering::Relaxed) > stamp)
     }
 
     /// Lets each finish what it is trying, and gives what they were told.
@@ -78,6 +91,7 @@ struct Caller {
     client: Option<MasterClient<Channel>>,
     history: History,
     tries: usize,
+    answered: Arc<AtomicU64>,
 }
 
 impl Caller {
@@ -90,12 +104,14 @@ impl Caller {
             version += 1;
             // One in three of what stands is deleted; the rest is changed.
             let wish = if stood && self.random.u8(..3) == 0 { Wish::Delete } else { Wish::Put(format!("v{version}")) };
+            let began = work::boot_time();
             let acknowledged = self.until_acknowledged(&name, &wish, stood).await;
             if !acknowledged {
                 // What stands is not known any more: the name is left alone.
                 self.history.operations.push(Operation { name, wish, acknowledged });
                 break;
             }
+            self.answered.store(began, Ordering::Relaxed);
             stands.insert(name.clone(), wish != Wish::Delete);
             self.history.operations.push(Operation { name, wish, acknowledged });
             let _ = timeout(PACE, self.end.changed()).await;
@@ -157,8 +173,14 @@ pub(crate) fn resource(name: &str, content: &str, folder: &Path, manner: Manner)
     let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
     let map = |fields: &[(&str, Value)]| Struct { fields: fields.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect() };
     let program = std::env::current_exe().expect("the own program");
-    let env =
-        map(&[(work::FOLDER, text(&folder.display().to_string())), (work::CONTENT, text(content)), (work::MANNER, text(manner.as_str()))]);
+    let env = [
+        (work::FOLDER, text(&folder.display().to_string())),
+        (work::CONTENT, text(content)),
+        (work::MANNER, text(manner.as_str())),
+        // Whatever is done to the clock of a worker, that of the log is true.
+        ("LD_PRELOAD", text("")),
+    ];
+    let env = map(&env);
     let command = ListValue { values: vec![text(&program.display().to_string()), text("work")] };
     let spec = map(&[("command", Value { kind: Some(Kind::ListValue(command)) }), ("env", Value { kind: Some(Kind::StructValue(env)) })]);
     Resource { name: name.to_owned(), kind: "process".to_owned(), spec: Some(spec), ..Resource::default() }

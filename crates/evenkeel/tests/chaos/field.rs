@@ -43,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) etcd_flags: Vec<String>,
     /// Workers that know the first member of etcd only.
     pub(crate) tied_to_first: Vec<&'static str>,
+    /// What single processes have in their environment.
+    pub(crate) environment: Vec<(&'static str, Vec<(String, String)>)>,
 }
 
 impl Default for Setup {
@@ -56,6 +58,7 @@ impl Default for Setup {
             callers: 2,
             etcd_flags: Vec::new(),
             tied_to_first: Vec::new(),
+            environment: Vec::new(),
         }
     }
 }
@@ -139,6 +142,9 @@ impl Field {
             }
             self.stage.routes.insert(name, route);
         }
+        for (name, environment) in &self.setup.environment {
+            self.stage.environment.insert((*name).to_owned(), environment.clone());
+        }
         self.stage.masters(self.setup.masters, &[]).await;
         self.stage.workers(self.setup.workers).await;
         for number in 1..=self.setup.resources {
@@ -148,7 +154,9 @@ impl Field {
         self.began = boot_time();
         let folder = self.stage.path().join("work");
         if self.setup.callers > 0 {
-            self.callers = Some(Callers::start(self.setup.callers, &self.master_urls(), &folder, 7));
+            let callers = Callers::start(self.setup.callers, &self.master_urls(), &folder, 7);
+            self.stage.eventually("the callers are at work", async || callers.all_answered_since(0).then_some(())).await;
+            self.callers = Some(callers);
         }
     }
 
@@ -297,6 +305,8 @@ impl Field {
     pub(crate) async fn judged(mut self) {
         let healed = if self.healed == 0 { boot_time() } else { self.healed };
         self.until_settled(self.lost.as_deref()).await;
+        let answered = || self.callers.as_ref().is_none_or(|callers| callers.all_answered_since(healed)).then_some(());
+        self.stage.eventually("the callers are answered", async || answered()).await;
         self.row().settled = Some(Duration::from_nanos(boot_time() - healed));
         let histories = match self.callers.take() {
             Some(callers) => callers.end().await,

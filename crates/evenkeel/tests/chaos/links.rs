@@ -12,9 +12,14 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
+
+/// How much is read at once.
+const CHUNK: usize = 64 << 10;
+/// How many chunks may be under way on one direction of a connection.
+const UNDER_WAY: usize = 256;
 
 /// What one pair of processes sees of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +145,7 @@ impl Links {
         Ok(())
     }
 
-    /// Carries one direction, chunk by chunk.
+    /// Carries one direction. What was read waits its time apart from the reading, so that a slow link is late and not narrow.
     async fn carry(
         self,
         pair: Pair,
@@ -149,21 +154,32 @@ impl Links {
         mut to: OwnedWriteHalf,
         head: Vec<u8>,
     ) -> io::Result<()> {
-        let mut chunk = head;
-        loop {
-            if !chunk.is_empty() {
-                let read = Instant::now();
+        let (read, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
+        let reading = tokio::spawn(async move {
+            let mut chunk = head;
+            loop {
+                // The end of a connection is news as well, and comes through after all else.
+                let ended = chunk.is_empty() && {
+                    chunk.reserve(CHUNK);
+                    from.read_buf(&mut chunk).await.unwrap_or(0) == 0
+                };
+                if ended || read.send((Instant::now(), std::mem::take(&mut chunk))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let written = async {
+            while let Some((since, chunk)) = waiting.recv().await {
                 let weather = self.passes(&pair, way).await;
-                sleep_until(read + weather.delay).await;
+                sleep_until(since + weather.delay).await;
                 to.write_all(&chunk).await?;
-                chunk.clear();
             }
-            if from.read_buf(&mut chunk).await? == 0 {
-                // The end of a connection is news as well: it comes through when all else does.
-                self.passes(&pair, way).await;
-                return to.shutdown().await;
-            }
-        }
+            self.passes(&pair, way).await;
+            to.shutdown().await
+        };
+        let written = written.await;
+        reading.abort();
+        written
     }
 
     /// Waits until this direction is open.

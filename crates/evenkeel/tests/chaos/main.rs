@@ -49,6 +49,9 @@ fn main() -> ExitCode {
     if all && !rows.is_empty() && !arguments.list {
         let table = summary::table(&rows, &etcd_version());
         print!("\n{table}");
+        if let Some(left_out) = scenarios::left_out() {
+            println!("{left_out}");
+        }
         if let Err(error) = std::fs::write(summary::file(), &table) {
             eprintln!("{}: {error}", summary::file().display());
         }

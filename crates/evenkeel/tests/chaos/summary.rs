@@ -6,6 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 
+/// What a cell has of a failure; all of it is printed above the table.
+const LONGEST_FAILURE: usize = 160;
+
 /// What became of one scenario.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
@@ -55,7 +58,7 @@ pub(crate) fn table(rows: &[Row], etcd: &str) -> String {
     let (overlaps, lost) = promised.fold((0, 0), |sum, row| (sum.0 + row.overlaps, sum.1 + row.lost));
     let acknowledged: usize = rows.iter().map(|row| row.acknowledged).sum();
     format!(
-        "{table}\nsettled: from the end of the fault (from its beginning, where it stays) until all runs as wanted\n\
+        "{table}\nsettled: from the end of the fault (from its beginning, where it stays) until all runs as wanted and callers are answered\n\
          restarts: starts of work that nobody had changed; lost: of so many acknowledged operations\n\
          {etcd}\n{held} of {} scenarios held; overlaps {overlaps}; acknowledged operations lost {lost} of {acknowledged}\n",
         rows.len()
@@ -65,7 +68,10 @@ pub(crate) fn table(rows: &[Row], etcd: &str) -> String {
 fn verdict(row: &Row) -> String {
     match &row.failure {
         None => "holds".to_owned(),
-        Some(why) => wrapped(&format!("FAILS: {}", why.lines().next().unwrap_or_default()), 40),
+        Some(why) => {
+            let line: String = why.lines().next().unwrap_or_default().chars().take(LONGEST_FAILURE).collect();
+            wrapped(&format!("FAILS: {line}"), 40)
+        }
     }
 }
 

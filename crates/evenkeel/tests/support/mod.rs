@@ -34,6 +34,8 @@ pub(crate) struct Stage {
     pub(crate) keys: Keys,
     /// The URLs at which a process finds etcd, where they are not etcd's own.
     pub(crate) routes: BTreeMap<String, Vec<String>>,
+    /// What a single process has in its environment.
+    pub(crate) environment: BTreeMap<String, Vec<(String, String)>>,
     /// What every process has in its environment, beside its name as `STAGE_NAME`.
     pub(crate) marks: Vec<(String, String)>,
     processes: BTreeMap<String, Process>,
@@ -79,7 +81,16 @@ impl Stage {
     pub(crate) fn on(etcd: LocalCluster, folder: TempDir) -> Self {
         let client = Client::new(Config::new(etcd.endpoints())).expect("client");
         fs::create_dir(folder.path().join("work")).expect("made");
-        Self { etcd, client, keys: Keys::new(""), routes: BTreeMap::new(), marks: Vec::new(), processes: BTreeMap::new(), folder }
+        Self {
+            etcd,
+            client,
+            keys: Keys::new(""),
+            routes: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            marks: Vec::new(),
+            processes: BTreeMap::new(),
+            folder,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -96,6 +107,7 @@ impl Stage {
         let mut command = evenkeel();
         command
             .envs(self.marks.iter().map(|(mark, value)| (mark, value)))
+            .envs(self.environment.get(name).into_iter().flatten().map(|(variable, value)| (variable, value)))
             .env(NAME_MARK, name)
             .args(["tied", "--parent", &std::process::id().to_string(), "--signal", "kill", "--", env!("CARGO_BIN_EXE_evenkeel")])
             .args([role, "--id", id, "--etcd", &etcd.join(",")])

@@ -77,13 +77,17 @@ impl Probe {
 }
 
 /// Waits until etcd answers again, and holds that a hiccup restarts nothing: one that is shorter than three seconds, as seen from outside.
-async fn judged_as_a_hiccup(mut field: Field, probe: Probe) {
+async fn judged_as_a_hiccup(field: Field, probe: Probe) {
+    judged_with(field, probe, 0).await;
+}
+
+async fn judged_with(mut field: Field, probe: Probe, restarts: usize) {
     field.etcd_leader().await;
     field.healed();
     let away = probe.end();
     field.note(format!("etcd did not answer for {:.1} s", away.as_secs_f64()));
     if away < 3 * SECOND {
-        field.may_restart(0..=0);
+        field.may_restart(0..=restarts);
     }
     field.judged().await;
 }
@@ -91,7 +95,7 @@ async fn judged_as_a_hiccup(mut field: Field, probe: Probe) {
 async fn member_killed(row: Shared, leader: bool) {
     let mut field = usual(&row).await;
     let member = (field.etcd_leader().await + usize::from(!leader)) % MEMBERS.len();
-    field.did(format!("SIGKILL to the {} of etcd; started again {SECOND:?} later", if leader { "leader" } else { "a follower" }));
+    field.did(format!("SIGKILL to {} of etcd; started again {SECOND:?} later", if leader { "the leader" } else { "a follower" }));
     let probe = Probe::start(&field);
     field.stage.etcd.kill(member).expect("killed");
     field.span(SECOND).await;
@@ -107,23 +111,31 @@ async fn etcd_follower_killed(row: Shared) {
     member_killed(row, false).await;
 }
 
-async fn member_frozen(row: Shared, leader: bool) {
-    let field = usual(&row).await;
-    let member = (field.etcd_leader().await + usize::from(!leader)) % MEMBERS.len();
-    field.did(format!("SIGSTOP to {} of etcd, SIGCONT after {BEYOND_AUTHORITY:?}", if leader { "the leader" } else { "a follower" }));
+async fn member_frozen(member: usize, who: &str, field: Field) -> (Field, Probe) {
+    field.did(format!("SIGSTOP to {who} of etcd, SIGCONT after {BEYOND_AUTHORITY:?}"));
     let probe = Probe::start(&field);
     field.stage.etcd.stop(member).expect("stopped");
     field.span(BEYOND_AUTHORITY).await;
+    assert_eq!(field.restarts(), 0, "while it is frozen the others serve");
     field.stage.etcd.cont(member).expect("continued");
-    judged_as_a_hiccup(field, probe).await;
+    (field, probe)
 }
 
 async fn etcd_leader_frozen(row: Shared) {
-    member_frozen(row, true).await;
+    let field = usual(&row).await;
+    let member = field.etcd_leader().await;
+    let all = field.before.len();
+    let (field, probe) = member_frozen(member, "the leader", field).await;
+    // A leader of etcd that goes on revokes the leases that it has not seen extended, although another leads and has extended them: the
+    // worker's session is then lost, and its work starts anew where it is.
+    judged_with(field, probe, all).await;
 }
 
 async fn etcd_follower_frozen(row: Shared) {
-    member_frozen(row, false).await;
+    let field = usual(&row).await;
+    let member = (field.etcd_leader().await + 1) % MEMBERS.len();
+    let (field, probe) = member_frozen(member, "a follower", field).await;
+    judged_as_a_hiccup(field, probe).await;
 }
 
 async fn etcd_frozen_for_a_second(row: Shared) {

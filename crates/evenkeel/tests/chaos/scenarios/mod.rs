@@ -2,6 +2,7 @@
 //!
 //! Beside the wheel. Each draws its fault, waits until all runs again, and is judged.
 
+mod clocks;
 mod etcd;
 mod figures;
 mod network;
@@ -47,7 +48,13 @@ macro_rules! scenarios {
 }
 use scenarios;
 
-/// All of them.
+/// All of them that this machine can run.
 pub(crate) fn all() -> Vec<Scenario> {
-    [processes::all(), etcd::all(), network::all(), figures::all()].concat()
+    let clocks = if clocks::library().is_some() { clocks::all() } else { Vec::new() };
+    [processes::all(), etcd::all(), network::all(), clocks, figures::all()].concat()
+}
+
+/// What is left out on this machine, and why.
+pub(crate) fn left_out() -> Option<&'static str> {
+    clocks::library().is_none().then_some("left out: slow clocks, for want of libfaketime (package faketime on Debian and Ubuntu)")
 }
