@@ -69,6 +69,23 @@ async fn many_are_stopped_in_time(id: &str, given: Value) {
     assert_eq!(worker.ended().await, Some(0));
 }
 
+/// Far more than the socket to the guard holds words for, while the guard does not read them. One word about the same end is enough.
+#[tokio::test]
+async fn many_are_started_at_once_while_the_guard_is_slow_to_listen() {
+    let bench = Bench::start("many-at-once").await;
+    let worker = bench.worker(json!({}));
+    bench.registered_after(Session(0)).await;
+    let mut last = None;
+    for n in 0..1_000 {
+        last = Some(bench.assign(&format!("n{n:03}"), "noop", &json!({})).await);
+    }
+    signal(worker.guard_pid(), Signal::SIGSTOP);
+    bench.admit_after(Session(0)).await;
+    bench.phase("n999", last.expect("an epoch"), Observed::Running).await;
+    signal(worker.guard_pid(), Signal::SIGCONT);
+    assert!(!worker.log().contains("does not hear"), "the guard was told more often than it could listen");
+}
+
 /// Each process makes the next one, in a session of its own, and ends: no list of processes holds still for it.
 const RUNNER: &str =
     "cat > $DIR/next.sh <<'END'\nsleep 0.002; echo x >> $DIR/steps; setsid sh $DIR/next.sh & exit\nEND\nsh $DIR/next.sh; exec sleep 300";

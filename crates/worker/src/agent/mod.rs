@@ -28,7 +28,7 @@ use self::{
     table::Table,
 };
 use crate::{
-    authority::{Clock, Gate, SystemClock, Timing},
+    authority::{BootTime, Clock, Gate, SystemClock, Timing},
     catalog::Catalog,
     config::{WorkerConfig, WorkerError},
     containment::Containment,
@@ -64,8 +64,8 @@ struct State {
     reporter: Reporter,
     heard: mpsc::UnboundedReceiver<Event>,
     leave: watch::Receiver<bool>,
-    /// The guard was told of an end, and not yet that nothing runs.
-    guard_armed: bool,
+    /// The end that the guard was last told of; none: it was told that nothing runs, or nothing yet.
+    guard_told: Option<BootTime>,
 }
 
 /// Runs until the worker has left. All work has ended then; after an error the guard ends it.
@@ -164,7 +164,7 @@ async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerErro
     let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration };
     let agent = Agent { id, keys, client, timing, clock, gate, link, registry, catalog, board, events };
     let state =
-        State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_armed: false };
+        State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_told: None };
     agent.live(state, registrar, previous, patience).await
 }
 
@@ -250,8 +250,8 @@ impl Agent {
 
     /// Tells the guard that nothing runs.
     fn disarm_guard(&self, state: &mut State) {
-        if state.guard_armed {
-            state.guard_armed = !self.link.authority(None);
+        if state.guard_told.is_some() && self.link.authority(None) {
+            state.guard_told = None;
         }
     }
 }

@@ -350,18 +350,19 @@ impl<'a> Serving<'a> {
         while self.tasks.try_join_next().is_some() {}
     }
 
-    /// Tells the guard until when work may live, if any does. False if it could not be told.
+    /// Tells the guard until when work may live, if any does. False if it could not be told. What it knows is not said again: ten
+    /// thousand starts at once would fill the socket to it.
     pub(super) fn arm_guard(&mut self) -> bool {
         let Some(kill_at) = self.authority.kill_at() else { return false };
-        if !self.state.table.is_busy() {
+        if !self.state.table.is_busy() || self.state.guard_told == Some(kill_at) {
             return true;
         }
-        self.state.guard_armed = true;
-        let told = self.agent.link.authority(Some(kill_at));
-        if !told {
+        if !self.agent.link.authority(Some(kill_at)) {
             tracing::warn!("the guard does not hear how long work may live");
+            return false;
         }
-        told
+        self.state.guard_told = Some(kill_at);
+        true
     }
 
     /// Everything is to be looked at again.
