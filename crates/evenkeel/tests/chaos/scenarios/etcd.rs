@@ -12,7 +12,7 @@ use evenkeel_model::WorkerId;
 use evenkeel_store::{Client, Compare, Config, Op, Txn};
 use nix::sys::signal::{self, Signal};
 
-use super::{BEYOND_AUTHORITY, Shared, WITHIN_AUTHORITY, scenarios};
+use super::{BEYOND_AUTHORITY, Shared, scenarios};
 use crate::{
     field::{Field, MEMBERS, Setup},
     support,
@@ -45,13 +45,13 @@ async fn usual(row: &Shared) -> Field {
 }
 
 /// Asks etcd all the time, and remembers the longest span without an answer.
-struct Probe {
+pub(super) struct Probe {
     longest_ms: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
 }
 
 impl Probe {
-    fn start(field: &Field) -> Self {
+    pub(super) fn start(field: &Field) -> Self {
         let probe = Self { longest_ms: Arc::default(), ended: Arc::default() };
         let (longest, ended, endpoints) = (Arc::clone(&probe.longest_ms), Arc::clone(&probe.ended), field.stage.etcd.endpoints());
         tokio::spawn(async move {
@@ -77,7 +77,7 @@ impl Probe {
 }
 
 /// Waits until etcd answers again, and holds that a hiccup restarts nothing: one that is shorter than three seconds, as seen from outside.
-async fn judged_as_a_hiccup(field: Field, probe: Probe) {
+pub(super) async fn judged_as_a_hiccup(field: Field, probe: Probe) {
     judged_with(field, probe, 0).await;
 }
 
@@ -255,7 +255,7 @@ async fn lease_of_the_leader_revoked(row: Shared) {
 
 /// Writes, and makes etcd forget all that it has written before.
 async fn compact(field: &Field) {
-    for n in 0..50 {
+    for n in 0..5 {
         field.stage.client.put("/elsewhere", n.to_string()).await.expect("written");
     }
     let now = field.stage.client.get(b"/elsewhere").await.expect("read").revision;
@@ -265,9 +265,9 @@ async fn compact(field: &Field) {
 async fn compaction_while_an_agent_is_frozen(row: Shared) {
     let mut field = usual(&row).await;
     let agent = field.stage.agent("worker-1").await;
-    field.did(format!("SIGSTOP to the agent of worker-1 for {WITHIN_AUTHORITY:?}; meanwhile etcd is compacted"));
+    field.did("SIGSTOP to the agent of worker-1 for half a second; meanwhile etcd is compacted");
     signal::kill(agent, Signal::SIGSTOP).expect("stopped");
-    field.span(WITHIN_AUTHORITY).await;
+    field.span(SECOND / 2).await;
     compact(&field).await;
     signal::kill(agent, Signal::SIGCONT).expect("continued");
     field.healed();

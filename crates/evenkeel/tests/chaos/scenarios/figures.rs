@@ -22,10 +22,10 @@ scenarios! {
 }
 
 const WORKERS: usize = 12;
-const VICTIMS: usize = 10;
-const ROUNDS: usize = 3;
-/// From one loss to the next: while the work of one is on its way, others are lost.
-const BETWEEN: Duration = Duration::from_millis(1_500);
+const VICTIMS: usize = 5;
+const ROUNDS: usize = 6;
+/// From one loss to the next. All are gone before the work of the first can move, so that it does not move to one that is lost as well.
+const BETWEEN: Duration = Duration::from_millis(400);
 
 /// A worker that was lost, when, and what it ran.
 struct Loss {
@@ -47,12 +47,12 @@ fn running_on(field: &Field, worker: &str) -> BTreeSet<String> {
     running
 }
 
-/// Loses ten workers one after the other, three times, and measures each loss by the log: until all that it ran runs elsewhere.
+/// Loses five workers one after the other, six times, and measures each loss by the log: until all that it ran runs elsewhere.
 async fn lost_in_turn(row: Shared, killed: bool) {
     let setup = Setup { workers: WORKERS, resources: 2 * WORKERS, callers: 0, ..Setup::default() };
     let mut field = Field::open(setup, &row).await;
     field.did(format!(
-        "{} times a worker of {WORKERS} is lost ({}), one every {BETWEEN:?}",
+        "{} times a worker of {WORKERS} is lost ({}), five at a time, one every {BETWEEN:?}",
         ROUNDS * VICTIMS,
         if killed { "SIGKILL to guard, agent and work" } else { "cut off from etcd" }
     ));

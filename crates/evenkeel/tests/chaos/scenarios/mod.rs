@@ -31,8 +31,8 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Longer than a worker may run things without a proof.
 const BEYOND_AUTHORITY: Duration = Duration::from_secs(8);
-/// Shorter.
-const WITHIN_AUTHORITY: Duration = Duration::from_millis(2_500);
+/// Shorter, and so short that no lease ends that was extended right before it was due.
+const WITHIN_AUTHORITY: Duration = Duration::from_millis(1_500);
 
 /// A list of scenarios: `quick` or `long`, and the function of that name.
 macro_rules! scenarios {

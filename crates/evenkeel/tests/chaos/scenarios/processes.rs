@@ -197,7 +197,7 @@ async fn leader_frozen(row: Shared, span: std::time::Duration) {
 }
 
 async fn leader_frozen_briefly(row: Shared) {
-    leader_frozen(row, WITHIN_AUTHORITY / 2).await;
+    leader_frozen(row, WITHIN_AUTHORITY).await;
 }
 
 async fn leader_frozen_beyond_its_lease(row: Shared) {
