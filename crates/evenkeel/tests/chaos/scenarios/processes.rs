@@ -140,6 +140,7 @@ async fn frozen_and_fenced(row: Shared, what: &str, is_meant: fn(&Found) -> bool
     let mut field = Field::open(setup, &row).await;
     field.row().meant_to_overlap = true;
     let share = field.of("worker-1");
+    let old = work_of(&field, "worker-1");
     let frozen: Vec<Found> = field.host("worker-1").into_iter().filter(is_meant).collect();
     field.did(format!("SIGSTOP to {what} of worker-1 until all of it was assigned to others, then SIGCONT"));
     processes::signal_all(&frozen, Signal::SIGSTOP);
@@ -153,6 +154,7 @@ async fn frozen_and_fenced(row: Shared, what: &str, is_meant: fn(&Found) -> bool
         .await;
     processes::signal_all(&frozen, Signal::SIGCONT);
     field.healed();
+    field.until_dead(&old).await;
     let stage = field.stage.path().to_owned();
     let refused = field.log().iter().filter(|line| line.what == oracle::What::Refused).count();
     field.note(format!("the sinks refused {refused} of the old owners; no sink took a smaller epoch after a larger one"));
