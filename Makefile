@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos build lint fmt model mutants bench prepare prepare-test clean
+.PHONY: help demo test chaos soak build lint fmt model mutants bench prepare prepare-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ test: lint ## every check that a change must pass
 
 chaos: prepare ## attacks on real processes, all of them, and a table of what came of it; a part of the names in ARGS="..."
 	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
+
+soak: ## simulated fleets for as long as you like, 1000 cluster-hours by default; others in ARGS="--hours 5000 --jobs 4 --first 100000"
+	cargo run --locked --release --package evenkeel-sim --bin fleet -- $(or $(ARGS),--hours 1000 --jobs 2)
 
 build: prepare ## the binary, for development: target/debug/evenkeel
 	cargo build --locked --package evenkeel

@@ -37,3 +37,89 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, ownership: Ownership, no
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Admission, Epoch, Held, Observed, Origin, Registration, Revision, Session, Status, StopReason, Versioned, WorkerId};
+
+    const G: Duration = Duration::from_secs(5);
+    const GONE: u64 = 10;
+
+    fn id() -> WorkerId {
+        WorkerId::new("worker-1").expect("id")
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    fn holder(phase: Phase, status: Option<(Observed, i64)>) -> Holder {
+        let said = |(phase, epoch)| Box::new(Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, message: String::new() });
+        Holder { worker: id(), held: Held { epoch: Epoch(7), hash: crate::Hash::default(), phase }, status: status.map(said) }
+    }
+
+    /// One whose session 3 was admitted; session `live` is registered now.
+    fn worker(live: Option<i64>, released: bool, authority_ms: Option<u64>) -> Worker {
+        let registration = || Registration { released, ..Registration::bare(id(), String::new()) };
+        let admission = Admission { session: Session(3), origin: Origin::default(), authority_ms };
+        Worker {
+            registered: live.map(|session| Box::new((Session(session), registration()))),
+            admission: Some(Box::new(Versioned { revision: Revision(4), value: admission })),
+            gone_since: (live != Some(3)).then(|| at(GONE)),
+            ..Worker::default()
+        }
+    }
+
+    fn of(worker: &Worker, ownership: Ownership, now: Moment) -> End {
+        end_of(&holder(Phase::Run, Some((Observed::Running, 7))), Some(worker), ownership, now, G)
+    }
+
+    #[test]
+    fn a_lost_worker_is_waited_for() {
+        for live in [None, Some(9)] {
+            let lost = worker(live, false, None);
+            assert_eq!(of(&lost, Ownership::Exclusive, at(GONE)), End::At(at(GONE + 5)));
+            assert_eq!(of(&lost, Ownership::Exclusive, at(GONE + 4)), End::At(at(GONE + 5)));
+            assert_eq!(of(&lost, Ownership::Exclusive, at(GONE + 5)), End::Known(EndReason::Waited));
+            assert_eq!(of(&lost, Ownership::Available, at(GONE)), End::Known(EndReason::Available));
+            let unseen = Worker { gone_since: None, ..lost };
+            assert_eq!(of(&unseen, Ownership::Exclusive, at(GONE + 50)), End::Open, "nobody has seen it go");
+        }
+    }
+
+    #[test]
+    fn who_has_more_authority_is_waited_for_longer() {
+        let lost = worker(None, false, Some(9_900));
+        assert_eq!(of(&lost, Ownership::Exclusive, at(GONE + 5)), End::At(at(GONE).after(Duration::from_millis(10_100))));
+        assert_eq!(of(&lost, Ownership::Exclusive, at(GONE + 11)), End::Known(EndReason::Waited));
+    }
+
+    #[test]
+    fn who_lives_keeps_its_work_and_who_has_released_it_does_not() {
+        assert_eq!(of(&worker(Some(3), false, None), Ownership::Exclusive, at(GONE + 50)), End::Open);
+        assert_eq!(of(&worker(Some(3), false, None), Ownership::Available, at(GONE + 50)), End::Open);
+        assert_eq!(of(&worker(Some(3), true, None), Ownership::Exclusive, at(0)), End::Known(EndReason::Released));
+        let unadmitted = Worker { admission: None, ..worker(Some(9), false, None) };
+        assert_eq!(of(&unadmitted, Ownership::Exclusive, at(0)), End::Known(EndReason::Released));
+        assert_eq!(
+            end_of(&holder(Phase::Run, None), None, Ownership::Exclusive, at(0), G),
+            End::Known(EndReason::Released),
+            "nothing stands of it"
+        );
+    }
+
+    #[test]
+    fn only_a_report_that_this_epoch_has_stopped_ends_it_while_its_worker_lives() {
+        let stop = || Phase::Stop { reason: StopReason::Changed, to: None };
+        let live = worker(Some(3), false, None);
+        let end = |phase, status| end_of(&holder(phase, status), Some(&live), Ownership::Exclusive, at(0), G);
+        assert_eq!(end(stop(), Some((Observed::Stopped, 7))), End::Known(EndReason::Stopped(StopReason::Changed)));
+        assert_eq!(end(Phase::Run, Some((Observed::Stopped, 7))), End::Known(EndReason::StoppedItself));
+        for status in
+            [None, Some((Observed::Stopping, 7)), Some((Observed::Exited, 7)), Some((Observed::Stopped, 6)), Some((Observed::Stopped, 8))]
+        {
+            assert_eq!(end(stop(), status), End::Open, "{status:?}");
+        }
+    }
+}
