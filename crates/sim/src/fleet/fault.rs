@@ -95,7 +95,27 @@ pub fn draw(dice: &Dice, size: Size, round: Duration, first_number: usize) -> Ve
     let count = 2 + dice.below(9);
     let mut times: Vec<Duration> = (0..count).map(|_| dice.span(Duration::ZERO, round)).collect();
     times.sort_unstable();
-    times.into_iter().enumerate().map(|(index, at)| Planned { number: first_number + index, at, fault: fault(dice, size) }).collect()
+    let mut drawn: Vec<(Duration, Fault)> = Vec::new();
+    for at in times {
+        let fault = fault(dice, size);
+        drawn.push((at, fault));
+        // What hurts most comes together: who hears nothing any more loses its lease as well, before its time.
+        if let Some(host) = deaf(fault).filter(|_| dice.per_mille(400)) {
+            drawn.push((at + dice.span(Duration::ZERO, SECOND), Fault::Revoke(host)));
+        }
+    }
+    drawn.sort_by_key(|(at, _)| *at);
+    drawn.into_iter().enumerate().map(|(index, (at, fault))| Planned { number: first_number + index, at, fault }).collect()
+}
+
+/// Who hears nothing of etcd for a while.
+fn deaf(fault: Fault) -> Option<Host> {
+    match fault {
+        Fault::StopAgent(n, _) => Some(Host::Worker(n)),
+        Fault::StopMaster(n, _) => Some(Host::Master(n)),
+        Fault::Cut(host, ..) | Fault::Slow(host, ..) => Some(host),
+        _ => None,
+    }
 }
 
 /// A span for which something lasts: often about as long as the waits of the protocol, which is where it matters.

@@ -56,6 +56,10 @@ impl Master {
         Self { seat: Arc::new(seat), running: Arc::default() }
     }
 
+    pub(super) fn id(&self) -> &MasterId {
+        &self.seat.id
+    }
+
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

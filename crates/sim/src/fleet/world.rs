@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{MasterId, ResourceName, WorkerId};
+use evenkeel_model::{MasterId, MasterRecord, ResourceName, WorkerId};
 use evenkeel_store::{
     Kv,
     keys::{Key, Keys},
@@ -52,7 +52,6 @@ pub(super) struct World {
     /// Whether callers are to rest.
     rest: watch::Sender<bool>,
     busy: watch::Sender<usize>,
-    dice: Dice,
     /// Processes that are to be resumed.
     stopped: Mutex<Vec<SimProcess>>,
 }
@@ -66,7 +65,6 @@ impl World {
         let etcd = Etcd::start(settings, generator(seed, "etcd"));
         let mut judge = Judge::new(ledger.clone(), history.clone());
         etcd.on_applied(move |_, revision, changes| judge.see(revision, changes));
-        let dice = Dice::new(seed, "world");
         let links: Vec<Link> = (0..size.workers)
             .map(|n| etcd.link(&format!("worker-{n}")))
             .chain((0..size.masters).map(|n| etcd.link(&format!("master-{n}"))))
@@ -109,7 +107,6 @@ impl World {
             links,
             rest: watch::Sender::new(false),
             busy: watch::Sender::new(0),
-            dice,
             stopped: Mutex::default(),
         });
         world.masters.iter().for_each(Master::start);
@@ -276,8 +273,10 @@ impl World {
     fn is_of(&self, kv: &Kv, host: Host) -> bool {
         match (self.keys.parse(&kv.key), host) {
             (Key::Worker(id), Host::Worker(n)) => id == *self.machines[n].id(),
-            // Whoever campaigns: the leader as well as a standby.
-            (Key::Election(_), Host::Master(_)) => self.dice.per_mille(500),
+            (Key::Election(_), Host::Master(n)) => {
+                let value: Option<MasterRecord> = serde_json::from_slice(&kv.value).ok();
+                value.is_some_and(|record| record.id == *self.masters[n].id())
+            }
             _ => false,
         }
     }
