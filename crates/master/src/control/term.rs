@@ -36,6 +36,8 @@ const REST: Duration = Duration::from_secs(1);
 /// A plan that takes longer is followed by a rest of so many times its length.
 const LONG: Duration = Duration::from_millis(2);
 const REST_FACTOR: u32 = 3;
+/// With more writes of earlier plans under way nothing is planned: what builds on them would only be planned again.
+const PLANNED: usize = 1024;
 /// How many actions of one plan the log shows.
 const SHOWN: usize = 20;
 
@@ -53,6 +55,8 @@ pub(super) struct Term {
     next_token: u64,
     pending: FxHashMap<u64, Pending>,
     busy: FxHashMap<ResourceName, Busy>,
+    /// How many writes about resources are under way for which nobody waits.
+    planned: usize,
     list: List,
     last_written: Revision,
     rests_until: Option<Moment>,
@@ -138,6 +142,7 @@ impl Term {
             next_token: 0,
             pending: FxHashMap::default(),
             busy: FxHashMap::default(),
+            planned: 0,
             list: List::Good,
             last_written: Revision::default(),
             rests_until: None,
@@ -252,6 +257,7 @@ impl Term {
         if let Some(name) = name {
             self.busy.entry(name.clone()).or_default().writes += 1;
         }
+        self.planned += usize::from(name.is_some() && answer.is_none());
         self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), happening, answer });
     }
 
@@ -276,12 +282,12 @@ impl Term {
         if let Some(until) = self.rests_until.filter(|until| *until > now) {
             return Some(until);
         }
+        if self.planned > PLANNED {
+            return None;
+        }
         self.is_due = false;
         let began = self.clock.now();
         let plan = evenkeel_planner::plan(&known.cluster, now, &self.planner);
-        // However much there is to plan, most of the time is left to the callers.
-        let took = self.clock.now().0.saturating_sub(began.0);
-        self.rests_until = Some(took).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
         let violations = check::check_plan(&known.cluster, &plan, now, self.planner.wait);
         if !violations.is_empty() {
             tracing::error!(?violations, "the plan violates an invariant and is not carried out");
@@ -305,6 +311,9 @@ impl Term {
             self.decide(known, Decided { decision, name: action.resource(), happening, answer: None }, now);
         }
         self.is_due = plan.actions.len() >= self.planner.max_actions;
+        // However much there is to plan, most of the time is left to the callers.
+        let took = self.clock.now().0.saturating_sub(began.0);
+        self.rests_until = Some(took).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
         plan.wake
     }
 
@@ -321,6 +330,7 @@ impl Term {
                     freed.extend(self.busy.remove(name).map(|busy| busy.waiting).unwrap_or_default());
                 }
             }
+            self.planned -= usize::from(pending.name.is_some() && pending.answer.is_none());
             self.done(known, done.token, pending, &done.result, now);
         }
         self.is_due = true;
