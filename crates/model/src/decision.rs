@@ -202,3 +202,7 @@ fn admission_revision(cluster: &Cluster, id: &WorkerId) -> Result<Revision, NotY
         Some(admission) => Ok(admission.revision),
     }
 }
+
+#[cfg(test)]
+#[path = "decision_tests.rs"]
+mod tests;

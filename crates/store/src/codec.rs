@@ -203,6 +203,14 @@ mod tests {
     }
 
     #[test]
+    fn an_assignment_takes_its_status_along() {
+        let keys = Keys::new("");
+        let (name, worker) = (ResourceName::new("a").expect("name"), WorkerId::new("w").expect("id"));
+        let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: vec![Write::NoAssignment(worker, name)] });
+        assert_eq!(ops, [Op::delete("/assignments/w/a"), Op::delete("/status/w/a")]);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_read_in_the_way_that_is_safe() {
         let keys = Keys::new("");
         assert!(matches!(meaning(&keys, &kv("/resources/a", "{")), Meaning::Cluster(Event::Unreadable { .. })));

@@ -1,0 +1,102 @@
+//! Under which conditions each action is written: what must still be so when the transaction comes to etcd.
+
+use super::*;
+use crate::{AdmitReason, EndReason, Hash, Moment, Observed, Origin, PlaceReason, Registration, Status, StopReason};
+
+const EPOCH: Epoch = Epoch(7);
+
+fn id(text: &str) -> WorkerId {
+    WorkerId::new(text).expect("id")
+}
+
+fn name() -> ResourceName {
+    ResourceName::new("a").expect("name")
+}
+
+/// `a` is assigned to w, whose session 3 is admitted; v is ready as well; new has come and is not admitted.
+fn cluster(observed: Observed) -> Cluster {
+    let mut cluster = Cluster::default();
+    let mut see = |event| cluster.apply(event, Moment::default());
+    for (worker, session, admitted) in [("w", 3, true), ("v", 13, true), ("new", 23, false)] {
+        let registration = Registration::bare(id(worker), format!("{worker}:1"));
+        see(Event::Worker { id: id(worker), value: Some(Box::new((Session(session), registration))) });
+        if admitted {
+            let value = Admission { session: Session(session), origin: Origin::default(), authority_ms: None };
+            let value = Some(Box::new(Versioned { revision: Revision(session + 1), value }));
+            see(Event::Admission { worker: id(worker), value });
+        }
+    }
+    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition: Definition::named(name()) };
+    see(Event::Resource { name: name(), value: Some(Box::new(Versioned { revision: Revision(6), value: record })) });
+    let held = Held { epoch: EPOCH, hash: Hash::default(), phase: Phase::Run };
+    see(Event::Assignment { worker: id("w"), name: name(), value: Some(held) });
+    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, message: String::new() };
+    see(Event::Status { worker: id("w"), name: name(), value: Some(Box::new(status)) });
+    cluster
+}
+
+fn guards(action: &Action, observed: Observed) -> Vec<Guard> {
+    Decision::of(action, &cluster(observed)).expect("everything is known").guards
+}
+
+fn of_assignment(worker: &str, epoch: Epoch) -> Guard {
+    Guard::Assignment(id(worker), name(), epoch)
+}
+
+#[test]
+fn what_is_created_must_not_stand() {
+    let place = Action::Place { resource: name(), worker: id("v"), reason: PlaceReason::LeastPayload };
+    assert!(guards(&place, Observed::Running).contains(&of_assignment("v", Epoch::default())));
+}
+
+#[test]
+fn what_is_stopped_must_be_what_was_seen() {
+    let stop = Action::Stop { resource: name(), worker: id("w"), epoch: EPOCH, reason: StopReason::Drain, to: None };
+    assert_eq!(guards(&stop, Observed::Running), [of_assignment("w", EPOCH)]);
+}
+
+#[test]
+fn what_ends_for_its_worker_is_gone_ends_only_while_nobody_else_is_admitted_there() {
+    let reason = EndReason::Waited;
+    let of_admission = Guard::Admission(id("w"), Revision(4));
+    let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason };
+    assert_eq!(guards(&end, Observed::Running), [of_admission.clone(), of_assignment("w", EPOCH)]);
+    let move_ = Action::Move { resource: name(), from: id("w"), epoch: EPOCH, to: id("v"), reason };
+    let of_move = guards(&move_, Observed::Running);
+    assert!([of_admission, of_assignment("w", EPOCH), of_assignment("v", Epoch::default())].iter().all(|guard| of_move.contains(guard)));
+}
+
+#[test]
+fn what_was_reported_as_stopped_ends_whoever_is_admitted() {
+    let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason: EndReason::StoppedItself };
+    assert_eq!(guards(&end, Observed::Stopped), [of_assignment("w", EPOCH)]);
+}
+
+#[test]
+fn who_is_admitted_must_be_registered_and_no_other_be_admitted() {
+    let admit = Action::Admit { worker: id("new"), session: Session(23), reason: AdmitReason::New };
+    assert_eq!(
+        guards(&admit, Observed::Running),
+        [Guard::Admission(id("new"), Revision::default()), Guard::Registration(id("new"), Session(23))]
+    );
+}
+
+#[test]
+fn who_is_forgotten_must_be_the_session_that_was_seen() {
+    let forget = Action::Forget { worker: id("w"), reason: EndReason::Released };
+    let decision = Decision::of(&forget, &cluster(Observed::Running)).expect("everything is known");
+    assert_eq!(decision.guards, [Guard::Admission(id("w"), Revision(4)), Guard::Registration(id("w"), Session(3))]);
+    assert_eq!(decision.writes, [Write::NoAdmission(id("w")), Write::NoRegistration(id("w"))]);
+}
+
+#[test]
+fn nothing_is_built_on_a_write_that_is_not_known_to_be_written() {
+    let mut unknown = cluster(Observed::Running);
+    let value = Admission { session: Session(3), origin: Origin::default(), authority_ms: None };
+    let value = Some(Box::new(Versioned { revision: Revision::default(), value }));
+    unknown.apply(Event::Admission { worker: id("w"), value }, Moment::default());
+    let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason: EndReason::Waited };
+    assert_eq!(Decision::of(&end, &unknown), Err(NotYet));
+    let other = Action::Stop { resource: name(), worker: id("w"), epoch: Epoch(8), reason: StopReason::Drain, to: None };
+    assert_eq!(Decision::of(&other, &unknown), Err(NotYet));
+}
