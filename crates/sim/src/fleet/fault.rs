@@ -54,6 +54,9 @@ pub enum Fault {
     LoseAnswer(Host),
     /// etcd ends the lease of a live worker, or of a master.
     Revoke(Host),
+    /// The worst moment for a worker: messages take so long that a proof is answered well after its lease was revoked, and before the next one
+    /// tells, nothing passes any more.
+    Ambush(usize, Duration, Duration),
     /// SIGSTOP to a member of etcd.
     FreezeMember(usize, Duration),
     /// SIGKILL to a member of etcd; it is started again.
@@ -141,7 +144,7 @@ fn fault(dice: &Dice, size: Size) -> Fault {
     let master = index(dice, size.masters);
     let member = index(dice, size.members);
     let span = lasting(dice);
-    match dice.below(24) {
+    match dice.below(26) {
         0 | 1 => Fault::KillAgent(worker),
         2 | 3 => Fault::StopAgent(worker, span),
         4 => Fault::KillGuard(worker),
@@ -159,6 +162,7 @@ fn fault(dice: &Dice, size: Size) -> Fault {
         20 => Fault::LagMember(member, span),
         21 => Fault::IsolateMember(member, span),
         22 => Fault::FreezeAll(span),
+        24 | 25 => Fault::Ambush(worker, dice.span(SECOND / 4, SECOND * 9 / 20), SECOND * 12),
         _ if dice.per_mille(700) => Fault::Compact,
         _ => Fault::NoSpace(span),
     }

@@ -30,7 +30,7 @@ use super::{
     master::{Master, Seat},
     process::SimProcess,
 };
-use crate::etcd::{Etcd, Link, Settings, Store};
+use crate::etcd::{Direction, Etcd, Link, Settings, Store};
 
 /// The deadline of calls to etcd for which none is given: the same as in production.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -52,6 +52,7 @@ pub(super) struct World {
     /// Whether callers are to rest.
     rest: watch::Sender<bool>,
     busy: watch::Sender<usize>,
+    dice: Dice,
     /// Processes that are to be resumed.
     stopped: Mutex<Vec<SimProcess>>,
 }
@@ -107,6 +108,7 @@ impl World {
             links,
             rest: watch::Sender::new(false),
             busy: watch::Sender::new(0),
+            dice: Dice::new(seed, "world"),
             stopped: Mutex::default(),
         });
         world.masters.iter().for_each(Master::start);
@@ -197,6 +199,18 @@ impl World {
                 self.link(host).delay(delay);
                 sleep(span).await;
                 self.link(host).delay(Duration::ZERO);
+            }
+            Fault::Ambush(n, delay, span) => {
+                let link = self.link(Host::Worker(n));
+                link.delay(delay);
+                // Until what was sent before has come; then at any moment of a proof.
+                sleep(delay * 4 + self.dice.span(Duration::ZERO, delay * 2)).await;
+                self.revoke(Host::Worker(n));
+                sleep(self.dice.span(Duration::ZERO, delay * 2)).await;
+                link.cut(Direction::Both);
+                sleep(span).await;
+                link.heal();
+                link.delay(Duration::ZERO);
             }
             Fault::LoseAnswer(host) => self.link(host).lose_next_answer(),
             Fault::Revoke(host) => self.revoke(host),
