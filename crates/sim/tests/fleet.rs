@@ -56,7 +56,8 @@ fn nothing_is_assigned_anew_before_its_old_assignment_is_known_to_be_gone() {
 
 #[test]
 fn a_seed_gives_the_same_run_again() {
-    for seed in [3, 7] {
+    // Those are among them in which a guard kills several pieces of work at once.
+    for seed in [3, 5, 9] {
         let plan = Plan::of(seed);
         let (first, second) = (run(&plan), run(&plan));
         assert_eq!(first.digest, second.digest, "seed {seed}");

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use evenkeel_master::engine::{PutMode, Refusal, Request};
 use evenkeel_model::{Definition, Draft, ResourceName};
 use tokio::{
-    sync::{oneshot, watch},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 
@@ -14,6 +14,7 @@ use super::{
     history::{Answer, Content, History},
     ledger::Ledger,
     master::Master,
+    sign::Sign,
     work::KIND,
 };
 
@@ -34,9 +35,9 @@ pub(super) struct Caller {
     /// What stands in etcd under a name.
     pub(super) look: Arc<dyn Fn(&ResourceName) -> Content + Send + Sync>,
     /// True: finish what is under way, and rest.
-    pub(super) rest: watch::Receiver<bool>,
+    pub(super) rest: Sign<bool>,
     /// How many callers have something under way.
-    pub(super) busy: watch::Sender<usize>,
+    pub(super) busy: Sign<usize>,
     pub(super) next: u64,
 }
 
@@ -66,15 +67,15 @@ enum Reply {
 impl Caller {
     pub(super) async fn run(mut self) {
         loop {
-            let _ = self.rest.wait_for(|rest| !*rest).await;
+            self.rest.shows(|rests| !rests).await;
             sleep(self.dice.span(PAUSE, LEISURE)).await;
-            if *self.rest.borrow() {
+            if self.rest.get() {
                 continue;
             }
-            self.busy.send_modify(|busy| *busy += 1);
+            self.busy.change(|busy| *busy += 1);
             let call = self.choose();
             self.see_through(call).await;
-            self.busy.send_modify(|busy| *busy -= 1);
+            self.busy.change(|busy| *busy -= 1);
         }
     }
 
@@ -112,7 +113,7 @@ impl Caller {
                     self.ledger.note(format_args!("caller of {}: {call:?}: unknown", self.name));
                     self.ledger.count(|counts| counts.unknown += 1);
                     self.history.unknown(&self.name);
-                    if self.dice.per_mille(150) && !*self.rest.borrow() {
+                    if self.dice.per_mille(150) && !self.rest.get() {
                         return;
                     }
                 }

@@ -20,6 +20,7 @@ pub mod process;
 mod run;
 mod settle;
 pub mod shrink;
+mod sign;
 mod work;
 mod world;
 

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     dice::Dice,
     ledger::{Ledger, LiveRun, RunId},
+    sign::Sign,
 };
 
 /// What the driver is called.
@@ -28,6 +29,8 @@ const LONGEST_START: Duration = Duration::from_millis(40);
 pub(super) const LONGEST_KILL: Duration = Duration::from_millis(480);
 /// How long an exited process stays down, and how long a shut gate is left alone.
 const PAUSE: Duration = Duration::from_millis(300);
+/// What a kernel counts its kills as when it loses its power.
+const POWER_LOST: u64 = u64::MAX;
 
 /// The processes of one machine's work.
 #[derive(Clone, Debug)]
@@ -35,10 +38,10 @@ pub(super) struct Kernel {
     pub(super) machine: Arc<str>,
     pub(super) ledger: Ledger,
     pub(super) dice: Dice,
-    /// Sends the kill to every process. Those of an earlier kill are dead, or dying.
-    killed: watch::Sender<u64>,
+    /// Counts the kills that went to every process. Those of an earlier kill are dead, or dying.
+    kills: Sign<u64>,
     /// How many processes live.
-    living: watch::Sender<usize>,
+    living: Sign<usize>,
 }
 
 /// One process with all its children.
@@ -57,32 +60,32 @@ enum Signal {
 
 impl Kernel {
     pub(super) fn new(machine: &str, ledger: Ledger, dice: Dice) -> Self {
-        Self { machine: machine.into(), ledger, dice, killed: watch::Sender::new(0), living: watch::Sender::new(0) }
+        Self { machine: machine.into(), ledger, dice, kills: Sign::new(0), living: Sign::new(0) }
     }
 
     /// The machine loses its power.
     pub(super) fn power_off(&self) {
-        self.killed.send_modify(|generation| *generation = u64::MAX);
+        self.kills.change(|kills| *kills = POWER_LOST);
     }
 
     /// SIGKILL to all of it; done when all of it is dead.
     pub(super) async fn kill_all(&self) {
-        self.killed.send_modify(|generation| *generation += 1);
-        let _ = self.living.subscribe().wait_for(|living| *living == 0).await;
+        self.kills.change(|kills| *kills = kills.saturating_add(1));
+        self.living.shows(|living| living == 0).await;
     }
 
     fn run(&self, work: &Work) -> Running {
         let run = LiveRun { machine: self.machine.to_string(), name: work.name.clone(), epoch: work.epoch };
         let id = self.ledger.start(run);
-        self.living.send_modify(|living| *living += 1);
+        self.living.change(|living| *living += 1);
         let (signal, signals) = watch::channel(Signal::None);
         let (died, dead) = watch::channel(false);
-        tokio::spawn(self.clone().process(id, signals, self.killed.subscribe(), died));
+        tokio::spawn(self.clone().process(id, signals, self.kills.get(), died));
         Running { dead, signal }
     }
 
     /// One process, from its start to its death.
-    async fn process(self, id: RunId, mut signals: watch::Receiver<Signal>, mut killed: watch::Receiver<u64>, died: watch::Sender<bool>) {
+    async fn process(self, id: RunId, mut signals: watch::Receiver<Signal>, kills_before: u64, died: watch::Sender<bool>) {
         // It may end by itself; most live on.
         let lives = if self.dice.per_mille(20) { self.dice.span(PAUSE, PAUSE * 200) } else { Duration::from_secs(86_400) };
         let mut end = Instant::now() + lives;
@@ -90,8 +93,8 @@ impl Kernel {
         loop {
             tokio::select! {
                 biased;
-                Ok(()) = killed.changed() => {
-                    if *killed.borrow() != u64::MAX {
+                kills = self.kills.shows(|kills| kills != kills_before) => {
+                    if kills != POWER_LOST {
                         sleep(self.dice.span(Duration::ZERO, LONGEST_KILL)).await;
                     }
                     break;
@@ -113,7 +116,7 @@ impl Kernel {
         }
         self.ledger.count(|counts| counts.stops += u64::from(made_to));
         self.ledger.end(id);
-        self.living.send_modify(|living| *living -= 1);
+        self.living.change(|living| *living -= 1);
         died.send_replace(true);
     }
 }

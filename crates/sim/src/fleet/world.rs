@@ -14,10 +14,7 @@ use evenkeel_store::{
     keys::{Key, Keys},
 };
 use evenkeel_worker::authority::Timing;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     caller::Caller,
@@ -29,6 +26,7 @@ use super::{
     machine::{Machine, Site},
     master::{Master, Seat},
     process::SimProcess,
+    sign::Sign,
 };
 use crate::etcd::{Direction, Etcd, Link, Settings, Store};
 
@@ -50,8 +48,8 @@ pub(super) struct World {
     /// The ways to etcd: of the workers, then of the masters.
     links: Vec<Link>,
     /// Whether callers are to rest.
-    rest: watch::Sender<bool>,
-    busy: watch::Sender<usize>,
+    rest: Sign<bool>,
+    busy: Sign<usize>,
     dice: Dice,
     /// Processes that are to be resumed.
     stopped: Mutex<Vec<SimProcess>>,
@@ -106,8 +104,8 @@ impl World {
             ledger,
             history,
             links,
-            rest: watch::Sender::new(false),
-            busy: watch::Sender::new(0),
+            rest: Sign::new(false),
+            busy: Sign::new(0),
             dice: Dice::new(seed, "world"),
             stopped: Mutex::default(),
         });
@@ -132,7 +130,7 @@ impl World {
                 look: Arc::new(move |name: &ResourceName| {
                     etcd.peek(|store| store.get(keys.resource(name).as_bytes()).and_then(content_of))
                 }),
-                rest: self.rest.subscribe(),
+                rest: self.rest.clone(),
                 busy: self.busy.clone(),
                 next: 0,
                 name,
@@ -150,12 +148,12 @@ impl World {
 
     /// Lets callers go on, or finish what they have under way and rest.
     pub(super) fn let_callers_rest(&self, rest: bool) {
-        self.rest.send_replace(rest);
+        self.rest.change(|rests| *rests = rest);
     }
 
     /// Whether a caller has something under way.
     pub(super) fn is_busy(&self) -> bool {
-        *self.busy.borrow() > 0
+        self.busy.get() > 0
     }
 
     /// Does one round's faults at their times; returns at the end of the round, or when something is found.
