@@ -378,6 +378,7 @@ impl Control {
         if term.is_due {
             self.wake = term.plan(&mut known, shared.now());
         }
+        term.take_on_freed(&mut known, shared.now());
         term.write_history(&mut known, shared.now());
         let (changes, last) = (known.next_change(), known.last_event());
         drop(known);

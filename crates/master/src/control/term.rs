@@ -57,6 +57,8 @@ pub(super) struct Term {
     busy: FxHashMap<ResourceName, Busy>,
     /// How many writes about resources are under way for which nobody waits.
     planned: usize,
+    /// Wishes that wait no more for what was under way, only for the plan.
+    freed: Vec<Request>,
     list: List,
     last_written: Revision,
     rests_until: Option<Moment>,
@@ -143,6 +145,7 @@ impl Term {
             pending: FxHashMap::default(),
             busy: FxHashMap::default(),
             planned: 0,
+            freed: Vec::new(),
             list: List::Good,
             last_written: Revision::default(),
             rests_until: None,
@@ -227,6 +230,14 @@ impl Term {
             return busy.waiting.push_back(request);
         }
         self.grant(known, request, now);
+    }
+
+    /// Takes on the wishes that have waited for what was under way with their resource. The plan comes first: however much a resource is
+    /// asked for, what has to be done with it is done.
+    pub(super) fn take_on_freed(&mut self, known: &mut Known, now: Moment) {
+        for request in std::mem::take(&mut self.freed) {
+            self.wish(known, request, now);
+        }
     }
 
     /// Decides: the Cluster shows the decision at once, the pipeline writes it.
@@ -340,7 +351,7 @@ impl Term {
         }
         for request in freed {
             if self.list == List::Good {
-                self.wish(known, request, now);
+                self.freed.push(request);
             } else {
                 let name = request.name().clone();
                 request.refuse(Refusal::Conflict(name));
@@ -441,6 +452,7 @@ impl Term {
                 answer.refuse(pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown));
             }
         }
+        self.freed.into_iter().for_each(|request| request.refuse(refusal.clone()));
         for busy in self.busy.into_values() {
             busy.waiting.into_iter().for_each(|request| request.refuse(refusal.clone()));
         }
