@@ -61,18 +61,28 @@ impl TimingArgs {
             wait: self.wait,
             lease: self.worker_lease,
         };
-        timing.check().map_err(|e| e.to_string())?;
         let lease = self.master_lease;
-        if lease < SHORTEST_LEASE || lease > LONGEST_SPAN || lease.subsec_nanos() != 0 {
-            let whole = lease.as_secs() + u64::from(lease.subsec_nanos() != 0);
-            let near = Duration::from_secs(whole).clamp(SHORTEST_LEASE, LONGEST_SPAN);
-            return Err(format!(
-                "timing: 2s <= master lease <= 1h in whole seconds does not hold: {lease:?}; \
-                 with what else is given, this would do: master-lease {near:?}"
-            ));
+        let near = near_lease(lease);
+        match timing.check() {
+            Ok(()) if lease == near => {}
+            Ok(()) => {
+                return Err(format!(
+                    "timing: 2s <= master lease <= 1h in whole seconds does not hold: {lease:?}; \
+                     with what else is given, this would do: master-lease {near:?}"
+                ));
+            }
+            Err(error) if lease == near => return Err(error.to_string()),
+            // What would do is the last that the error says.
+            Err(error) => return Err(format!("{error}, master-lease {near:?}")),
         }
         Ok(Spans { timing, master_lease: lease })
     }
+}
+
+/// The nearest lease that a master may have: this one, if it may.
+fn near_lease(lease: Duration) -> Duration {
+    let within = lease.clamp(SHORTEST_LEASE, LONGEST_SPAN);
+    Duration::from_secs(within.as_secs() + u64::from(within.subsec_nanos() != 0))
 }
 
 fn span(text: &str) -> Result<Duration, String> {
@@ -113,7 +123,19 @@ mod tests {
 
     #[test]
     fn what_is_said_to_do_can_be_given() {
-        for line in ["--authority 10s", "--grace 1m", "--kill 0s", "--worker-lease 2500ms", "--wait 1h --authority 1h", "--authority 1s"] {
+        let lines = [
+            "--authority 10s",
+            "--grace 1m",
+            "--kill 0s",
+            "--worker-lease 2500ms",
+            "--wait 1h --authority 1h",
+            "--authority 1s",
+            "--proof-period 449s --proof-deadline 449s --kill 449s --slack 449s --grace 449s",
+            "--authority 10s --master-lease 1s",
+            "--slack 7s --master-lease 18446744073709551615.999s",
+            "--master-lease 3600.001s",
+        ];
+        for line in lines {
             let said = spans(line).expect_err(line);
             let flags: String = said.rsplit_once("would do: ").expect("advice").1.split(", ").map(|pair| format!("--{pair} ")).collect();
             // The last one of a flag counts.

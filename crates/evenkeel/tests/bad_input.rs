@@ -161,6 +161,8 @@ fn wrong_timing() {
             "2s <= master lease <= 1h in whole seconds does not hold: 0ns; with what else is given, this would do: master-lease 2s",
         ),
         case("master --master-lease 2h", 2, "this would do: master-lease 3600s"),
+        case("master --master-lease 18446744073709551615.5s", 2, "this would do: master-lease 3600s"),
+        case("worker --authority 10s --master-lease 1s", 2, "this would do: wait 10.21s, master-lease 2s"),
     ];
     check(folder(&[]).path(), &cases);
 }
