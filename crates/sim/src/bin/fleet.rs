@@ -20,10 +20,10 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     first: u64,
     /// How many seeds; without --hours, 100.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// Go on until so many hours of fleets have been simulated.
-    #[arg(long)]
+    #[arg(long, value_parser = hours)]
     hours: Option<f64>,
     /// How many runs side by side; each has a thread.
     #[arg(long, default_value_t = 1)]
@@ -32,13 +32,13 @@ struct Args {
     #[arg(long, conflicts_with_all = ["first", "seeds", "hours"])]
     seed: Option<u64>,
     /// With --seed: only these faults, by their numbers.
-    #[arg(long, value_delimiter = ',', requires = "seed")]
+    #[arg(long, value_delimiter = ',', requires = "seed", conflicts_with_all = ["first", "seeds", "hours"])]
     only: Option<Vec<usize>>,
     /// With --seed: only so many rounds.
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with_all = ["first", "seeds", "hours"])]
     rounds: Option<usize>,
     /// With --seed: show what the processes log as well, by a filter such as "debug".
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with_all = ["first", "seeds", "hours"])]
     log: Option<String>,
     /// How many runs may be spent on shrinking what was found.
     #[arg(long, default_value_t = 150)]
@@ -95,6 +95,11 @@ impl Totals {
         let rate = of(&self.runs) as f64 / seconds;
         println!("{seconds:.1} s: {rate:.1} seeds a second, {:.0} simulated hours an hour", self.hours() * 3600.0 / seconds);
     }
+}
+
+fn hours(text: &str) -> Result<f64, String> {
+    let hours: Option<f64> = text.parse().ok().filter(|hours: &f64| hours.is_finite() && *hours > 0.0);
+    hours.ok_or_else(|| "write a number of hours, more than 0".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -165,9 +170,15 @@ fn many(args: &Args) -> ExitCode {
             }
         };
         let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).next()
+        // A panic outside of a run is no finding, and must not pass for the want of one.
+        let ends = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ends.collect::<Vec<_>>().into_iter().flatten().next()
     });
     totals.show(began.elapsed());
+    if totals.runs.load(Ordering::Relaxed) == 0 {
+        println!("nothing was run: no seed is left from {}", args.first);
+        return ExitCode::FAILURE;
+    }
     if let Some((plan, report)) = found {
         tell(&plan, &report, args.shrink);
         return verdict(report.violation.as_deref());
@@ -188,4 +199,35 @@ fn tell(plan: &Plan, report: &Report, most: usize) {
     let numbers: Vec<String> = shrunk.plan.faults().map(|planned| planned.number.to_string()).collect();
     let only = if numbers.is_empty() { String::new() } else { format!(" --only {}", numbers.join(",")) };
     println!("to see it again: fleet --seed {} --rounds {}{only}", plan.seed, shrunk.plan.rounds.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_would_run_nothing_or_for_ever_or_be_ignored_are_refused() {
+        let parse = |line: &str| Args::try_parse_from(["fleet"].into_iter().chain(line.split_whitespace()));
+        for line in [
+            "--hours inf",
+            "--hours nan",
+            "--hours 0",
+            "--hours=-5",
+            "--seeds 0",
+            "--seeds 1 --log debug",
+            "--hours 1 --only 2",
+            "--seed 1 --first 2",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in ["", "--hours 0.5 --seeds 3", "--first 7 --jobs 2", "--seed 1 --log debug --only 1,2 --rounds 1"] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
+        }
+    }
+
+    #[test]
+    fn no_run_is_no_success() {
+        let args = Args::try_parse_from(["fleet", "--first", "18446744073709551615", "--seeds", "2"]).expect("arguments");
+        assert_eq!(many(&args), ExitCode::FAILURE);
+    }
 }
