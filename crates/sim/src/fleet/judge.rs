@@ -2,7 +2,7 @@
 //!
 //! It knows what no part of the system knows: which work really lives ([`Ledger`]) and what callers were told ([`History`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{Epoch, ResourceName, Revision, WorkerId};
 use evenkeel_store::{
@@ -23,11 +23,16 @@ pub(super) struct Judge {
     history: History,
     /// The assignments of each resource.
     assignments: BTreeMap<ResourceName, BTreeMap<WorkerId, Epoch>>,
+    /// What was told to stop, which is final.
+    stopping: BTreeSet<(ResourceName, Epoch)>,
 }
+
+/// How the value of an assignment that is to stop says so.
+const STOP: &[u8] = b"\"Phase\":\"stop\"";
 
 impl Judge {
     pub(super) fn new(ledger: Ledger, history: History) -> Self {
-        Self { keys: Keys::new(""), ledger, history, assignments: BTreeMap::new() }
+        Self { keys: Keys::new(""), ledger, history, assignments: BTreeMap::new(), stopping: BTreeSet::new() }
     }
 
     /// One transaction was applied.
@@ -40,7 +45,14 @@ impl Judge {
                 (Key::Assignment(worker, name), Change::Put(kv)) => {
                     let verb = if kv.created == kv.modified { "is assigned to" } else { "is to stop on" };
                     self.ledger.note(format_args!("etcd {revision}: {name} {verb} {worker}"));
-                    self.assignments.entry(name).or_default().insert(worker, Epoch(kv.created.0));
+                    let epoch = Epoch(kv.created.0);
+                    let stops = kv.value.windows(STOP.len()).any(|part| part == STOP);
+                    if stops {
+                        self.stopping.insert((name.clone(), epoch));
+                    } else if self.stopping.contains(&(name.clone(), epoch)) {
+                        self.ledger.violate(format_args!("the stop of {name} on {worker} (epoch {epoch}) is taken back"));
+                    }
+                    self.assignments.entry(name).or_default().insert(worker, epoch);
                 }
                 (key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_)), _) => self
                     .ledger
@@ -70,6 +82,9 @@ impl Judge {
     fn ended(&mut self, worker: &WorkerId, name: &ResourceName) {
         let Some(epoch) = self.assignments.get_mut(name).and_then(|of| of.remove(worker)) else { return };
         self.ledger.note(format_args!("etcd: {name} on {worker} (epoch {epoch}) has ended"));
+        if is_exclusive(name) {
+            self.ledger.close(name, epoch);
+        }
         if self.ledger.lives(name, epoch) && is_exclusive(name) {
             self.ledger.violate(format_args!("the assignment of {name} to {worker} (epoch {epoch}) is deleted while it runs"));
         }

@@ -138,6 +138,13 @@ impl Ledger {
         }
     }
 
+    /// This epoch of this resource has ended for good: nothing may begin to run with it any more.
+    pub fn close(&self, name: &ResourceName, epoch: Epoch) {
+        let mut inner = self.inner();
+        let highest = inner.highest.entry(name.clone()).or_default();
+        *highest = (*highest).max(Epoch(epoch.0 + 1));
+    }
+
     /// Whether a process of this epoch of this resource lives.
     #[must_use]
     pub fn lives(&self, name: &ResourceName, epoch: Epoch) -> bool {
@@ -237,6 +244,18 @@ mod tests {
         ledger.end(first);
         ledger.start(run("worker-2", 4));
         assert!(ledger.violation().is_some_and(|text| text.contains("after one of 5")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_has_ended_must_not_begin() {
+        let ledger = Ledger::begin();
+        ledger.close(&run("worker-1", 5).name, Epoch(5));
+        ledger.start(run("worker-1", 6));
+        assert_eq!(ledger.violation(), None);
+        let ledger = Ledger::begin();
+        ledger.close(&run("worker-1", 5).name, Epoch(5));
+        ledger.start(run("worker-1", 5));
+        assert!(ledger.violation().is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -180,8 +180,12 @@ impl Machine {
         let driver = SimDriver { kernel: system.kernel.clone(), gate: gate.clone(), grace: site.timing.grace };
         let registry = Registry::default().with(Arc::new(driver));
         let origin = Origin { boot_id: system.boot.to_string(), guard: guard.id.clone() };
-        let registration =
-            Registration { kinds: registry.kinds(), origin, ..Registration::bare(site.id.clone(), format!("{}:1", site.id)) };
+        let registration = Registration {
+            kinds: registry.kinds(),
+            origin,
+            authority_ms: Some(site.timing.authority_ms()),
+            ..Registration::bare(site.id.clone(), format!("{}:1", site.id))
+        };
         let told = Arc::clone(guard);
         let link = LinkSender::new(move |message| {
             lock(&told.rules).heard(start.generation, message);

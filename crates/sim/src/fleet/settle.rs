@@ -16,7 +16,7 @@ use super::{judge::content_of, world::World};
 
 /// How long it may take from the end of the last fault until everything is as it should be: a lease, an election, the leader's wait, a
 /// second one for whom the first was interrupted, and the pauses of those who try again.
-const BOUND: Duration = Duration::from_secs(45);
+const BOUND: Duration = Duration::from_secs(50);
 /// Until then every lease has ended whose holder was dead when the faults ended.
 const LEASES: Duration = Duration::from_secs(7);
 const LOOK: Duration = Duration::from_millis(500);
