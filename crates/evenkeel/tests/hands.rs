@@ -21,6 +21,7 @@ async fn cluster(workers: usize, resources: usize) -> Stage {
     let applied = stage.cli("master-1", &["apply", "-f", &file.display().to_string()]);
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
     stage.settled(resources).await;
+    stage.begun(&names(resources)).await;
     stage
 }
 

@@ -21,6 +21,7 @@ async fn cluster(workers: usize, resources: usize) -> (Stage, BTreeMap<String, A
     let applied = stage.cli(&leader, &["apply", "-f", &file.display().to_string()]);
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
     let settled = stage.settled(resources).await;
+    stage.begun(&names(resources)).await;
     (stage, settled)
 }
 

@@ -352,6 +352,12 @@ impl Stage {
         log.lines().filter(|line| line.starts_with("start ")).map(start).collect()
     }
 
+    /// Waits until the process of each of these has written that it began. Its status says so a little earlier.
+    pub(crate) async fn begun(&self, names: &[String]) {
+        let all = || names.iter().all(|name| self.starts().iter().any(|(resource, ..)| resource == name));
+        self.eventually("all of it has begun", async || all().then_some(())).await;
+    }
+
     /// The process that last started for a resource.
     pub(crate) fn work(&self, name: &str) -> Pid {
         self.starts().into_iter().rev().find(|(resource, ..)| resource == name).expect("it has started").3
