@@ -157,7 +157,7 @@ impl<'a> PlanChecker<'a> {
                 && match reason {
                     AdmitReason::New => admission.is_none(),
                     AdmitReason::Attested => admission.is_some_and(|a| registration.attests_end_of(a, session)),
-                    AdmitReason::Waited => worker.gone_since.is_some_and(|since| since.after(worker.wait(self.wait)) <= self.now),
+                    AdmitReason::Waited => worker.authority_ends(self.wait).is_some_and(|until| until <= self.now),
                 }
         });
         if !allowed {
@@ -169,9 +169,7 @@ impl<'a> PlanChecker<'a> {
         let worker = self.cluster.worker(id.as_str());
         let allowed = worker.is_some_and(|worker| match worker.standing() {
             Standing::Released => true,
-            Standing::Lost => {
-                worker.names.is_empty() && worker.gone_since.is_some_and(|since| since.after(worker.wait(self.wait)) <= self.now)
-            }
+            Standing::Lost => worker.names.is_empty() && worker.authority_ends(self.wait).is_some_and(|until| until <= self.now),
             Standing::Absent | Standing::New | Standing::Returning | Standing::Ready => false,
         });
         if !allowed {

@@ -156,6 +156,12 @@ impl Worker {
         said.map_or(least, |ms| least.max(crate::wait_for(Duration::from_millis(ms))))
     }
 
+    /// When the authority of the admitted session has surely ended, for a leader that waits for `least`; none: it was not seen to be gone.
+    #[must_use]
+    pub fn authority_ends(&self, least: Duration) -> Option<Moment> {
+        self.gone_since.map(|since| since.after(self.wait(least)))
+    }
+
     /// The registration of the live session.
     #[must_use]
     pub fn registration(&self) -> Option<&Registration> {

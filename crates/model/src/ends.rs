@@ -30,7 +30,7 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, ownership: Ownership, no
         Standing::Absent | Standing::New | Standing::Released => End::Known(EndReason::Released),
         Standing::Ready => End::Open,
         Standing::Lost | Standing::Returning if ownership == Ownership::Available => End::Known(EndReason::Available),
-        Standing::Lost | Standing::Returning => match worker.gone_since.map(|since| since.after(worker.wait(wait))) {
+        Standing::Lost | Standing::Returning => match worker.authority_ends(wait) {
             Some(until) if until <= now => End::Known(EndReason::Waited),
             Some(until) => End::At(until),
             None => End::Open,

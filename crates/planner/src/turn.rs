@@ -137,7 +137,8 @@ impl<'a> Turn<'a> {
 
     /// When the authority of the admitted session that is gone has surely ended; none: it has.
     fn wait_of(&self, worker: &Worker) -> Option<Moment> {
-        let until = worker.gone_since.unwrap_or(self.now).after(worker.wait(self.config.wait));
+        let least = self.config.wait;
+        let until = worker.authority_ends(least).unwrap_or_else(|| self.now.after(worker.wait(least)));
         (until > self.now).then_some(until)
     }
 
