@@ -32,6 +32,27 @@ pub struct MasterConfig {
     pub planner: PlannerConfig,
 }
 
+impl MasterConfig {
+    /// A master of this id with what can be left out left out: servers on free ports of the loopback, no file of resources.
+    #[must_use]
+    pub fn new(id: MasterId, etcd: Vec<String>) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            id,
+            etcd,
+            prefix: String::new(),
+            grpc_listen: loopback,
+            http_listen: loopback,
+            grpc_host: "127.0.0.1".to_owned(),
+            http_host: "127.0.0.1".to_owned(),
+            resources: None,
+            version: String::new(),
+            lease: MASTER_LEASE,
+            planner: PlannerConfig::default(),
+        }
+    }
+}
+
 /// Start value of [`MasterConfig::lease`].
 pub const MASTER_LEASE: Duration = Duration::from_secs(3);
 

@@ -1,14 +1,13 @@
 //! The planner's work on a resource is done however much callers ask about that resource.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use evenkeel_master::{
-    MASTER_LEASE, MasterConfig,
+    MasterConfig,
     engine::{Engine, Handle, PutMode, Request},
 };
 use evenkeel_model::{Draft, MasterId, MasterRecord, Registration, ResourceName, WorkerId};
-use evenkeel_planner::PlannerConfig;
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
     fleet::{clock::MachineClock, dice::generator},
@@ -22,20 +21,8 @@ use tokio::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn engine(etcd: &Etcd) -> Engine {
-    let (id, nowhere) = (MasterId::new("master-1").unwrap(), SocketAddr::from(([127, 0, 0, 1], 0)));
-    let config = MasterConfig {
-        id: id.clone(),
-        etcd: Vec::new(),
-        prefix: String::new(),
-        grpc_listen: nowhere,
-        http_listen: nowhere,
-        grpc_host: String::new(),
-        http_host: String::new(),
-        resources: None,
-        version: String::new(),
-        lease: MASTER_LEASE,
-        planner: PlannerConfig::default(),
-    };
+    let id = MasterId::new("master-1").unwrap();
+    let config = MasterConfig::new(id.clone(), Vec::new());
     let record = MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
     Engine::new(Arc::new(config), etcd.link("master").client(SECOND), record, Arc::new(MachineClock::boot(0)))
 }

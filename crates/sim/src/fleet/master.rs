@@ -3,17 +3,15 @@
 //! The wheel: **store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit** -> etcd.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use evenkeel_master::{
-    MASTER_LEASE, MasterConfig,
+    MasterConfig,
     engine::{Engine, Handle, Leadership},
 };
 use evenkeel_model::{MasterId, MasterRecord};
-use evenkeel_planner::PlannerConfig;
 use evenkeel_store::Client;
 use tokio::{sync::oneshot, time::sleep};
 
@@ -74,20 +72,8 @@ impl Master {
         if running.is_some() {
             return;
         }
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = MasterConfig {
-            id: self.seat.id.clone(),
-            etcd: Vec::new(),
-            prefix: String::new(),
-            grpc_listen: nowhere,
-            http_listen: nowhere,
-            grpc_host: String::new(),
-            http_host: String::new(),
-            resources: None,
-            version: String::new(),
-            lease: MASTER_LEASE,
-            planner: PlannerConfig::default(),
-        };
+        // What it runs over is handed to its engine.
+        let config = MasterConfig::new(self.seat.id.clone(), Vec::new());
         let record = MasterRecord {
             id: self.seat.id.clone(),
             address: format!("{}:1", self.seat.id),
