@@ -242,6 +242,12 @@ impl Field {
         processes::all(self.stage.path()).into_iter().filter(|found| found.name == name).collect()
     }
 
+    /// Waits until the oracle sees two owners.
+    pub(crate) async fn until_overlap(&self) {
+        let seen = async || (!oracle::judge_course(&self.log()).overlaps.is_empty()).then_some(());
+        self.stage.eventually("the oracle sees two owners", seen).await;
+    }
+
     /// Waits until all base resources run as they are assigned, on any worker but this one.
     pub(crate) async fn until_settled(&self, lost: Option<&str>) -> BTreeMap<String, Assigned> {
         self.stage

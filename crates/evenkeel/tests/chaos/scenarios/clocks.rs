@@ -9,7 +9,6 @@ use super::{Shared, scenarios};
 use crate::{
     field::{Field, Setup},
     links::Weather,
-    oracle,
 };
 
 scenarios! {
@@ -53,10 +52,7 @@ async fn clock_of_a_worker_slow_by_1_percent(row: Shared) {
 async fn clock_of_a_worker_slow_by_half(row: Shared) {
     let mut field = cut_off_at_rate(&row, "0.5").await;
     field.row().meant_to_overlap = true;
-    field
-        .stage
-        .eventually("the oracle sees two owners", async || (!oracle::judge_course(&field.log()).overlaps.is_empty()).then_some(()))
-        .await;
+    field.until_overlap().await;
     field.links.clear();
     field.healed();
     field.judged().await;

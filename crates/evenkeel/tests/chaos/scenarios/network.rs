@@ -10,7 +10,6 @@ use super::{
 use crate::{
     field::{Field, MEMBERS, Setup},
     links::Weather,
-    oracle,
 };
 
 scenarios! {
@@ -213,10 +212,7 @@ async fn available_work_overlaps_and_the_oracle_sees_it(row: Shared) {
     field.did("ownership: available; worker-1 is cut off, and its lease is revoked by hand while its work still runs");
     field.weather("worker-1", Weather::CUT);
     field.stage.client.revoke(lease, Duration::from_secs(1)).await.expect("revoked");
-    field
-        .stage
-        .eventually("the oracle sees two owners", async || (!oracle::judge_course(&field.log()).overlaps.is_empty()).then_some(()))
-        .await;
+    field.until_overlap().await;
     field.links.clear();
     field.healed();
     field.judged().await;
