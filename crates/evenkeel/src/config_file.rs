@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_wrong_names_file_and_key() {
         let cases = [
-            ("wrong: 1", "--config f.yaml: wrong: is no setting; there are advertise, authority, capacity, catalog"),
+            ("wrong: 1", "--config f.yaml: wrong: is no setting; there are advertise, authority, balance-in-flight, brake-least"),
             ("config: a.yaml", "--config f.yaml: config: is no setting"),
             ("help: true", "--config f.yaml: help: is no setting"),
             ("capacity: many", "--config f.yaml: capacity: invalid value 'many' for '--capacity <N>'"),

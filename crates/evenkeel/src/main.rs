@@ -15,6 +15,7 @@ mod files;
 mod listen;
 mod log;
 mod output;
+mod placement;
 mod run;
 mod settings;
 mod tied;

@@ -6,7 +6,6 @@ use std::{
 };
 
 use evenkeel_master::MasterConfig;
-use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, WorkerError, agent,
@@ -32,7 +31,7 @@ pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
         resources: settings.resources,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lease: settings.spans.master_lease,
-        planner: PlannerConfig { wait: settings.spans.timing.wait, ..PlannerConfig::default() },
+        planner: settings.planner,
     };
     let runtime = runtime()?;
     let ended = runtime.block_on(async {

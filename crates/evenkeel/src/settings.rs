@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
+use evenkeel_planner::PlannerConfig;
 
 use crate::{
     listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve},
+    placement::PlacementArgs,
     timing::{Spans, TimingArgs},
 };
 
-/// The policies that the planner has.
-const POLICIES: [&str; 1] = ["least-payload"];
 /// The drivers that the worker has.
 const DRIVERS: [&str; 2] = ["noop", "process"];
 
@@ -70,13 +70,12 @@ pub(crate) struct MasterArgs {
     /// Resources that are kept as this file has them
     #[arg(long, value_name = "FILE", env = "EVENKEEL_RESOURCES", hide_env = true)]
     pub(crate) resources: Option<PathBuf>,
-    /// How a worker is chosen
-    #[arg(long, value_name = "NAME", env = "EVENKEEL_POLICY", default_value = POLICIES[0], value_parser = policy, hide_env = true)]
-    pub(crate) policy: String,
     #[command(flatten)]
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
     #[command(flatten)]
     pub(crate) timing: TimingArgs,
 }
@@ -156,6 +155,7 @@ pub(crate) struct MasterSettings {
     /// The first source; it can be read and was right when the process started.
     pub(crate) resources: Option<PathBuf>,
     pub(crate) spans: Spans,
+    pub(crate) planner: PlannerConfig,
 }
 
 /// What `evenkeel worker` needs.
@@ -190,9 +190,10 @@ impl MasterArgs {
         if let Some(path) = &self.resources {
             crate::files::check_resources(path).map_err(|e| format!("--resources {e}"))?;
         }
+        let planner = self.placement.settle(spans.timing.wait);
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
-        common.notes.push(Note { warning: false, text: format!("placing by {}", self.policy) });
-        Ok(MasterSettings { id, common, resources: self.resources, spans })
+        common.notes.push(Note { warning: false, text: format!("placing by {}", planner.policy) });
+        Ok(MasterSettings { id, common, resources: self.resources, spans, planner })
     }
 }
 
@@ -294,14 +295,6 @@ fn prefix(text: &str) -> Result<String, String> {
         }
         text if text.len() > MAX_NAME => Err(format!("has {} characters; it may have {MAX_NAME}", text.len())),
         text => Ok(text.to_owned()),
-    }
-}
-
-fn policy(text: &str) -> Result<String, String> {
-    if POLICIES.contains(&text) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("is not supported by this version; it has {}", POLICIES.join(", ")))
     }
 }
 

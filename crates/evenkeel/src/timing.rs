@@ -85,7 +85,7 @@ fn near_lease(lease: Duration) -> Duration {
     Duration::from_secs(within.as_secs() + u64::from(within.subsec_nanos() != 0))
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     duration(text).or_else(|| seconds(text)).ok_or_else(|| "write a number and a unit: 500ms, 1.5s, 2m or 1h".to_owned())
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use evenkeel_model::{Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
+use evenkeel_model::{Brake, Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::sync::watch;
 
 use crate::time::Clock;
@@ -55,6 +55,8 @@ pub(crate) struct Known {
     pub(crate) is_synced: bool,
     /// How much the last plan of this master left undone.
     pub(crate) undone: usize,
+    /// Whether that plan held what lost workers ran.
+    pub(crate) brake: Option<Brake>,
     history: VecDeque<(i64, Happening)>,
     changes: VecDeque<ResourceName>,
     /// The number of the first of `changes`.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Hash, Spec, WorkerId};
+use crate::{Epoch, Hash, Needs, Selector, Spec, WorkerId};
 
 /// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,12 +14,23 @@ pub struct Assignment {
     /// What the driver is given.
     #[serde(default, skip_serializing_if = "Spec::is_empty")]
     pub spec: Spec,
+    /// Which workers may run it: the worker looks for itself.
+    #[serde(default, skip_serializing_if = "Selector::is_empty")]
+    pub require: Selector,
     /// Covers kind and spec.
     #[serde(default, skip_serializing_if = "Hash::is_empty")]
     pub hash: Hash,
     /// Whether it is to run or to stop.
     #[serde(flatten)]
     pub phase: Phase,
+}
+
+impl Assignment {
+    /// What the worker checks for itself, before it asks its drivers about the kind. The key says which worker it is for.
+    #[must_use]
+    pub fn needs(&self) -> Needs<'_> {
+        Needs { kind: "", require: &self.require, pin: None }
+    }
 }
 
 /// What the leader wants of an assignment. `Stop` is final for its epoch.
@@ -53,6 +64,8 @@ pub enum StopReason {
     Rebalance,
     /// The worker is being drained.
     Drain,
+    /// The worker has more than its capacity.
+    Capacity,
     /// A second assignment of the same resource, which the protocol never makes.
     Duplicate,
 }
@@ -67,6 +80,7 @@ impl StopReason {
             Self::Unfit => "unfit",
             Self::Rebalance => "rebalance",
             Self::Drain => "drain",
+            Self::Capacity => "capacity",
             Self::Duplicate => "duplicate",
         }
     }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Action, AdmitReason, Agenda, Cluster, End, Epoch, Moment, Ownership, Plan, Rank, ResourceName, Session, Standing, WorkerId,
-    cluster::Class, ends, fit,
+    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, Epoch, Moment, Ownership, PlaceReason, Plan, Rankings, ResourceName,
+    Session, Standing, Unit, Worker, WorkerId, WorkerWish, ends, fit,
 };
 
 /// Something that must never be.
@@ -49,56 +49,83 @@ pub enum Violation {
 /// Checks a cluster: one owner, and every cached total.
 #[must_use]
 pub fn check_cluster(cluster: &Cluster) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let mut payloads: BTreeMap<WorkerId, u64> = BTreeMap::new();
-    let mut names: BTreeMap<WorkerId, BTreeSet<ResourceName>> = BTreeMap::new();
-    let mut agenda = Agenda::default();
+    let mut recount = Recount::default();
     for (name, unit) in cluster.units_after(None) {
+        recount.unit(cluster, name, unit);
+    }
+    for (id, worker) in cluster.workers() {
+        recount.worker(id, worker);
+    }
+    recount.compare(cluster)
+}
+
+/// Every total of a cluster, made anew from what it sums up.
+#[derive(Default)]
+struct Recount {
+    /// What is at home, and what is assigned.
+    workers: BTreeMap<WorkerId, Worker>,
+    classes: BTreeMap<ClassId, usize>,
+    agenda: Agenda,
+    rankings: Rankings,
+    ready: usize,
+    relative: usize,
+    found: Vec<Violation>,
+}
+
+impl Recount {
+    fn expect(&mut self, holds: bool, what: &'static str) {
+        if !holds {
+            self.found.push(Violation::Total(what));
+        }
+    }
+
+    fn unit(&mut self, cluster: &Cluster, name: &ResourceName, unit: &Unit) {
         if let [first, second, ..] = unit.holders.as_slice() {
-            found.push(Violation::TwoOwners(name.clone(), first.worker.clone(), second.worker.clone()));
+            self.found.push(Violation::TwoOwners(name.clone(), first.worker.clone(), second.worker.clone()));
         }
         for holder in &unit.holders {
-            names.entry(holder.worker.clone()).or_default().insert(name.clone());
+            self.workers.entry(holder.worker.clone()).or_default().names.insert(name.clone());
         }
-        if let (Some(home), Some(record)) = (unit.home(), &unit.record) {
-            *payloads.entry(home.clone()).or_default() += u64::from(record.value.definition.weight);
+        if let Some((home, burden)) = unit.burden() {
+            self.workers.entry(home).or_default().take_up(burden);
         }
-        match cluster.class_of(unit) {
-            Class::Settled => false,
-            Class::Unplaced => agenda.unplaced.insert(name.clone()),
-            Class::Attention => agenda.attention.insert(name.clone()),
-            Class::Stopping => agenda.stopping.insert(name.clone()),
-        };
+        self.agenda.put(name, cluster.due_of(unit));
+        self.relative += usize::from(unit.definition().is_some_and(|d| d.rules().is_relative()));
+        let pattern = unit.class.and_then(|class| cluster.classes().pattern(class));
+        self.expect(pattern.map(Classes::key_of) == unit.definition().map(Classes::key_of), "a resource's class");
+        if let Some(class) = unit.class {
+            *self.classes.entry(class).or_default() += 1;
+        }
     }
-    let mut ranking = BTreeSet::new();
-    for (id, worker) in cluster.workers() {
-        if worker.payload != payloads.remove(id).unwrap_or_default() {
-            found.push(Violation::Total("a worker's payload"));
-        }
-        if worker.names != names.remove(id).unwrap_or_default() {
-            found.push(Violation::Total("a worker's list of names"));
-        }
+
+    fn worker(&mut self, id: &WorkerId, worker: &Worker) {
+        let sum = self.workers.remove(id).unwrap_or_default();
+        self.expect((worker.payload, worker.homes, &worker.movable) == (sum.payload, sum.homes, &sum.movable), "a worker's payload");
+        self.expect(worker.names == sum.names, "a worker's list of names");
         let standing = worker.standing();
-        if worker.gone_since.is_some() != matches!(standing, Standing::Lost | Standing::Returning) {
-            found.push(Violation::Total("the moment of a worker's loss"));
+        let is_gone = matches!(standing, Standing::Lost | Standing::Returning);
+        self.expect(worker.gone_since.is_some() == is_gone, "the moment of a worker's loss");
+        self.expect(worker.draining_since.is_some() == worker.wish().is_some_and(WorkerWish::is_drain), "the moment of a worker's drain");
+        self.expect(worker.shape.is_some() == worker.is_open(), "a worker's shape");
+        if let Some(registration) = worker.registration().filter(|_| worker.is_open()) {
+            self.rankings.insert(id, registration, worker.payload);
         }
-        if standing == Standing::Ready {
-            ranking.insert(Rank { payload: worker.payload, worker: id.clone() });
-        }
-        if worker.is_on_agenda() {
-            agenda.workers.insert(id.clone());
-        }
+        self.ready += usize::from(standing == Standing::Ready);
+        self.agenda.put_worker(id, worker);
     }
-    if !payloads.is_empty() || !names.is_empty() {
-        found.push(Violation::Total("the list of workers"));
+
+    fn compare(mut self, cluster: &Cluster) -> Vec<Violation> {
+        self.expect(self.workers.is_empty(), "the list of workers");
+        self.expect(self.rankings.agrees_with(cluster.rankings()), "the rankings");
+        let classes = cluster.classes();
+        let each = self.classes.iter().all(|(class, count)| classes.resources(*class) == *count);
+        self.expect(each && classes.len() == self.classes.len(), "the number of resources of a class");
+        self.expect(self.ready == cluster.ready(), "the number of ready workers");
+        let relations = (self.relative > 0).then(|| cluster.relations_anew());
+        self.expect(relations.as_ref() == cluster.relations(), "the relations");
+        self.expect(self.agenda == *cluster.agenda(), "the agenda");
+        self.found
     }
-    if ranking != *cluster.ranking() {
-        found.push(Violation::Total("the ranking"));
-    }
-    if agenda != *cluster.agenda() {
-        found.push(Violation::Total("the agenda"));
-    }
-    found
 }
 
 /// Checks a plan against the cluster that it was made from; `wait` is G.
@@ -130,16 +157,16 @@ impl<'a> PlanChecker<'a> {
         match action {
             Action::Admit { worker, session, reason } => self.admit(worker, *session, *reason),
             Action::Forget { worker, .. } => self.forget(worker),
-            Action::Place { resource, worker, .. } => {
+            Action::Place { resource, worker, reason } => {
                 if let Some(holder) = self.cluster.unit(resource.as_str()).and_then(|u| u.holders.first()) {
                     self.found.push(Violation::PlacedWhileHeld(resource.clone(), holder.worker.clone()));
                 }
-                self.place(resource, worker);
+                self.place(resource, worker, *reason == PlaceReason::Stays);
             }
             Action::Stop { resource, worker, epoch, .. } => self.stop(resource, worker, *epoch),
             Action::Move { resource, from, epoch, to, .. } => {
                 self.end(resource, from, *epoch);
-                self.place(resource, to);
+                self.place(resource, to, false);
             }
             Action::End { resource, worker, epoch, .. } => self.end(resource, worker, *epoch),
             Action::View { .. } => {}
@@ -177,11 +204,15 @@ impl<'a> PlanChecker<'a> {
         }
     }
 
-    fn place(&mut self, name: &ResourceName, id: &WorkerId) {
-        let definition = self.cluster.unit(name.as_str()).and_then(|u| u.record.as_ref()).map(|r| &r.value.definition);
-        let worker = self.cluster.worker(id.as_str()).filter(|w| w.standing() == Standing::Ready);
-        let fits = match (definition, worker.and_then(|w| w.registration())) {
-            (Some(definition), Some(registration)) => fit::may_run(definition, id, registration).is_ok(),
+    /// One that was there before may be cordoned meanwhile; one that is new to the resource may not.
+    fn place(&mut self, name: &ResourceName, id: &WorkerId, stays: bool) {
+        let definition = self.cluster.unit(name.as_str()).and_then(|u| u.definition());
+        let place = self.cluster.worker(id.as_str()).and_then(|w| w.place(id));
+        let fits = match (definition, place) {
+            (Some(definition), Some(place)) => {
+                let may = fit::may_run(definition.needs(), id, place.registration).is_ok();
+                may && (stays || place.wish.is_none())
+            }
             _ => false,
         };
         if !fits {

@@ -3,14 +3,13 @@
 //!
 //! It must not decide anything. Each cached total is recomputed by [`crate::check`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Admission, Epoch, Event, Held, Moment, Observed, Ownership, Phase, Record, Registration, ResourceName, Session, Status, Versioned,
-    WorkerId, fit,
+    Agenda, Classes, Epoch, Event, Held, Holder, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing,
+    StopReason, Unit, Versioned, Worker, WorkerId,
+    agenda::{Due, due_of},
+    relations::Count,
 };
 
 /// All that is known of the cluster.
@@ -18,168 +17,24 @@ use crate::{
 pub struct Cluster {
     units: BTreeMap<ResourceName, Unit>,
     workers: BTreeMap<WorkerId, Worker>,
-    ranking: BTreeSet<Rank>,
+    classes: Classes,
+    rankings: Rankings,
     agenda: Agenda,
-}
-
-/// One name: the resource that is wanted, and the assignments that stand for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unit {
-    /// What is wanted; none: nothing of that name.
-    pub record: Option<Box<Versioned<Record>>>,
-    /// A record stands that cannot be read; then nothing is known of what is wanted.
-    pub unreadable: Option<Box<str>>,
-    /// At most one, as long as the protocol holds.
-    pub holders: Vec<Holder>,
-}
-
-/// An assignment of a unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Whose assignment it is.
-    pub worker: WorkerId,
-    /// What it says.
-    pub held: Held,
-    /// What the worker last said of it; none: unknown.
-    pub status: Option<Box<Status>>,
-}
-
-/// A worker id, with what stands under it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Worker {
-    /// The live session and what it says of itself.
-    pub registered: Option<Box<(Session, Registration)>>,
-    /// The session that may run the worker's assignments.
-    pub admission: Option<Box<Versioned<Admission>>>,
-    /// When the admitted session was first seen to be gone, by this observer's clock.
-    pub gone_since: Option<Moment>,
-    /// What is assigned to it.
-    pub names: BTreeSet<ResourceName>,
-    /// The weights of the resources that are at home here: assigned to run, or on their way here.
-    pub payload: u64,
-}
-
-/// What a worker's keys say of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// Neither registered nor admitted: nothing runs there.
-    Absent,
-    /// Registered, not admitted, and no earlier session is: nothing runs there yet.
-    New,
-    /// Registered; an earlier session that is gone is still the admitted one.
-    Returning,
-    /// The registered session is the admitted one.
-    Ready,
-    /// The admitted session has stopped everything and says so.
-    Released,
-    /// The admitted session is gone and no other has come.
-    Lost,
-}
-
-/// A ready worker in the order of its payload.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
-    /// See [`Worker::payload`].
-    pub payload: u64,
-    /// Ties are broken by id.
-    pub worker: WorkerId,
-}
-
-/// What may need an action. A settled cluster has an empty agenda.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Agenda {
-    /// Wanted, and assigned nowhere.
-    pub unplaced: BTreeSet<ResourceName>,
-    /// Assigned, and not as wanted.
-    pub attention: BTreeSet<ResourceName>,
-    /// Told to stop, and not yet heard of.
-    pub stopping: BTreeSet<ResourceName>,
-    /// Not ready, and something stands under their id.
-    pub workers: BTreeSet<WorkerId>,
-}
-
-impl Unit {
-    /// The worker where the unit's weight counts: where it is to run, or where it is meant to go.
-    #[must_use]
-    pub fn home(&self) -> Option<&WorkerId> {
-        self.record.as_ref()?;
-        let running = self.holders.iter().find(|h| h.held.runs());
-        running.map(|h| &h.worker).or_else(|| self.holders.iter().find_map(Holder::destination))
-    }
-
-    fn weight(&self) -> u64 {
-        self.record.as_ref().map_or(0, |r| u64::from(r.value.definition.weight))
-    }
-}
-
-impl Holder {
-    fn destination(&self) -> Option<&WorkerId> {
-        match &self.held.phase {
-            Phase::Stop { to, .. } => to.as_ref(),
-            Phase::Run => None,
-        }
-    }
-
-    /// The worker has reported that this very epoch is stopped.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        let epoch = self.held.epoch;
-        epoch != Epoch::default() && self.status.as_ref().is_some_and(|s| s.epoch == epoch && s.phase == Observed::Stopped)
-    }
-}
-
-impl Worker {
-    /// What its keys say of it.
-    #[must_use]
-    pub fn standing(&self) -> Standing {
-        match (self.registered.as_deref(), self.admission.as_deref()) {
-            (None, None) => Standing::Absent,
-            (None, Some(_)) => Standing::Lost,
-            (Some((_, registration)), None) if registration.released => Standing::Released,
-            (Some(_), None) => Standing::New,
-            (Some((session, registration)), Some(admission)) if admission.value.session == *session => {
-                if registration.released {
-                    Standing::Released
-                } else {
-                    Standing::Ready
-                }
-            }
-            (Some(_), Some(_)) => Standing::Returning,
-        }
-    }
-
-    /// How long a leader that waits for `least` has to wait for the end of the admitted session's authority: no less than that session
-    /// said when it was admitted, by whichever leader.
-    #[must_use]
-    pub fn wait(&self, least: Duration) -> Duration {
-        let said = self.admission.as_deref().and_then(|admission| admission.value.authority_ms);
-        said.map_or(least, |ms| least.max(crate::wait_for(Duration::from_millis(ms))))
-    }
-
-    /// When the authority of the admitted session has surely ended, for a leader that waits for `least`; none: it was not seen to be gone.
-    #[must_use]
-    pub fn authority_ends(&self, least: Duration) -> Option<Moment> {
-        self.gone_since.map(|since| since.after(self.wait(least)))
-    }
-
-    /// The registration of the live session.
-    #[must_use]
-    pub fn registration(&self) -> Option<&Registration> {
-        self.registered.as_ref().map(|r| &r.1)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.is_bare() && self.payload == 0
-    }
-
-    /// Nothing stands under its id; at most something is on its way here.
-    fn is_bare(&self) -> bool {
-        self.registered.is_none() && self.admission.is_none() && self.names.is_empty()
-    }
-
-    pub(crate) fn is_on_agenda(&self) -> bool {
-        self.standing() != Standing::Ready && !self.is_bare()
-    }
+    /// How many workers are ready.
+    ready: usize,
+    /// How many resources have a rule that is relative to others, and, if any, where all resources stand to each other.
+    relative: usize,
+    relations: Option<Box<Relations>>,
+    /// The worker that an assignment was created for last.
+    cursor: Option<(Epoch, WorkerId)>,
+    /// Workers that were admitted when nothing stood under their id, or that were uncordoned.
+    joins: Recent<WorkerId>,
+    /// Sessions that ended without a word.
+    losses: Recent<WorkerId>,
+    /// Resources that were told to move for balance.
+    moves: Recent<ResourceName>,
+    /// The lost sessions whose work a person has given up waiting for.
+    let_go: BTreeMap<WorkerId, Session>,
 }
 
 impl Cluster {
@@ -200,177 +55,210 @@ impl Cluster {
         }
     }
 
-    /// The same observer has listed everything anew: a session that it had seen to be gone has been gone since then, for it never
-    /// comes back.
+    /// The same observer has listed everything anew: what it had seen of the past stays seen. A session that is gone never comes back,
+    /// so it has been gone since then.
     pub fn keep_waits_of(&mut self, old: &Self) {
         let session = |worker: &Worker| worker.admission.as_ref().map(|a| a.value.session);
         for (id, worker) in &mut self.workers {
-            let Some(before) = old.workers.get(id).filter(|before| session(before) == session(worker)) else { continue };
-            if let (Some(_), Some(since)) = (worker.gone_since, before.gone_since) {
+            let Some(before) = old.workers.get(id) else { continue };
+            if let (Some(_), Some(since), true) = (worker.gone_since, before.gone_since, session(before) == session(worker)) {
                 worker.gone_since = Some(since);
             }
+            if let (Some(_), Some(since), true) = (worker.draining_since, before.draining_since, worker.intent == before.intent) {
+                worker.draining_since = Some(since);
+            }
         }
+        self.joins = old.joins.clone();
+        self.losses = old.losses.clone();
+        self.moves = old.moves.clone();
     }
 
     /// Takes in one event.
     pub fn apply(&mut self, event: Event, now: Moment) {
         match event {
-            Event::Resource { name, value } => self.with_unit(&name, |unit| {
-                unit.record = value;
-                unit.unreadable = None;
-            }),
-            Event::Unreadable { name, error } => self.with_unit(&name, |unit| {
-                unit.record = None;
-                unit.unreadable = Some(error);
-            }),
+            Event::Resource { name, value } => self.apply_record(&name, value, None),
+            Event::Unreadable { name, error } => self.apply_record(&name, None, Some(error)),
             Event::Worker { id, value } => self.with_worker(&id, now, |worker| worker.registered = value),
             Event::Admission { worker, value } => self.with_worker(&worker, now, |w| w.admission = value),
             Event::Assignment { worker, name, value } => self.apply_assignment(worker, &name, value, now),
-            Event::Status { worker, name, value } => self.with_unit(&name, |unit| {
+            Event::Intent { worker, value } => self.with_worker(&worker, now, |w| w.intent = value),
+            Event::LetGo { sessions } => self.let_go = sessions,
+            Event::Status { worker, name, value } => {
+                let Some(unit) = self.units.get_mut(&name) else { return };
                 // A status without its assignment speaks of an end that is known already.
                 if let Some(holder) = unit.holders.iter_mut().find(|h| h.worker == worker) {
                     holder.status = value;
+                    self.agenda.put(&name, due_of(&self.workers, unit));
                 }
-            }),
+            }
+        }
+    }
+
+    fn apply_record(&mut self, name: &ResourceName, record: Option<Box<Versioned<Record>>>, unreadable: Option<Box<str>>) {
+        let class = record.as_deref().map(|record| self.classes.enter(&record.value.definition));
+        let mut old = None;
+        self.with_unit(name, |unit| {
+            (unit.record, unit.unreadable) = (record, unreadable);
+            old = std::mem::replace(&mut unit.class, class);
+        });
+        if let Some(old) = old {
+            self.classes.leave(old);
         }
     }
 
     fn apply_assignment(&mut self, id: WorkerId, name: &ResourceName, value: Option<Held>, now: Moment) {
-        let stands = value.is_some();
+        let worker = self.workers.entry(id.clone()).or_default();
+        if value.is_some() {
+            worker.names.insert(name.clone());
+        } else {
+            worker.names.remove(name);
+        }
+        self.agenda.put_worker(&id, worker);
+        let new = value.clone();
+        let mut before = None;
         self.with_unit(name, |unit| {
             let at = unit.holders.iter().position(|h| h.worker == id);
             match (at, value) {
-                (Some(at), Some(held)) => unit.holders[at].held = held,
+                (Some(at), Some(held)) => before = Some(std::mem::replace(&mut unit.holders[at].held, held)),
                 (None, Some(held)) => unit.holders.push(Holder { worker: id.clone(), held, status: None }),
-                (Some(at), None) => drop(unit.holders.remove(at)),
+                (Some(at), None) => before = Some(unit.holders.remove(at).held),
                 (None, None) => {}
             }
         });
-        self.with_worker(&id, now, |worker| {
-            if stands {
-                worker.names.insert(name.clone());
-            } else {
-                worker.names.remove(name);
-            }
-        });
-        // The unit was classified before its worker was known to exist.
-        self.classify(name);
+        if let Some(new) = new {
+            self.note_assignment(&id, name, before.as_ref(), &new, now);
+        } else if self.workers.get(&id).is_some_and(Worker::is_empty) {
+            self.workers.remove(&id);
+        }
     }
 
-    /// Changes one unit and keeps payloads, ranking and agenda true.
+    /// Remembers what an assignment tells about the past.
+    fn note_assignment(&mut self, id: &WorkerId, name: &ResourceName, before: Option<&Held>, held: &Held, now: Moment) {
+        let newest = self.cursor.as_ref().map_or(Epoch::default(), |(epoch, _)| *epoch);
+        // Epoch zero: it has just been decided.
+        if before.is_none() && (held.epoch == Epoch::default() || held.epoch >= newest) {
+            self.cursor = Some((held.epoch.max(newest), id.clone()));
+        }
+        let is_balance = |held: &Held| matches!(held.phase, Phase::Stop { reason: StopReason::Rebalance, .. });
+        if is_balance(held) && !before.is_some_and(is_balance) {
+            self.moves.note(name.clone(), now);
+        }
+    }
+
+    /// Changes one unit and keeps payloads, rankings, relations and agenda true.
     fn with_unit(&mut self, name: &ResourceName, change: impl FnOnce(&mut Unit)) {
         let unit = self.units.entry(name.clone()).or_default();
-        let before = unit.home().cloned().map(|home| (home, unit.weight()));
+        let is_relative = |unit: &Unit| unit.definition().is_some_and(|d| d.rules().is_relative());
+        let (before, was_relative) = (unit.burden(), is_relative(unit));
+        if let Some(relations) = &mut self.relations {
+            relate(relations, &self.workers, unit, -1);
+        }
         change(unit);
-        let after = unit.home().cloned().map(|home| (home, unit.weight()));
+        let (after, is_relative) = (unit.burden(), is_relative(unit));
+        if let Some(relations) = &mut self.relations {
+            relate(relations, &self.workers, unit, 1);
+        }
+        self.agenda.put(name, due_of(&self.workers, unit));
         if unit.record.is_none() && unit.unreadable.is_none() && unit.holders.is_empty() {
             self.units.remove(name);
         }
         if before != after {
-            if let Some((home, weight)) = before {
-                self.add_payload(&home, |payload| payload - weight);
+            if let Some((home, burden)) = before {
+                self.carry(&home, |worker| worker.lay_down(burden));
             }
-            if let Some((home, weight)) = after {
-                self.add_payload(&home, |payload| payload + weight);
+            if let Some((home, burden)) = after {
+                self.carry(&home, |worker| worker.take_up(burden));
             }
         }
-        self.classify(name);
+        self.relative = self.relative + usize::from(is_relative) - usize::from(was_relative);
+        match (&self.relations, self.relative) {
+            (Some(_), 0) => self.relations = None,
+            (None, 1..) => self.relations = Some(Box::new(self.relations_anew())),
+            _ => {}
+        }
     }
 
-    fn add_payload(&mut self, id: &WorkerId, change: impl FnOnce(u64) -> u64) {
+    /// Changes what a worker has to carry, and keeps rankings and agenda true.
+    fn carry(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker)) {
         let worker = self.workers.entry(id.clone()).or_default();
-        let ready = worker.standing() == Standing::Ready;
         let old = worker.payload;
-        worker.payload = change(old);
-        if ready {
-            let payload = worker.payload;
-            self.ranking.remove(&Rank { payload: old, worker: id.clone() });
-            self.ranking.insert(Rank { payload, worker: id.clone() });
-        } else if worker.is_empty() {
+        change(worker);
+        if let Some(shape) = worker.shape {
+            self.rankings.change(id, shape, old, worker.payload);
+        }
+        self.agenda.put_worker(id, worker);
+        if worker.is_empty() {
             self.workers.remove(id);
         }
     }
 
-    /// Changes one worker and keeps ranking, agenda and the moment of its loss true.
+    /// Where resources stand to each other, counted anew: it costs as much as there are resources.
+    #[must_use]
+    pub fn relations_anew(&self) -> Relations {
+        let mut relations = Relations::default();
+        for unit in self.units.values() {
+            relate(&mut relations, &self.workers, unit, 1);
+        }
+        relations
+    }
+
+    /// Changes one worker and keeps rankings, relations, agenda and the moments of its loss and its drain true.
     fn with_worker(&mut self, id: &WorkerId, now: Moment, change: impl FnOnce(&mut Worker)) {
         let worker = self.workers.entry(id.clone()).or_default();
-        let (standing, session) = (worker.standing(), worker.admission.as_ref().map(|a| a.value.session));
-        let registered = worker.registered.as_ref().map(|r| r.0);
-        let names = worker.names.len();
+        if let Some(shape) = worker.shape.take() {
+            self.rankings.remove(id, shape, worker.payload);
+        }
+        let (standing, admitted) = (worker.standing(), worker.admission.as_ref().map(|a| a.value.session));
+        let (intent, registered) = (worker.intent, worker.registered.clone());
         change(worker);
         let standing_after = worker.standing();
+        let registration_changed = standing != standing_after || registered != worker.registered;
         let admitted_is_gone = matches!(standing_after, Standing::Lost | Standing::Returning);
-        let same_loss = session == worker.admission.as_ref().map(|a| a.value.session);
+        let same_loss = admitted == worker.admission.as_ref().map(|a| a.value.session);
         worker.gone_since = match worker.gone_since {
             since @ Some(_) if admitted_is_gone && same_loss => since,
             _ => admitted_is_gone.then_some(now),
         };
-        let rank = Rank { payload: worker.payload, worker: id.clone() };
-        if standing_after == Standing::Ready {
-            self.ranking.insert(rank);
-        } else {
-            self.ranking.remove(&rank);
+        worker.draining_since = match worker.draining_since {
+            since @ Some(_) if intent == worker.intent => since,
+            _ => worker.wish().is_some_and(crate::WorkerWish::is_drain).then_some(now),
+        };
+        if worker.is_open()
+            && let Some((_, registration)) = worker.registered.as_deref()
+        {
+            worker.shape = Some(self.rankings.insert(id, registration, worker.payload));
         }
-        let registration_changed = registered != worker.registered.as_ref().map(|r| r.0) || standing != standing_after;
-        if worker.is_on_agenda() {
-            self.agenda.workers.insert(id.clone());
-        } else {
-            self.agenda.workers.remove(id);
+        let ready = |standing| usize::from(standing == Standing::Ready);
+        self.ready = self.ready + ready(standing_after) - ready(standing);
+        let is_uncordoned = intent.is_some() && worker.is_open();
+        if is_uncordoned || (standing, standing_after) == (Standing::New, Standing::Ready) {
+            self.joins.note(id.clone(), now);
         }
+        if let Some((session, old)) = registered.as_deref()
+            && worker.registered.as_ref().map(|r| r.0) != Some(*session)
+            && !old.released
+        {
+            self.losses.note(id.clone(), now);
+        }
+        let labels = |registered: &Option<Box<(Session, crate::Registration)>>| registered.as_ref().map(|r| r.1.labels.clone());
+        let (old_labels, new_labels) = (labels(&registered), labels(&worker.registered));
+        if let Some(relations) = self.relations.as_mut().filter(|_| old_labels != new_labels) {
+            relations.relabel(id, old_labels.as_ref(), new_labels.as_ref());
+        }
+        let names = if registration_changed { worker.names.clone() } else { BTreeSet::new() };
+        self.agenda.put_worker(id, worker);
         if worker.is_empty() {
             self.workers.remove(id);
         }
-        if registration_changed && names > 0 {
-            for name in self.workers.get(id).map(|w| w.names.clone()).unwrap_or_default() {
-                self.classify(&name);
+        for name in names {
+            if let Some(unit) = self.units.get(&name) {
+                self.agenda.put(&name, due_of(&self.workers, unit));
             }
         }
     }
 
-    /// Puts one unit where it belongs on the agenda.
-    fn classify(&mut self, name: &ResourceName) {
-        let class = self.units.get(name).map_or(Class::Settled, |unit| self.class_of(unit));
-        let agenda = &mut self.agenda;
-        for (set, wanted) in
-            [(&mut agenda.unplaced, Class::Unplaced), (&mut agenda.attention, Class::Attention), (&mut agenda.stopping, Class::Stopping)]
-        {
-            if class == wanted {
-                set.insert(name.clone());
-            } else {
-                set.remove(name);
-            }
-        }
-    }
-
-    pub(crate) fn class_of(&self, unit: &Unit) -> Class {
-        if unit.unreadable.is_some() {
-            return Class::Settled;
-        }
-        match (&unit.record, unit.holders.as_slice()) {
-            (None, []) => Class::Settled,
-            (Some(_), []) => Class::Unplaced,
-            // Decided, and not yet known to be written: nothing can be said to its epoch.
-            (_, [holder]) if holder.held.epoch == Epoch::default() => Class::Settled,
-            (_, [holder]) if holder.is_stopped() => Class::Attention,
-            (_, [holder]) if !holder.held.runs() => Class::Stopping,
-            (Some(record), [holder]) if self.is_as_wanted(&record.value, holder) => Class::Settled,
-            _ => Class::Attention,
-        }
-    }
-
-    fn is_as_wanted(&self, record: &Record, holder: &Holder) -> bool {
-        if record.definition.hash() != holder.held.hash {
-            return false;
-        }
-        let Some(worker) = self.workers.get(&holder.worker) else { return true };
-        let standing = worker.standing();
-        if matches!(standing, Standing::Lost | Standing::Returning) {
-            return record.definition.ownership == Ownership::Exclusive;
-        }
-        // Of a worker that is not ready nothing is known that could be held against it.
-        let Some(registration) = worker.registration().filter(|_| standing == Standing::Ready) else { return true };
-        fit::may_run(&record.definition, &holder.worker, registration).is_ok()
-            && *record.assigned_node == *Record::node(&holder.worker, &registration.address)
+    pub(crate) fn due_of(&self, unit: &Unit) -> Due {
+        due_of(&self.workers, unit)
     }
 
     /// What stands under a name.
@@ -397,10 +285,58 @@ impl Cluster {
         self.workers.iter()
     }
 
-    /// The ready workers, least loaded first.
+    /// The workers on which something can be placed, in the order of their loads.
     #[must_use]
-    pub fn ranking(&self) -> &BTreeSet<Rank> {
-        &self.ranking
+    pub fn rankings(&self) -> &Rankings {
+        &self.rankings
+    }
+
+    /// How many workers are ready, whatever is wanted of them.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// The classes of resources that look the same when a worker is chosen.
+    #[must_use]
+    pub fn classes(&self) -> &Classes {
+        &self.classes
+    }
+
+    /// Where resources stand to each other; none: no resource has a rule that depends on it.
+    #[must_use]
+    pub fn relations(&self) -> Option<&Relations> {
+        self.relations.as_deref()
+    }
+
+    /// The worker that an assignment was created for last.
+    #[must_use]
+    pub fn cursor(&self) -> Option<&WorkerId> {
+        self.cursor.as_ref().map(|(_, worker)| worker)
+    }
+
+    /// Workers that were admitted when nothing stood under their id, or that were uncordoned, as far as this observer has seen it.
+    #[must_use]
+    pub fn joins(&self) -> &Recent<WorkerId> {
+        &self.joins
+    }
+
+    /// Sessions that ended without a word, as far as this observer has seen it.
+    #[must_use]
+    pub fn losses(&self) -> &Recent<WorkerId> {
+        &self.losses
+    }
+
+    /// Resources that were told to move for balance, as far as this observer has seen it.
+    #[must_use]
+    pub fn moves(&self) -> &Recent<ResourceName> {
+        &self.moves
+    }
+
+    /// The lost sessions whose work a person has given up waiting for.
+    #[must_use]
+    pub fn let_go(&self) -> &BTreeMap<WorkerId, Session> {
+        &self.let_go
     }
 
     /// What may need an action.
@@ -422,11 +358,13 @@ impl Cluster {
     }
 }
 
-/// Which set of the agenda a unit belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    Settled,
-    Unplaced,
-    Attention,
-    Stopping,
+/// Counts a unit in all its places, or takes it away.
+fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, unit: &Unit, sign: i64) {
+    let Some(definition) = unit.definition() else { return };
+    let home = unit.home();
+    for worker in unit.places() {
+        let labels = workers.get(worker).and_then(Worker::registration).map(|r| &r.labels);
+        let by = Count { home: sign * i64::from(home == Some(worker)), present: sign };
+        relations.add(definition, worker, labels, by);
+    }
 }

@@ -1,9 +1,11 @@
 //! What an action writes: the keys, and the guards that make a write from a stale view fail. The commit pipeline turns a decision into
 //! one transaction; the leader applies the same decision to its own Cluster.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    Action, Admission, Assignment, Cluster, Definition, Epoch, Event, Held, Holder, Phase, Record, ResourceName, Revision, Session, Spec,
-    Versioned, WorkerId,
+    Action, Admission, Assignment, Cluster, Definition, Epoch, Event, Held, Holder, Intent, Phase, Record, ResourceName, Revision,
+    Selector, Session, Spec, Versioned, WorkerId,
 };
 
 /// One transaction's worth of writes, without the leader's fence, which the pipeline adds.
@@ -45,6 +47,10 @@ pub enum Write {
     NoAdmission(WorkerId),
     /// Deletes `/workers/<id>`.
     NoRegistration(WorkerId),
+    /// Puts `/intents/workers/<id>`; none: deletes it.
+    Intent(WorkerId, Option<Intent>),
+    /// Puts `/intents/brake`: the lost sessions that are let go; with none, deletes it.
+    LetGo(BTreeMap<WorkerId, Session>),
 }
 
 impl Write {
@@ -67,6 +73,8 @@ impl Write {
             }
             Self::NoAdmission(worker) => Event::Admission { worker: worker.clone(), value: None },
             Self::NoRegistration(id) => Event::Worker { id: id.clone(), value: None },
+            Self::Intent(worker, intent) => Event::Intent { worker: worker.clone(), value: *intent },
+            Self::LetGo(sessions) => Event::LetGo { sessions: sessions.clone() },
         }
     }
 }
@@ -110,16 +118,27 @@ impl Decision {
 
     /// Creates the assignment of a resource to a worker, where none stands.
     pub fn assign(&mut self, definition: &Definition, worker: &WorkerId) {
+        self.put_assignment(definition, worker, Epoch::default());
+    }
+
+    /// Gives a worker new rules for what it runs; what it runs stays the same.
+    pub fn give_rules(&mut self, definition: &Definition, worker: &WorkerId, held: &Held) {
+        debug_assert_eq!(definition.hash(), held.hash, "what it runs stays the same");
+        self.put_assignment(definition, worker, held.epoch);
+    }
+
+    /// Epoch zero: none stands yet.
+    fn put_assignment(&mut self, definition: &Definition, worker: &WorkerId, epoch: Epoch) {
         let name = definition.name.clone();
-        let (kind, spec) = (definition.kind.to_string(), definition.spec.clone());
-        let assignment = Assignment { kind, spec, hash: definition.hash(), phase: Phase::Run };
-        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), Epoch::default()));
-        self.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), Epoch::default()));
+        let (kind, spec, require) = (definition.kind.to_string(), definition.spec.clone(), definition.require.clone());
+        let assignment = Assignment { kind, spec, require, hash: definition.hash(), phase: Phase::Run };
+        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), epoch));
+        self.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), epoch));
     }
 
     /// Tells a worker to stop what it holds. It has what it runs; the hash alone says which content is being stopped.
     pub fn stop(&mut self, name: &ResourceName, worker: &WorkerId, held: &Held, phase: Phase) {
-        let assignment = Assignment { kind: String::new(), spec: Spec::default(), hash: held.hash, phase };
+        let assignment = Assignment { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: held.hash, phase };
         self.guards.push(Guard::Assignment(worker.clone(), name.clone(), held.epoch));
         self.writes.push(Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), held.epoch));
     }

@@ -45,7 +45,7 @@ fn of_assignment(worker: &str, epoch: Epoch) -> Guard {
 
 #[test]
 fn what_is_created_must_not_stand() {
-    let place = Action::Place { resource: name(), worker: id("v"), reason: PlaceReason::LeastPayload };
+    let place = Action::Place { resource: name(), worker: id("v"), reason: PlaceReason::Pinned };
     assert!(guards(&place, Observed::Running).contains(&of_assignment("v", Epoch::default())));
 }
 

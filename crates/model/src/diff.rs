@@ -5,7 +5,7 @@
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt};
 
-use crate::{Definition, ResourceName};
+use crate::{Definition, ResourceName, Rules};
 
 /// What leads from the old set to the new one, each part in the order of the names.
 #[must_use]
@@ -82,13 +82,21 @@ impl Change<'_> {
     pub fn fields(&self) -> Vec<&'static str> {
         let old = self.old;
         // Taken apart, so that a field that is added to a definition cannot be forgotten here.
-        let Definition { name: _, kind, weight, labels, require, pin, ownership, spec } = self.new;
+        let Definition { name: _, kind, weight, labels, require, pin, ownership, spec, more: _ } = self.new;
+        let (rules, old_rules) = (self.new.rules(), old.rules());
+        let Rules { prefer, spread, together, apart, policy, rebalance } = rules;
         let differs = [
             ("kind", old.kind != *kind),
             ("weight", old.weight != *weight),
             ("labels", old.labels != *labels),
             ("require", old.require != *require),
             ("pin", old.pin != *pin),
+            ("prefer", old_rules.prefer != *prefer),
+            ("spread", old_rules.spread != *spread),
+            ("together", old_rules.together != *together),
+            ("apart", old_rules.apart != *apart),
+            ("policy", old_rules.policy != *policy),
+            ("rebalance", old_rules.rebalance != *rebalance),
             ("ownership", old.ownership != *ownership),
             ("spec", old.spec != *spec),
         ];

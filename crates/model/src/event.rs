@@ -1,8 +1,8 @@
 //! What can happen to a Cluster: a key of etcd was written or deleted. A list and a watch give the same events.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use crate::{Admission, Assignment, Epoch, Hash, Phase, Record, Registration, ResourceName, Revision, Session, Status, WorkerId};
+use crate::{Admission, Assignment, Epoch, Hash, Intent, Phase, Record, Registration, ResourceName, Revision, Session, Status, WorkerId};
 
 /// A point in time by the observer's own monotonic clock, counted from any origin that does not change while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,6 +13,12 @@ impl Moment {
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span))
+    }
+
+    /// The moment that lies so much earlier, or the origin.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span))
     }
 }
 
@@ -55,6 +61,18 @@ pub enum Event {
         name: ResourceName,
         /// What stands there.
         value: Option<Held>,
+    },
+    /// `/intents/workers/<id>`
+    Intent {
+        /// The worker.
+        worker: WorkerId,
+        /// What is wanted of it.
+        value: Option<Intent>,
+    },
+    /// `/intents/brake`
+    LetGo {
+        /// The lost sessions whose work a person has given up waiting for.
+        sessions: BTreeMap<WorkerId, Session>,
     },
     /// `/status/<worker>/<name>`
     Status {

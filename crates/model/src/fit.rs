@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Definition, Registration, WorkerId};
+use crate::{Definition, Labels, Needs, Registration, WorkerId, WorkerWish};
 
 /// The hard rule that a worker breaks for a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +13,16 @@ pub enum Misfit {
     Kind(Box<str>),
     /// A term of its `require` does not hold for the worker's labels.
     Require(String),
+    /// Nothing more is to come to the worker.
+    Cordoned,
+    /// The worker is being drained.
+    Draining,
+    /// It would be with another that it is to be apart from, by this selector of its own.
+    Apart(String),
+    /// It would be with another that is to be apart from it, by this selector of the other's.
+    KeptApart(String),
+    /// No other that it is to be together with, by this selector, is there.
+    Together(String),
     /// The worker's capacity would be exceeded.
     Capacity {
         /// What the worker has left.
@@ -28,35 +38,93 @@ impl fmt::Display for Misfit {
             Self::Pinned(worker) => write!(f, "it is pinned to {worker}"),
             Self::Kind(kind) => write!(f, "no driver for kind {kind}"),
             Self::Require(term) => write!(f, "require: {term} does not hold"),
+            Self::Cordoned => f.write_str("it is cordoned"),
+            Self::Draining => f.write_str("it is being drained"),
+            Self::Apart(selector) => write!(f, "apart: another with {selector} is there"),
+            Self::KeptApart(selector) => write!(f, "another is there that is to be apart from {selector}"),
+            Self::Together(selector) => write!(f, "together: no other with {selector} is there"),
             Self::Capacity { free, weight } => write!(f, "capacity: weight {weight} is more than the {free} that is left"),
         }
     }
 }
 
-/// Whether the rules that do not depend on load let this worker run this resource: the condition for staying.
+/// A worker as a place for something: what rules can see of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its id.
+    pub id: &'a WorkerId,
+    /// What it says of itself.
+    pub registration: &'a Registration,
+    /// What is wanted of it.
+    pub wish: Option<WorkerWish>,
+    /// The sum of the weights that count there.
+    pub payload: u64,
+}
+
+impl Misfit {
+    /// The rule in one word, by which workers are counted.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::Pinned(_) => "pin",
+            Self::Kind(_) => "kind",
+            Self::Require(_) => "require",
+            Self::Cordoned => "cordon",
+            Self::Draining => "drain",
+            Self::Apart(_) | Self::KeptApart(_) => "apart",
+            Self::Together(_) => "together",
+            Self::Capacity { .. } => "capacity",
+        }
+    }
+}
+
+/// Whether the rules that depend on nothing but the worker itself let it run this: the condition for staying, which the worker checks
+/// for itself too.
 ///
 /// # Errors
 /// The rule that it breaks.
-pub fn may_run(definition: &Definition, id: &WorkerId, worker: &Registration) -> Result<(), Misfit> {
-    if let Some(pin) = definition.pin.as_ref().filter(|pin| *pin != id) {
+pub fn may_run(needs: Needs<'_>, id: &WorkerId, worker: &Registration) -> Result<(), Misfit> {
+    if let Some(pin) = needs.pin.filter(|pin| *pin != id) {
         return Err(Misfit::Pinned(pin.clone()));
     }
-    if !definition.kind.is_empty() && !worker.kinds.iter().any(|k| **k == *definition.kind) {
-        return Err(Misfit::Kind(definition.kind.clone()));
+    suits(needs, &worker.kinds, &worker.labels)
+}
+
+/// The part of [`may_run`] in which all workers of one [`crate::Shape`] are equal.
+///
+/// # Errors
+/// The rule that they break.
+pub fn suits(needs: Needs<'_>, kinds: &[String], labels: &Labels) -> Result<(), Misfit> {
+    if !needs.kind.is_empty() && !kinds.iter().any(|k| *k == needs.kind) {
+        return Err(Misfit::Kind(needs.kind.into()));
     }
-    match definition.require.first_miss(&worker.labels) {
+    match needs.require.first_miss(labels) {
         None => Ok(()),
         Some(term) => Err(Misfit::Require(term)),
     }
 }
 
-/// Whether this worker, with this payload already, can take this resource as well: the condition for coming.
+/// Whether this worker can take this resource as well: the condition for coming, but for rules that are relative to other resources
+/// ([`crate::Related::allow`]).
 ///
 /// # Errors
 /// The rule that it breaks.
-pub fn can_run(definition: &Definition, id: &WorkerId, worker: &Registration, payload: u64) -> Result<(), Misfit> {
-    may_run(definition, id, worker)?;
-    let free = worker.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(payload));
+pub fn can_run(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
+    may_run(definition.needs(), place.id, place.registration)?;
+    match place.wish {
+        None => {}
+        Some(WorkerWish::Cordon) => return Err(Misfit::Cordoned),
+        Some(WorkerWish::Drain { .. }) => return Err(Misfit::Draining),
+    }
+    has_room(definition, place)
+}
+
+/// Whether the worker's capacity has room for this resource as well.
+///
+/// # Errors
+/// [`Misfit::Capacity`].
+pub fn has_room(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
+    let free = place.registration.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(place.payload));
     if u64::from(definition.weight) <= free {
         return Ok(());
     }

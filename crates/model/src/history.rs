@@ -77,6 +77,18 @@ pub enum HappeningKind {
     Lost,
     /// A worker left.
     Released,
+    /// Nothing more is placed on a worker.
+    Cordoned,
+    /// A worker is being drained.
+    Draining,
+    /// Nothing is wanted of a worker any more.
+    Uncordoned,
+    /// The brake holds what lost workers ran.
+    Held,
+    /// It holds nothing any more.
+    Resumed,
+    /// A person lets workers go that are gone.
+    LetGo,
     /// A master took office.
     Leading,
 }
@@ -96,6 +108,12 @@ impl HappeningKind {
             Self::Admitted => "admitted",
             Self::Lost => "lost",
             Self::Released => "released",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Uncordoned => "uncordoned",
+            Self::Held => "held",
+            Self::Resumed => "resumed",
+            Self::LetGo => "letgo",
             Self::Leading => "leading",
         }
     }

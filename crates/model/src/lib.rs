@@ -5,8 +5,10 @@
 //!
 //! No IO, no clock, no tokio and no etcd here: time and revisions come in as arguments.
 
+mod agenda;
 mod assignment;
 pub mod check;
+mod classes;
 mod cluster;
 mod decision;
 pub mod diff;
@@ -15,25 +17,41 @@ mod event;
 pub mod fit;
 mod history;
 mod ids;
+mod intent;
 pub mod manifest;
 mod plan;
 pub mod process;
+mod rankings;
+mod recent;
 mod record;
+mod relations;
 mod resource;
+mod rules;
 mod selector;
+mod spec;
+mod standing;
 mod worker;
 
+pub use agenda::Agenda;
 pub use assignment::{Assignment, Observed, Phase, Status, StopReason};
 pub use check::Violation;
-pub use cluster::{Agenda, Cluster, Holder, Rank, Standing, Unit, Worker};
+pub use classes::{ClassId, Classes};
+pub use cluster::Cluster;
 pub use decision::{Decision, Guard, NotYet, Write};
 pub use ends::End;
 pub use event::{Event, Held, Moment, Versioned};
-pub use fit::Misfit;
+pub use fit::{Misfit, Place};
 pub use history::{Happening, HappeningKind, MasterRecord};
 pub use ids::{Epoch, MAX_NAME, MasterId, NameError, ResourceName, Revision, Session, WorkerId};
-pub use plan::{Action, AdmitReason, EndReason, Pending, PlaceReason, Plan, Subject, Undone};
+pub use intent::{Intent, WorkerWish};
+pub use plan::{Action, AdmitReason, Brake, EndReason, Failed, Pending, PlaceReason, Plan, Subject, Undone};
+pub use rankings::{Load, Rank, Rankings, Shape, ShapeId, Shaped};
+pub use recent::{REMEMBERED, Recent};
 pub use record::Record;
-pub use resource::{Definition, DefinitionError, Draft, Hash, MAX_LABEL, MAX_LABELS, MAX_SPEC, MAX_WEIGHT, Ownership, Spec, check_labels};
+pub use relations::{Count, Related, Relations};
+pub use resource::{Definition, DefinitionError, Draft, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, Needs, Ownership, check_labels};
+pub use rules::{PolicyName, Preference, Rebalance, Rules, UnknownPolicy};
 pub use selector::{Selector, SelectorError};
+pub use spec::{Hash, MAX_SPEC, Spec};
+pub use standing::{Holder, Standing, Unit, Worker};
 pub use worker::{Admission, Labels, Origin, RATE_PERCENT, Registration, wait_for};

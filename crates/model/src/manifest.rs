@@ -278,7 +278,7 @@ fn definition(place: &Place, value: Value) -> Result<Definition, ManifestError> 
     draft.check().map_err(|source| ManifestError::Definition { place: place.clone(), source: Box::new(source) })
 }
 
-const TEXTS: [&str; 9] = ["name", "kind", "require", "pin", "spread", "together", "apart", "policy", "ownership"];
+const TEXTS: [&str; 10] = ["name", "kind", "require", "pin", "spread", "together", "apart", "policy", "rebalance", "ownership"];
 const OTHERS: [&str; 4] = ["weight", "labels", "prefer", "spec"];
 
 /// The types of the fields, with better words than a general deserializer has.

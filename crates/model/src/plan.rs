@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::{Epoch, Misfit, Moment, ResourceName, Session, StopReason, WorkerId};
+use crate::{Epoch, Misfit, Moment, PolicyName, ResourceName, Session, StopReason, WorkerId};
 
 /// An immutable list of actions made from one state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,26 @@ pub struct Plan {
     pub undone: Vec<Undone>,
     /// When a wait ends and another plan is due though nothing happened; none: only events matter.
     pub wake: Option<Moment>,
+    /// So many workers are gone that what they ran is held; none: no more than may be.
+    pub brake: Option<Brake>,
+}
+
+/// Many workers are gone at once. That is rather the network or etcd than the workers, so nothing moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brake {
+    /// How many workers are gone that had something to run.
+    pub lost: usize,
+    /// How many there are with those that are ready.
+    pub of: usize,
+    /// The share of them that may be gone before it holds, in percent.
+    pub percent: u32,
+}
+
+impl fmt::Display for Brake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lost, of, percent } = self;
+        write!(f, "{lost} of {of} workers are gone, more than {percent}%: what they ran is held until they return or the brake is released")
+    }
 }
 
 /// One step of the leader. Each is one transaction.
@@ -120,8 +140,10 @@ pub enum AdmitReason {
 /// Why a resource is placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlaceReason {
-    /// The least loaded of the workers that can run it.
-    LeastPayload,
+    /// The first by this policy among those that can run it.
+    Policy(PolicyName),
+    /// It is pinned there.
+    Pinned,
     /// It was there before, and may stay.
     Stays,
 }
@@ -157,6 +179,8 @@ pub enum Subject {
     Resource(ResourceName),
     /// A worker that is not ready, or whose assignments wait.
     Worker(WorkerId),
+    /// So many resources more, which are not told one by one.
+    More(usize),
 }
 
 /// Why something is not done.
@@ -164,14 +188,12 @@ pub enum Subject {
 pub enum Pending {
     /// No worker is ready.
     NoWorkers,
-    /// Workers are ready, and each breaks a hard rule; how many break which, the commonest first.
+    /// Workers are ready, and each breaks a hard rule.
     NoneFits {
         /// How many workers are ready.
         workers: usize,
-        /// The commonest rule that they break.
-        commonest: Misfit,
-        /// How many break it.
-        count: usize,
+        /// How many break which rule, the commonest first; never empty.
+        failed: Vec<Failed>,
     },
     /// It is pinned to a worker that cannot take it; none: that worker is not ready.
     Pin {
@@ -191,23 +213,92 @@ pub enum Pending {
     },
     /// More is due than one plan takes on; the next one goes on.
     Budget,
+    /// As many as may be are on their way already.
+    InFlight(usize),
+    /// It was moved for balance lately, and is left alone until this moment.
+    Cooling(Moment),
+    /// Too many workers are gone at once.
+    Brake(Brake),
+    /// It is to leave this worker, which is being drained, and no other takes it.
+    Drain {
+        /// The worker.
+        worker: WorkerId,
+        /// Why no other takes it.
+        why: Box<Pending>,
+    },
+    /// Its worker breaks a rule for it, and no other takes it.
+    Stays {
+        /// The worker.
+        worker: WorkerId,
+        /// The rule.
+        misfit: Misfit,
+    },
+    /// The worker has more than its capacity, and no other takes any of it.
+    Over {
+        /// What it has.
+        payload: u64,
+        /// What it takes.
+        capacity: u64,
+    },
     /// The record in etcd cannot be read, so it is neither run nor stopped.
     Unreadable(Box<str>),
 }
+
+impl Pending {
+    /// The worker that something waits on or for, if it is one.
+    #[must_use]
+    pub fn worker(&self) -> Option<&WorkerId> {
+        match self {
+            Self::Pin { worker, .. }
+            | Self::PreviousRun(worker)
+            | Self::Authority { worker, .. }
+            | Self::Drain { worker, .. }
+            | Self::Stays { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+}
+
+/// How many workers break one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The rule, as one of them breaks it; of capacities, the one with the most room.
+    pub misfit: Misfit,
+    /// How many break it.
+    pub count: usize,
+}
+
+/// How many rules a sentence names.
+const NAMED: usize = 3;
 
 impl fmt::Display for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoWorkers => f.write_str("no worker is ready"),
-            Self::NoneFits { workers: 1, commonest, .. } => write!(f, "the one ready worker does not fit: {commonest}"),
-            Self::NoneFits { workers, commonest, count } => {
-                write!(f, "none of the {workers} ready workers fits: {commonest} ({count} of {workers})")
+            Self::NoneFits { workers: 1, failed } => {
+                f.write_str("the one ready worker does not fit")?;
+                failed.first().map_or(Ok(()), |failed| write!(f, ": {}", failed.misfit))
+            }
+            Self::NoneFits { workers, failed } => {
+                write!(f, "none of the {workers} ready workers fits")?;
+                for (n, Failed { misfit, count }) in failed.iter().take(NAMED).enumerate() {
+                    write!(f, "{} {misfit} ({count} of {workers})", if n == 0 { ":" } else { ";" })?;
+                }
+                if failed.len() > NAMED { write!(f, "; and {} rules more", failed.len() - NAMED) } else { Ok(()) }
             }
             Self::Pin { worker, misfit: None } => write!(f, "it is pinned to {worker}, which is not ready"),
             Self::Pin { worker, misfit: Some(misfit) } => write!(f, "it is pinned to {worker}, which cannot take it: {misfit}"),
             Self::PreviousRun(worker) => write!(f, "waits for its previous run on {worker} to end"),
             Self::Authority { worker, .. } => write!(f, "{worker} is lost; waits until nothing can run there any more"),
             Self::Budget => f.write_str("its turn comes with the next plan"),
+            Self::InFlight(limit) => write!(f, "{limit} are on their way already, and no more may be at a time"),
+            Self::Cooling(_) => f.write_str("it was moved for balance lately, and is left alone for a while"),
+            Self::Brake(brake) => brake.fmt(f),
+            Self::Drain { worker, why } => write!(f, "cannot leave {worker}, which is being drained: {why}"),
+            Self::Stays { worker, misfit } => write!(f, "stays on {worker}, since no other can take it, though {misfit}"),
+            Self::Over { payload, capacity } => {
+                write!(f, "has {payload}, more than its capacity of {capacity}, and no other can take any of it")
+            }
             Self::Unreadable(error) => write!(f, "its record in etcd cannot be read: {error}"),
         }
     }
@@ -230,13 +321,20 @@ impl PlaceReason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::LeastPayload => "least payload",
+            Self::Policy(policy) => policy.reason(),
+            Self::Pinned => "pinned",
             Self::Stays => "it was there before",
         }
     }
 }
 
 impl EndReason {
+    /// It is known only from a session that is gone.
+    #[must_use]
+    pub fn is_of_lost(self) -> bool {
+        matches!(self, Self::Waited | Self::Available)
+    }
+
     /// For people.
     #[must_use]
     pub fn as_str(self) -> &'static str {

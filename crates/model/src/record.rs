@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use serde_json::Value;
+
 use crate::{Definition, Draft, Hash, Labels, Ownership, ResourceName, Spec, WorkerId};
 
 /// A resource as it stands in etcd.
@@ -25,6 +27,12 @@ impl Record {
     #[must_use]
     pub fn assigned_worker(&self) -> Option<&str> {
         self.assigned_node.split_once('|').map(|(worker, _)| worker)
+    }
+
+    /// Whether this is the view for people of a worker at an address.
+    #[must_use]
+    pub fn is_node(text: &str, worker: &WorkerId, address: &str) -> bool {
+        text.strip_prefix(worker.as_str()).and_then(|rest| rest.strip_prefix('|')) == Some(address)
     }
 
     /// The view for people of a worker at an address.
@@ -55,6 +63,18 @@ struct Wire {
     require: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pin: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    prefer: Vec<Value>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    spread: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    together: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    apart: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    policy: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    rebalance: String,
     #[serde(default, skip_serializing_if = "is_exclusive")]
     ownership: Ownership,
     #[serde(default, skip_serializing_if = "Spec::is_empty")]
@@ -74,17 +94,26 @@ fn is_exclusive(ownership: &Ownership) -> bool {
 impl From<Record> for Wire {
     fn from(record: Record) -> Self {
         let hash = record.definition.hash();
-        let Definition { name, kind, weight, labels, require, pin, ownership, spec } = record.definition;
+        let ownership = record.definition.ownership;
+        // One place knows which fields have their default; here they only get other names.
+        let draft = record.definition.to_draft();
+        let Definition { kind, spec, .. } = record.definition;
         Self {
             id: record.id.to_string(),
-            name: name.to_string(),
+            name: draft.name,
             assigned_node: record.assigned_node,
             creation_time: record.creation_time,
             kind,
-            weight: (weight != 1).then_some(u64::from(weight)),
-            labels,
-            require: require.to_string(),
-            pin: pin.map(|p| p.to_string()).unwrap_or_default(),
+            weight: draft.weight,
+            labels: draft.labels,
+            require: draft.require,
+            pin: draft.pin,
+            prefer: draft.prefer,
+            spread: draft.spread,
+            together: draft.together,
+            apart: draft.apart,
+            policy: draft.policy,
+            rebalance: draft.rebalance,
             ownership,
             spec,
             hash,
@@ -98,8 +127,20 @@ impl TryFrom<Wire> for Record {
 
     fn try_from(wire: Wire) -> Result<Self, String> {
         let name = ResourceName::new(&wire.name).map_err(|e| format!("Name: {:?} {e}", wire.name))?;
-        let draft =
-            Draft { name: wire.name, weight: wire.weight, labels: wire.labels, require: wire.require, pin: wire.pin, ..Draft::default() };
+        let draft = Draft {
+            name: wire.name,
+            weight: wire.weight,
+            labels: wire.labels,
+            require: wire.require,
+            pin: wire.pin,
+            prefer: wire.prefer,
+            spread: wire.spread,
+            together: wire.together,
+            apart: wire.apart,
+            policy: wire.policy,
+            rebalance: wire.rebalance,
+            ..Draft::default()
+        };
         // What was taken in stands, whatever its kind asks of a spec today; the worker has the last word on it.
         let rest = draft.check().map_err(|e| e.to_string())?;
         let definition = Definition { kind: wire.kind, ownership: wire.ownership, spec: wire.spec, ..rest };
@@ -139,7 +180,7 @@ mod tests {
 
     #[test]
     fn every_field_survives() {
-        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file"}"#;
+        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Prefer":[{"selector":"disk=ssd","weight":10}],"Spread":"zone","Together":"app=db","Apart":"app=web","Policy":"pack","Rebalance":"never","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file"}"#;
         let hash = Hash::of("process", &Spec::from_value(serde_json::json!({"command": ["x"]})).expect("spec")).to_string();
         let text = text.replace("HASH", &hash);
         let record: Record = serde_json::from_str(&text).expect("record");

@@ -1,31 +1,20 @@
 //! Resources: the definition that a person wrote, checked, and the record that stands in etcd.
 
-use std::fmt;
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::{Value, value::RawValue};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
-    Labels, NameError, ResourceName, Selector, SelectorError, WorkerId,
+    Hash, Labels, NameError, ResourceName, Selector, SelectorError, Spec, WorkerId,
     process::{self, ProcessSpec},
+    rules::{self, Rules},
 };
 
-/// The largest spec, in bytes of canonical JSON.
-pub const MAX_SPEC: usize = 64 * 1024;
 /// The largest weight.
 pub const MAX_WEIGHT: u32 = 1_000_000;
 /// The most labels that one resource or worker has.
 pub const MAX_LABELS: usize = 64;
 /// The longest key or value of a label, in bytes.
 pub const MAX_LABEL: usize = 253;
-
-/// What a driver is given: a JSON object as canonical text (keys in order, no spaces), empty for none.
-#[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct Spec(Box<str>);
-
-/// Covers every field that matters to the worker: kind and spec. Zero, written as "", where both are empty.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Hash(u64);
 
 /// Whether a resource may ever run twice for a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +46,19 @@ pub struct Definition {
     pub ownership: Ownership,
     /// What its driver is given.
     pub spec: Spec,
+    /// What else it says of its placement; none: nothing. See [`Definition::rules`].
+    pub more: Option<Box<Rules>>,
+}
+
+/// What of a resource a worker checks for itself before it runs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs<'a> {
+    /// See [`Definition::kind`].
+    pub kind: &'a str,
+    /// See [`Definition::require`].
+    pub require: &'a Selector,
+    /// See [`Definition::pin`].
+    pub pin: Option<&'a WorkerId>,
 }
 
 /// The shape of a resource in files and in the API, before it is checked.
@@ -77,24 +79,27 @@ pub struct Draft {
     /// See [`Definition::require`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub require: String,
-    /// Softer than `require`; not honoured yet, and therefore refused.
+    /// See [`Rules::prefer`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefer: Vec<Value>,
     /// See [`Definition::pin`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pin: String,
-    /// Not honoured yet, and therefore refused.
+    /// See [`Rules::spread`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub spread: String,
-    /// Not honoured yet, and therefore refused.
+    /// See [`Rules::together`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub together: String,
-    /// Not honoured yet, and therefore refused.
+    /// See [`Rules::apart`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub apart: String,
-    /// Only `least-payload` yet.
+    /// A [`crate::PolicyName`]; empty: the cluster's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub policy: String,
+    /// `never`, or empty for `auto`: see [`crate::Rebalance`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rebalance: String,
     /// Empty: exclusive.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ownership: String,
@@ -142,7 +147,7 @@ pub enum DefinitionError {
     },
 }
 
-fn field_error(field: &'static str, rule: impl Into<String>) -> DefinitionError {
+pub(crate) fn field_error(field: &'static str, rule: impl Into<String>) -> DefinitionError {
     DefinitionError::Field { field, rule: rule.into() }
 }
 
@@ -159,7 +164,20 @@ impl Definition {
             pin: None,
             ownership: Ownership::default(),
             spec: Spec::default(),
+            more: None,
         }
+    }
+
+    /// What else it says of its placement.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        self.more.as_deref().unwrap_or(Rules::none())
+    }
+
+    /// What a worker checks for itself.
+    #[must_use]
+    pub fn needs(&self) -> Needs<'_> {
+        Needs { kind: &self.kind, require: &self.require, pin: self.pin.as_ref() }
     }
 
     /// Covers what matters to the worker.
@@ -171,6 +189,7 @@ impl Definition {
     /// The shape that people write and read.
     #[must_use]
     pub fn to_draft(&self) -> Draft {
+        let more = self.rules();
         Draft {
             name: self.name.to_string(),
             kind: self.kind.to_string(),
@@ -183,7 +202,15 @@ impl Definition {
                 Ownership::Available => "available".to_owned(),
             },
             spec: (!self.spec.is_empty()).then(|| self.spec.to_value()),
-            ..Draft::default()
+            prefer: rules::preference_drafts(&more.prefer),
+            spread: more.spread.as_deref().unwrap_or_default().to_owned(),
+            together: more.together.to_string(),
+            apart: more.apart.to_string(),
+            policy: more.policy.map(|p| p.as_str().to_owned()).unwrap_or_default(),
+            rebalance: match more.rebalance {
+                rules::Rebalance::Auto => String::new(),
+                rules::Rebalance::Never => "never".to_owned(),
+            },
         }
     }
 }
@@ -194,7 +221,6 @@ impl Draft {
     /// # Errors
     /// The first field that breaks its rule.
     pub fn check(self) -> Result<Definition, DefinitionError> {
-        self.refuse_what_is_not_honoured()?;
         let name = parse_name("name", &self.name, ResourceName::new)?;
         let pin = match self.pin.as_str() {
             "" => None,
@@ -208,7 +234,16 @@ impl Draft {
             n => return Err(field_error("weight", format!("{n} is not within 1 to {MAX_WEIGHT}"))),
         };
         check_labels("labels", &self.labels)?;
-        let require = self.require.parse().map_err(|source| DefinitionError::Selector { field: "require", source })?;
+        let require = rules::selector("require", &self.require)?;
+        let more = rules::Texts {
+            prefer: self.prefer,
+            spread: &self.spread,
+            together: &self.together,
+            apart: &self.apart,
+            policy: &self.policy,
+            rebalance: &self.rebalance,
+        };
+        let more = more.check()?.boxed();
         let ownership = match self.ownership.as_str() {
             "" | "exclusive" => Ownership::Exclusive,
             "available" => Ownership::Available,
@@ -218,26 +253,7 @@ impl Draft {
         if self.kind == process::KIND {
             ProcessSpec::parse(&spec)?;
         }
-        Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec })
-    }
-
-    /// A rule that is accepted and then not kept would be worse than one that is refused.
-    fn refuse_what_is_not_honoured(&self) -> Result<(), DefinitionError> {
-        let later = "is not supported by this version; leave it out";
-        for (field, given) in [
-            ("prefer", !self.prefer.is_empty()),
-            ("spread", !self.spread.is_empty()),
-            ("together", !self.together.is_empty()),
-            ("apart", !self.apart.is_empty()),
-        ] {
-            if given {
-                return Err(field_error(field, later));
-            }
-        }
-        match self.policy.as_str() {
-            "" | "least-payload" => Ok(()),
-            other => Err(field_error("policy", format!("{other:?} is not supported by this version; it has least-payload"))),
-        }
+        Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec, more })
     }
 }
 
@@ -269,162 +285,12 @@ pub fn check_labels(field: &'static str, labels: &Labels) -> Result<(), Definiti
     Ok(())
 }
 
-impl Spec {
-    /// Makes the canonical text of a JSON object. Whole numbers are written without a fraction, so that a spec means the same
-    /// whether it came through JSON, YAML or a protobuf struct (whose numbers are all doubles).
-    ///
-    /// # Errors
-    /// When it is no object, is too large, or holds an integer that a double cannot hold exactly.
-    pub fn from_value(mut value: Value) -> Result<Self, DefinitionError> {
-        match &value {
-            Value::Null => return Ok(Self::default()),
-            Value::Object(fields) if fields.is_empty() => return Ok(Self::default()),
-            Value::Object(_) => {}
-            _ => return Err(field_error("spec", "is not an object")),
-        }
-        make_canonical(&mut value)?;
-        let text = value.to_string();
-        if text.len() > MAX_SPEC {
-            return Err(field_error("spec", format!("{} bytes are more than {MAX_SPEC}", text.len())));
-        }
-        Ok(Self(text.into()))
-    }
-
-    /// The canonical JSON text; empty for none.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// No spec was given.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The spec as a JSON object; an empty one for none.
-    #[must_use]
-    pub fn to_value(&self) -> Value {
-        serde_json::from_str(&self.0).unwrap_or_else(|_| Value::Object(serde_json::Map::new()))
-    }
-}
-
-fn make_canonical(value: &mut Value) -> Result<(), DefinitionError> {
-    match value {
-        Value::Number(n) => {
-            if let Some(canonical) = canonical_number(n)? {
-                *value = canonical;
-            }
-            Ok(())
-        }
-        Value::Array(items) => items.iter_mut().try_for_each(make_canonical),
-        Value::Object(fields) => fields.values_mut().try_for_each(make_canonical),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-    }
-}
-
-/// The largest integer that no other integer is rounded to when both become doubles.
-const EXACT: i64 = (1 << 53) - 1;
-
-/// None: it is canonical already.
-fn canonical_number(n: &serde_json::Number) -> Result<Option<Value>, DefinitionError> {
-    let inexact = || field_error("spec", format!("{n} cannot be held exactly by every client; write it as a string"));
-    if n.is_i64() || n.is_u64() {
-        let exact = n.as_i64().is_some_and(|i| (-EXACT..=EXACT).contains(&i));
-        return if exact { Ok(None) } else { Err(inexact()) };
-    }
-    match n.as_f64().filter(|f| f.fract() == 0.0) {
-        // What came as a double may have been another integer before.
-        Some(whole) if whole.abs() > EXACT as f64 => Err(inexact()),
-        #[allow(clippy::cast_possible_truncation, reason = "the value is whole and within 2^53")]
-        Some(whole) => Ok(Some(Value::from(whole as i64))),
-        None => Ok(None),
-    }
-}
-
-impl fmt::Debug for Spec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for Spec {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.is_empty() {
-            return serializer.serialize_none();
-        }
-        let raw: &RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
-        raw.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Spec {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_value(Value::deserialize(deserializer)?).map_err(de::Error::custom)
-    }
-}
-
-impl Hash {
-    /// The hash of a kind and a spec.
-    #[must_use]
-    pub fn of(kind: &str, spec: &Spec) -> Self {
-        if kind.is_empty() && spec.is_empty() {
-            return Self::default();
-        }
-        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        hasher.update(kind.as_bytes());
-        hasher.update(&[0]);
-        hasher.update(spec.as_str().as_bytes());
-        Self(hasher.digest().clamp(1, u64::MAX - 1))
-    }
-
-    /// The hash of what could not be read; no definition has it.
-    #[must_use]
-    pub fn unknown() -> Self {
-        Self(u64::MAX)
-    }
-
-    /// Neither kind nor spec were given.
-    #[must_use]
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-    pub fn is_empty(&self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_empty() { Ok(()) } else { write!(f, "{:016x}", self.0) }
-    }
-}
-
-impl fmt::Debug for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for Hash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Hash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        u64::from_str_radix(&text, 16).map(Self).map_err(de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::MAX_SPEC;
 
     fn draft(fields: Value) -> Result<Definition, String> {
         let mut object = json!({"name": "a"});
@@ -457,8 +323,23 @@ mod tests {
             ),
             (json!({"labels": {"": "b"}}), "labels: key \"\" is not 1 to 253 of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
             (json!({"labels": {"a": "b c"}}), "labels: value \"b c\" of a is not at most 253 of A-Z a-z 0-9 . _ - /"),
-            (json!({"spread": "zone"}), "spread: is not supported by this version; leave it out"),
-            (json!({"policy": "pack"}), "policy: \"pack\" is not supported by this version; it has least-payload"),
+            (json!({"require": "a=b,a=c"}), "require: a=b and a=c can never hold together; leave one out"),
+            (json!({"together": "a in b"}), "together: selector \"a in b\": at character 6: expected '('"),
+            (
+                json!({"together": "a=b", "apart": "a = b"}),
+                "apart: a=b is what together asks for as well, and both cannot be; leave one out",
+            ),
+            (json!({"spread": "a zone"}), "spread: key \"a zone\" is not 1 to 253 of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
+            (
+                json!({"prefer": [{"selector": "", "weight": 1}]}),
+                "prefer: selector: is empty, so it prefers nothing; name labels of workers",
+            ),
+            (json!({"prefer": [{"selector": "a=b", "weight": 0}]}), "prefer: weight: 0 is not within 1 to 1000000"),
+            (json!({"rebalance": "often"}), "rebalance: \"often\" is neither auto nor never"),
+            (
+                json!({"policy": "fair"}),
+                "policy: \"fair\" is no policy; there are least-payload, round-robin, weighted-round-robin, random, spread, pack, consistent-hash",
+            ),
         ];
         for (fields, expected) in cases {
             assert_eq!(draft(fields.clone()).map(|d| d.name), Err(expected.to_owned()), "{fields}");
@@ -486,7 +367,9 @@ mod tests {
     #[test]
     fn a_definition_survives_its_draft() {
         let full = json!({"kind": "process", "weight": 2, "labels": {"team": "books"}, "require": "gpu=true,zone in (a,b)",
-            "pin": "worker-1", "ownership": "available", "spec": {"command": ["./crawl"], "env": {"A": "b"}}});
+            "pin": "worker-1", "ownership": "available", "spec": {"command": ["./crawl"], "env": {"A": "b"}},
+            "prefer": [{"selector": "disk=ssd", "weight": 10}], "spread": "zone", "together": "app=db", "apart": "app=web",
+            "policy": "pack", "rebalance": "never"});
         let definition = draft(full).expect("valid");
         assert_eq!(definition.to_draft().check(), Ok(definition));
     }

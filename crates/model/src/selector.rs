@@ -3,23 +3,25 @@
 //! Rule: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>. As there, `!=` and `notin` also
 //! hold where the label is missing.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Labels;
 
 /// A parsed selector; the empty one matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selector {
     terms: Vec<Term>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Term {
     key: String,
     test: Test,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Test {
     Exists,
     Missing,
@@ -37,6 +39,37 @@ pub struct SelectorError {
 }
 
 impl Selector {
+    /// The one that matches everything.
+    pub const EMPTY: Self = Self { terms: Vec::new() };
+
+    /// It has no term.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.terms.is_empty()
+    }
+
+    /// Two terms that no labels satisfy together, as text; none: some labels satisfy all of it.
+    #[must_use]
+    pub fn contradiction(&self) -> Option<(String, String)> {
+        let pairs = self.terms.iter().enumerate().flat_map(|(i, a)| self.terms[..i].iter().map(move |b| (b, a)));
+        let excluded = pairs.into_iter().find(|(a, b)| a.key == b.key && a.test.excludes(&b.test));
+        excluded.map(|(a, b)| (a.to_string(), b.to_string())).or_else(|| self.exhausted())
+    }
+
+    /// A term whose values are all excluded by others, no one of which excludes all of them.
+    fn exhausted(&self) -> Option<(String, String)> {
+        self.terms.iter().find_map(|term| {
+            let Test::In(values) = &term.test else { return None };
+            let others = self.terms.iter().filter(|other| other.key == term.key);
+            let left = others.fold(values.iter().collect::<BTreeSet<_>>(), |mut left, other| {
+                left.retain(|value| other.test.holds(Some(value)));
+                left
+            });
+            let rest = Self { terms: self.terms.iter().filter(|other| other.key == term.key && *other != term).cloned().collect() };
+            left.is_empty().then(|| (term.to_string(), rest.to_string()))
+        })
+    }
+
     /// Whether every term holds for these labels.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
@@ -52,12 +85,27 @@ impl Selector {
 
 impl Term {
     fn matches(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
-        match &self.test {
-            Test::Exists => value.is_some(),
-            Test::Missing => value.is_none(),
-            Test::In(values) => value.is_some_and(|v| values.contains(v)),
-            Test::NotIn(values) => value.is_none_or(|v| !values.contains(v)),
+        self.test.holds(labels.get(&self.key))
+    }
+}
+
+impl Test {
+    /// Whether it holds for the value of its label; none: the label is missing.
+    fn holds(&self, value: Option<&String>) -> bool {
+        match self {
+            Self::Exists => value.is_some(),
+            Self::Missing => value.is_none(),
+            Self::In(values) => value.is_some_and(|v| values.contains(v)),
+            Self::NotIn(values) => value.is_none_or(|v| !values.contains(v)),
+        }
+    }
+
+    /// No value, nor its absence, satisfies both.
+    fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Missing, Self::Exists | Self::In(_)) | (Self::Exists | Self::In(_), Self::Missing) => true,
+            (Self::In(values), test) | (test, Self::In(values)) => !values.iter().any(|value| test.holds(Some(value))),
+            _ => false,
         }
     }
 }
@@ -82,6 +130,18 @@ impl fmt::Display for Selector {
             write!(f, "{}{term}", if i == 0 { "" } else { "," })?;
         }
         Ok(())
+    }
+}
+
+impl Serialize for Selector {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -252,6 +312,27 @@ mod tests {
         for (text, position, expected) in cases {
             let error = text.parse::<Selector>().expect_err(text);
             assert_eq!((error.position, error.expected), (position, expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_never_hold_is_seen() {
+        let cases = [
+            ("a=b,a=c", Some(("a=b", "a=c"))),
+            ("a=b,c=d,a!=b", Some(("a=b", "a!=b"))),
+            ("a,!a", Some(("a", "!a"))),
+            ("!a,a in (b,c)", Some(("!a", "a in (b,c)"))),
+            ("a in (b,c),a notin (b,c)", Some(("a in (b,c)", "a notin (b,c)"))),
+            ("a in (b,c),a!=b,a!=c", Some(("a in (b,c)", "a!=b,a!=c"))),
+            ("a in (b,c),a!=b", None),
+            ("a in (b,c),a in (c,d)", None),
+            ("!a,a!=b", None),
+            ("a=b,b=a", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let found = text.parse::<Selector>().expect(text).contradiction();
+            assert_eq!(found.as_ref().map(|(a, b)| (a.as_str(), b.as_str())), expected, "{text:?}");
         }
     }
 

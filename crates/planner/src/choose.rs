@@ -1,51 +1,246 @@
-//! Choice: the least loaded of the workers that can run a resource; ties by id.
+//! Choice: of the workers that can run a resource the one with the best score. A policy says how candidates are walked through and what
+//! each costs; what comes before that, whatever the policy, stands here.
 
-use std::collections::BTreeMap;
+use std::{cell::OnceCell, cmp::Reverse, collections::BTreeMap};
 
-use evenkeel_model::{Definition, Misfit, Pending, Rank, WorkerId, fit};
+use evenkeel_model::{Definition, Failed, Load, Misfit, Pending, Place, PlaceReason, Rank, WorkerId, fit};
 
-use crate::loads::Loads;
+use crate::{
+    loads::Loads,
+    policy::{self, Amount, Cost, Policy, Walk},
+};
 
-/// The least loaded worker that can run it.
+/// How many workers are tried in the order of their loads before each shape's workers are looked at.
+const PROBES: usize = 16;
+
+/// Where a resource goes, and why there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) worker: WorkerId,
+    pub(crate) reason: PlaceReason,
+}
+
+/// What is asked for: a worker for this resource, as things will be.
+pub(crate) struct Ask<'q> {
+    pub(crate) definition: &'q Definition,
+    pub(crate) loads: &'q Loads<'q>,
+    /// The label that the policy `spread` goes by.
+    pub(crate) label: &'q str,
+    /// The worker that it is to leave.
+    except: Option<&'q WorkerId>,
+    by_value: OnceCell<BTreeMap<Option<String>, u64>>,
+}
+
+/// A worker that can run it.
+pub(crate) struct Candidate<'q> {
+    pub(crate) place: Place<'q>,
+    pub(crate) load: Load,
+    /// What it is worth to the resource to be there.
+    pub(crate) preference: u64,
+}
+
+/// The less, the better.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Score {
+    /// Its sessions end too often.
+    aside: bool,
+    /// How many of the resource's group are at home on workers with the same value of its `spread`.
+    crowd: i64,
+    /// What it is worth to be there, where the policy does not count that in.
+    preference: Reverse<u64>,
+    cost: Cost,
+    worker: WorkerId,
+}
+
+/// Chooses a worker; never `except`.
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition) -> Result<WorkerId, Pending> {
+pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition, except: Option<&WorkerId>) -> Result<Choice, Pending> {
     if let Some(pin) = &definition.pin {
-        return choose_pinned(loads, definition, pin);
+        return choose_pinned(loads, definition, pin, except);
     }
-    let found = loads.ascending().find(|rank| fits(loads, definition, rank).is_ok());
-    found.map(|rank| rank.worker.clone()).ok_or_else(|| why_none(loads, definition))
+    let ask = Ask::new(loads, definition, except);
+    let name = definition.rules().policy.unwrap_or(loads.config.policy);
+    let found = ask.best(policy::of(name)).ok_or_else(|| why_none(loads, definition))?;
+    Ok(Choice { worker: found, reason: PlaceReason::Policy(name) })
 }
 
 /// Of a pinned resource only one worker is asked, however many there are.
-fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId) -> Result<WorkerId, Pending> {
-    let misfit = match loads.ready_worker(pin) {
+fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, except: Option<&WorkerId>) -> Result<Choice, Pending> {
+    let misfit = match loads.place(pin) {
         None => None,
-        Some(registration) => match fit::can_run(definition, pin, registration, loads.payload(pin)) {
-            Ok(()) => return Ok(pin.clone()),
+        Some(place) => match loads.fits(definition, &place) {
+            Ok(()) if except == Some(pin) => None,
+            Ok(()) => return Ok(Choice { worker: pin.clone(), reason: PlaceReason::Pinned }),
             Err(misfit) => Some(misfit),
         },
     };
     Err(Pending::Pin { worker: pin.clone(), misfit })
 }
 
-/// Whether a ready worker can take one more resource.
-pub(crate) fn fits(loads: &Loads<'_>, definition: &Definition, rank: &Rank) -> Result<(), Misfit> {
-    match loads.ready_worker(&rank.worker) {
-        Some(registration) => fit::can_run(definition, &rank.worker, registration, rank.payload),
-        None => Ok(()),
+impl<'q> Ask<'q> {
+    pub(crate) fn new(loads: &'q Loads<'q>, definition: &'q Definition, except: Option<&'q WorkerId>) -> Self {
+        let label = definition.rules().spread.as_deref().unwrap_or(&loads.config.spread_label);
+        Self { definition, loads, label, except, by_value: OnceCell::new() }
+    }
+
+    fn best(&self, policy: &dyn Policy) -> Option<WorkerId> {
+        let rules = self.definition.rules();
+        if !rules.together.is_empty() {
+            let homes = self.loads.related().homes_of(&rules.together);
+            if !homes.is_empty() {
+                return self.best_of(policy, homes.into_iter());
+            }
+        }
+        // Nothing but the order of the walk counts, so that the first that fits is the best.
+        let is_plain = rules.prefer.is_empty() && rules.spread.is_none();
+        match policy.walk() {
+            Walk::LeastLoaded => {
+                let quick = is_plain && !self.loads.cluster.rankings().is_relative();
+                let first = if quick { self.first_of(self.loads.ascending().take(PROBES).map(|rank| &rank.worker)) } else { None };
+                first.or_else(|| self.best_of_shapes(policy, Self::least_of_shape))
+            }
+            Walk::LeastOfShape => self.best_of_shapes(policy, Self::least_of_shape),
+            Walk::MostLoaded => self.best_of_shapes(policy, Self::most_of_shape),
+            Walk::InTurn => {
+                let first = if is_plain { self.first_of(self.loads.in_turn()) } else { None };
+                first.or_else(|| self.best_of(policy, self.loads.ascending().map(|rank| &rank.worker)))
+            }
+            Walk::All => self.best_of(policy, self.loads.ascending().map(|rank| &rank.worker)),
+        }
+    }
+
+    /// The first that fits and is not set aside.
+    fn first_of<'w>(&self, mut workers: impl Iterator<Item = &'w WorkerId>) -> Option<WorkerId>
+    where
+        'q: 'w,
+    {
+        workers.find(|id| self.candidate(id).is_some() && self.loads.aside_until(id).is_none()).cloned()
+    }
+
+    fn best_of<'w>(&self, policy: &dyn Policy, workers: impl Iterator<Item = &'w WorkerId>) -> Option<WorkerId>
+    where
+        'q: 'w,
+    {
+        workers.filter_map(|id| self.candidate(id).map(|c| self.score(policy, &c))).min().map(|score| score.worker)
+    }
+
+    /// One candidate, or those of equal load, from each shape whose workers may run it, and those of no shape.
+    fn best_of_shapes(&self, policy: &dyn Policy, pick: fn(&Self, Shape<'q>) -> Vec<&'q WorkerId>) -> Option<WorkerId> {
+        let shapes = self.loads.cluster.rankings().shapes();
+        let picked = shapes.filter_map(|(id, shaped)| {
+            fit::suits(self.definition.needs(), &shaped.shape.kinds, &shaped.shape.labels).ok()?;
+            Some(pick(self, Shape { id, shaped }))
+        });
+        self.best_of(policy, picked.flatten().chain(self.loads.unshaped()))
+    }
+
+    /// The least loaded that fits, and the least loaded that also is not set aside.
+    fn least_of_shape(&self, shape: Shape<'q>) -> Vec<&'q WorkerId> {
+        let mut fitting = self.loads.of_shape(shape.id, shape.shaped).map(|rank| &rank.worker).filter(|id| self.candidate(id).is_some());
+        let Some(first) = fitting.next() else { return Vec::new() };
+        let steady = |id: &&WorkerId| self.loads.aside_until(id).is_none();
+        if steady(&first) { vec![first] } else { [first].into_iter().chain(fitting.find(steady)).collect() }
+    }
+
+    /// The most loaded that fit: those that are equally full, so that ids can decide.
+    fn most_of_shape(&self, shape: Shape<'q>) -> Vec<&'q WorkerId> {
+        let fits = |rank: &&Rank| self.candidate(&rank.worker).is_some();
+        let mut fitting = self.loads.of_shape_from_full(shape.id, shape.shaped).filter(fits);
+        let mut found: Vec<&WorkerId> = Vec::new();
+        let mut steady_at: Option<Load> = None;
+        for rank in fitting.by_ref() {
+            if steady_at.is_some_and(|load| rank.load < load) {
+                break;
+            }
+            if self.loads.aside_until(&rank.worker).is_none() {
+                steady_at = Some(rank.load);
+            }
+            found.push(&rank.worker);
+        }
+        found
+    }
+
+    /// A worker as a candidate, if it can run the resource.
+    pub(crate) fn candidate<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
+        let place = self.loads.place(id).filter(|_| self.except != Some(id))?;
+        self.loads.fits(self.definition, &place).ok()?;
+        let preference = self.definition.rules().preference(&place.registration.labels);
+        Some(Candidate { load: self.loads.load(&place), place, preference })
+    }
+
+    pub(crate) fn score(&self, policy: &dyn Policy, candidate: &Candidate<'_>) -> Score {
+        let labels = &candidate.place.registration.labels;
+        let spread = self.definition.rules().spread.as_deref();
+        Score {
+            aside: self.loads.aside_until(candidate.place.id).is_some(),
+            crowd: spread.map_or(0, |key| self.loads.related().crowd(self.definition, key, labels)),
+            preference: Reverse(if policy.counts_preference() { 0 } else { candidate.preference }),
+            cost: policy.cost(self, candidate),
+            worker: candidate.place.id.clone(),
+        }
+    }
+
+    /// The payload of all open workers that have the same value of the label as these.
+    pub(crate) fn payload_of_value(&self, value: Option<&String>) -> u64 {
+        let sums = self.by_value.get_or_init(|| {
+            let mut sums: BTreeMap<Option<String>, u64> = BTreeMap::new();
+            for (id, shaped) in self.loads.cluster.rankings().shapes() {
+                *sums.entry(shaped.shape.labels.get(self.label).cloned()).or_default() += self.loads.payload_of(id, shaped);
+            }
+            sums
+        });
+        sums.get(&value.cloned()).copied().unwrap_or_default()
     }
 }
 
-fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
-    let mut counts: BTreeMap<Misfit, usize> = BTreeMap::new();
-    for rank in loads.ascending() {
-        if let Err(misfit) = fits(loads, definition, rank) {
-            *counts.entry(misfit).or_default() += 1;
-        }
+#[derive(Clone, Copy)]
+struct Shape<'q> {
+    id: evenkeel_model::ShapeId,
+    shaped: &'q evenkeel_model::Shaped,
+}
+
+/// How full a candidate would be with the resource, less what it is worth to be there: what most policies go by.
+pub(crate) fn fullness(ask: &Ask<'_>, candidate: &Candidate<'_>) -> Amount {
+    let payload = i128::from(candidate.load.payload) + i128::from(ask.definition.weight);
+    Amount { number: payload - i128::from(candidate.preference), share: candidate.load.share }
+}
+
+/// Why no worker that is ready can take it.
+pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
+    let mut failed: BTreeMap<Rule, Failed> = BTreeMap::new();
+    let mut workers = 0;
+    for (id, _) in loads.cluster.workers() {
+        let Some(place) = loads.place(id) else { continue };
+        workers += 1;
+        let Err(misfit) = loads.fits(definition, &place) else { continue };
+        let entry = failed.entry(Rule::of(&misfit)).or_insert_with(|| Failed { misfit: misfit.clone(), count: 0 });
+        entry.count += 1;
+        entry.misfit = roomier(&entry.misfit, misfit);
     }
-    // The commonest; of equals the first in order, so that the answer does not change from plan to plan.
-    let commonest = counts.into_iter().rev().max_by_key(|(_, count)| *count);
-    commonest.map_or(Pending::NoWorkers, |(commonest, count)| Pending::NoneFits { workers: loads.ready(), commonest, count })
+    if workers == 0 {
+        return Pending::NoWorkers;
+    }
+    let mut failed: Vec<Failed> = failed.into_values().collect();
+    // Stable: of equals the first in order comes first, so that the answer does not change from plan to plan.
+    failed.sort_by_key(|failed| Reverse(failed.count));
+    Pending::NoneFits { workers, failed }
+}
+
+/// By what misfits are counted together: the rule as it is written, and of capacities the rule alone.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rule(&'static str, Option<Misfit>);
+
+impl Rule {
+    fn of(misfit: &Misfit) -> Self {
+        Self(misfit.rule(), (!matches!(misfit, Misfit::Capacity { .. })).then(|| misfit.clone()))
+    }
+}
+
+fn roomier(a: &Misfit, b: Misfit) -> Misfit {
+    match (a, &b) {
+        (Misfit::Capacity { free, .. }, Misfit::Capacity { free: more, .. }) if more > free => b,
+        _ => a.clone(),
+    }
 }

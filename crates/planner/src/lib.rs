@@ -5,48 +5,39 @@
 //!
 //! The cost of a plan grows with the agenda, which holds what changed, and not with what exists. Nothing here does IO or reads a clock.
 
+mod attend;
+mod brake;
 mod choose;
+mod config;
+mod explain;
+mod leave;
 mod loads;
+mod policy;
 mod rebalance;
+mod suppose;
 mod turn;
+mod workers;
 
-use std::time::Duration;
+use evenkeel_model::{Cluster, Definition, Moment, Pending, PlaceReason, Plan, WorkerId};
 
-use evenkeel_model::{Cluster, Definition, Moment, Pending, Plan, WorkerId};
-
-/// What steers a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannerConfig {
-    /// G: how long after a session was seen to be gone its authority may last. At least D(1+rho)/(1-rho), where D is the authority that
-    /// one proof gives and rho bounds how far clock rates differ: DESIGN.md section 5, rule 3. A worker that says a longer D is waited for
-    /// as long as that asks for: `Worker::wait`.
-    pub wait: Duration,
-    /// The spread of payloads, highest less lowest, that is left alone.
-    pub tolerance: u64,
-    /// How many resources may be on their way from one live worker to another at a time, for balance alone.
-    pub moves_in_flight: usize,
-    /// How many actions one plan has at most; the next one goes on.
-    pub max_actions: usize,
-}
-
-impl Default for PlannerConfig {
-    fn default() -> Self {
-        Self { wait: Duration::from_millis(5110), tolerance: 1, moves_in_flight: 256, max_actions: 4096 }
-    }
-}
+pub use config::{BrakeConfig, Flapping, PlannerConfig};
+pub use explain::{Considered, Explanation, Verdict, explain};
+pub use suppose::{Supposition, suppose};
 
 /// Decides what is to be done next. The plan of a settled cluster is empty, and so is that of a cluster to which the plan before was
 /// applied, as far as its actions have no sequel.
 pub fn plan(cluster: &Cluster, now: Moment, config: &PlannerConfig) -> Plan {
-    turn::Turn::new(cluster, now, config).run()
+    turn::Turn::new(cluster, now, config).run(&[])
 }
 
-/// Chooses the worker for a resource that is about to be added.
+/// Chooses the worker for a resource that is about to be added, and says why that one.
 ///
 /// # Errors
 /// Why it stays pending.
-pub fn choose(cluster: &Cluster, definition: &Definition) -> Result<WorkerId, Pending> {
-    choose::choose(&loads::Loads::new(cluster), definition)
+pub fn choose(cluster: &Cluster, definition: &Definition, now: Moment, config: &PlannerConfig) -> Result<(WorkerId, PlaceReason), Pending> {
+    let mut loads = loads::Loads::new(cluster, now, config);
+    loads.prepare_for(definition);
+    choose::choose(&loads, definition, None).map(|choice| (choice.worker, choice.reason))
 }
 
 /// Why a resource that stands has no assignment that runs; none: it has one, or the next plan gives it one.
@@ -56,13 +47,27 @@ pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerC
     if let Some(error) = &unit.unreadable {
         return Some(Pending::Unreadable(error.clone()));
     }
-    let record = unit.record.as_deref()?;
-    let Some(holder) = unit.holders.first() else { return choose(cluster, &record.value.definition).err() };
+    let definition = unit.definition()?;
+    let Some(holder) = unit.holders.first() else { return choose(cluster, definition, now, config).err() };
     let worker = cluster.worker(holder.worker.as_str());
-    let ownership = record.value.definition.ownership;
-    match evenkeel_model::ends::end_of(holder, worker, ownership, now, config.wait) {
+    match evenkeel_model::ends::end_of(holder, worker, definition.ownership, now, config.wait) {
         evenkeel_model::End::At(until) => Some(Pending::Authority { worker: holder.worker.clone(), until }),
+        evenkeel_model::End::Known(reason) if reason.is_of_lost() && !brake::is_let_go(cluster, &holder.worker) => {
+            brake::judge(cluster, config).map(Pending::Brake)
+        }
         _ if !holder.held.runs() => Some(Pending::PreviousRun(holder.worker.clone())),
         _ => None,
     }
+}
+
+/// Whether so many workers are gone at once that what they ran is held.
+#[must_use]
+pub fn brake(cluster: &Cluster, config: &PlannerConfig) -> Option<evenkeel_model::Brake> {
+    brake::judge(cluster, config)
+}
+
+/// Until when a worker is set aside, because its sessions end too often; none: it is not.
+#[must_use]
+pub fn aside_until(cluster: &Cluster, id: &WorkerId, now: Moment, config: &PlannerConfig) -> Option<Moment> {
+    loads::Loads::new(cluster, now, config).aside_until(id)
 }

@@ -1,77 +1,286 @@
-//! The payloads of the ready workers as they will be when the plan so far is carried out: the Cluster's ranking, which is not copied,
-//! with the workers that the plan has touched laid over it.
+//! The workers as they will be when the plan so far is carried out: the Cluster's rankings and relations, which are not copied, with the
+//! workers that the plan has touched, and what it assumes of them, laid over.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    iter::Peekable,
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, btree_set},
 };
 
-use evenkeel_model::{Cluster, Rank, Registration, Standing, WorkerId};
+use evenkeel_model::{
+    Cluster, Count, Definition, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, WorkerId, WorkerWish, fit,
+};
+
+use crate::PlannerConfig;
 
 /// See the module.
 pub(crate) struct Loads<'a> {
-    cluster: &'a Cluster,
-    /// Payloads that differ from the Cluster's.
-    touched: BTreeMap<WorkerId, u64>,
-    /// The touched workers that are ready, in order.
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) config: &'a PlannerConfig,
+    now: Moment,
+    /// What differs from the Cluster.
+    touched: BTreeMap<WorkerId, Touched>,
+    /// The touched workers that are open, in order.
     ranked: BTreeSet<Rank>,
-    /// The Cluster's ranking without its leading touched workers.
-    rest: Peekable<std::collections::btree_set::Iter<'a, Rank>>,
+    shaped: BTreeMap<ShapeId, Differing<'a>>,
+    /// The Cluster's ranking without the touched workers at its ends.
+    rest: btree_set::Iter<'a, Rank>,
+    relations: Option<Cow<'a, Relations>>,
+    plan: Relations,
+    assumed: BTreeMap<WorkerId, Assumed>,
+    cursor: Option<WorkerId>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Touched {
+    payload: u64,
+    /// By how many more are at home there than the Cluster shows.
+    more: i64,
+}
+
+/// What differs of the workers of one shape.
+struct Differing<'a> {
+    ranked: BTreeSet<Rank>,
+    more: i64,
+    /// The Cluster's ranking of that shape without the touched workers at its ends.
+    rest: btree_set::Iter<'a, Rank>,
+}
+
+/// What is taken for granted of a worker, whatever stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Assumed {
+    /// This is wanted of it.
+    Wish(Option<WorkerWish>),
+    /// It is gone.
+    Gone,
 }
 
 impl<'a> Loads<'a> {
-    pub(crate) fn new(cluster: &'a Cluster) -> Self {
-        Self { cluster, touched: BTreeMap::new(), ranked: BTreeSet::new(), rest: cluster.ranking().iter().peekable() }
+    pub(crate) fn new(cluster: &'a Cluster, now: Moment, config: &'a PlannerConfig) -> Self {
+        Self {
+            cluster,
+            config,
+            now,
+            touched: BTreeMap::new(),
+            ranked: BTreeSet::new(),
+            shaped: BTreeMap::new(),
+            rest: cluster.rankings().all().iter(),
+            relations: cluster.relations().map(Cow::Borrowed),
+            plan: Relations::default(),
+            assumed: BTreeMap::new(),
+            cursor: cluster.cursor().cloned(),
+        }
+    }
+
+    /// Takes something for granted of a worker.
+    pub(crate) fn assume(&mut self, id: &WorkerId, assumed: Assumed) {
+        self.assumed.insert(id.clone(), assumed);
+        self.touch(id, 0, 0);
+    }
+
+    /// A resource that is no part of the Cluster yet may be the first with a relative rule.
+    pub(crate) fn prepare_for(&mut self, definition: &Definition) {
+        if self.relations.is_none() && definition.rules().is_relative() {
+            self.relations = Some(Cow::Owned(self.cluster.relations_anew()));
+        }
     }
 
     /// How many workers are ready.
     pub(crate) fn ready(&self) -> usize {
-        self.cluster.ranking().len()
+        self.cluster.ready() - self.assumed.iter().filter(|(id, a)| **a == Assumed::Gone && self.is_ready(id)).count()
     }
 
-    pub(crate) fn payload(&self, id: &WorkerId) -> u64 {
-        let known = || self.cluster.worker(id.as_str()).map_or(0, |w| w.payload);
-        self.touched.get(id).copied().unwrap_or_else(known)
+    fn is_ready(&self, id: &WorkerId) -> bool {
+        self.cluster.worker(id.as_str()).is_some_and(|w| w.standing() == Standing::Ready)
     }
 
-    /// The registration of a worker, if it is ready.
-    pub(crate) fn ready_worker(&self, id: &WorkerId) -> Option<&'a Registration> {
-        let worker = self.cluster.worker(id.as_str())?;
-        worker.registration().filter(|_| worker.standing() == Standing::Ready)
-    }
-
-    /// Counts a weight at a worker.
-    pub(crate) fn add(&mut self, id: &WorkerId, weight: u64) {
-        self.set(id, self.payload(id) + weight);
-    }
-
-    /// Counts a weight at a worker no more.
-    pub(crate) fn remove(&mut self, id: &WorkerId, weight: u64) {
-        self.set(id, self.payload(id).saturating_sub(weight));
-    }
-
-    fn set(&mut self, id: &WorkerId, payload: u64) {
-        if let Some(old) = self.touched.insert(id.clone(), payload) {
-            self.ranked.remove(&Rank { payload: old, worker: id.clone() });
-        }
-        if self.ready_worker(id).is_some() {
-            self.ranked.insert(Rank { payload, worker: id.clone() });
-        }
-        while self.rest.peek().is_some_and(|rank| self.touched.contains_key(&rank.worker)) {
-            self.rest.next();
+    pub(crate) fn wish(&self, id: &WorkerId) -> Option<WorkerWish> {
+        match self.assumed.get(id) {
+            Some(Assumed::Wish(wish)) => *wish,
+            _ => self.cluster.worker(id.as_str()).and_then(|w| w.wish()),
         }
     }
 
-    /// The ready workers, least loaded first.
+    /// A worker as a place for something, if it is ready.
+    pub(crate) fn place<'s>(&'s self, id: &'s WorkerId) -> Option<Place<'s>> {
+        if self.assumed.get(id) == Some(&Assumed::Gone) {
+            return None;
+        }
+        let place = self.cluster.worker(id.as_str())?.place(id)?;
+        let payload = self.touched.get(id).map_or(place.payload, |touched| touched.payload);
+        let wish = match self.assumed.get(id) {
+            Some(Assumed::Wish(wish)) => *wish,
+            _ => place.wish,
+        };
+        Some(Place { payload, wish, ..place })
+    }
+
+    /// How full a place is.
+    pub(crate) fn load(&self, place: &Place<'_>) -> Load {
+        Load { payload: place.payload, share: self.cluster.rankings().share(place.registration.capacity) }
+    }
+
+    /// How many resources are at home on a worker.
+    pub(crate) fn number(&self, id: &WorkerId) -> u64 {
+        let homes = self.cluster.worker(id.as_str()).map_or(0, |w| w.homes) as u64;
+        homes.saturating_add_signed(self.touched.get(id).map_or(0, |touched| touched.more))
+    }
+
+    /// The sum of all payloads.
+    pub(crate) fn total(&self) -> u64 {
+        let more: i64 = self.shaped.values().map(|differing| differing.more).sum();
+        self.cluster.rankings().total().0.saturating_add_signed(more)
+    }
+
+    /// The sum of the payloads of one shape.
+    pub(crate) fn payload_of(&self, id: ShapeId, shaped: &Shaped) -> u64 {
+        shaped.payload.saturating_add_signed(self.shaped.get(&id).map_or(0, |differing| differing.more))
+    }
+
+    /// Counts a resource at a worker.
+    pub(crate) fn come(&mut self, definition: &Definition, id: &WorkerId) {
+        self.touch(id, i64::from(definition.weight), 1);
+        self.relate(definition, id, Count { home: 1, present: 1 });
+        self.cursor = Some(id.clone());
+    }
+
+    /// Counts a resource at its home no more. It may be there still, until it is known to have ended.
+    pub(crate) fn leave(&mut self, definition: &Definition, id: &WorkerId, is_over: bool) {
+        self.touch(id, -i64::from(definition.weight), -1);
+        self.relate(definition, id, Count { home: -1, present: -i64::from(is_over) });
+    }
+
+    /// A resource that was not counted at its home for a moment is counted there again.
+    pub(crate) fn come_back(&mut self, definition: &Definition, id: &WorkerId) {
+        self.touch(id, i64::from(definition.weight), 1);
+        self.relate(definition, id, Count { home: 1, present: 0 });
+    }
+
+    /// A resource that is at home elsewhere has ended here.
+    pub(crate) fn vacate(&mut self, definition: &Definition, id: &WorkerId) {
+        self.relate(definition, id, Count { home: 0, present: -1 });
+    }
+
+    fn relate(&mut self, definition: &Definition, id: &WorkerId, by: Count) {
+        if self.relations.is_some() {
+            let labels = self.cluster.worker(id.as_str()).and_then(|w| w.registration()).map(|r| &r.labels);
+            self.plan.add(definition, id, labels, by);
+        }
+    }
+
+    fn touch(&mut self, id: &WorkerId, by: i64, more: i64) {
+        let Some(worker) = self.cluster.worker(id.as_str()) else { return };
+        let is_open = match self.assumed.get(id) {
+            None => worker.is_open(),
+            Some(Assumed::Gone) => false,
+            Some(Assumed::Wish(wish)) => wish.is_none() && worker.standing() == Standing::Ready,
+        };
+        let rankings = self.cluster.rankings();
+        let share = rankings.share(worker.registration().and_then(|r| r.capacity));
+        let rank = |payload| Rank { load: Load { payload, share }, worker: id.clone() };
+        let shape = worker.shape.and_then(|shape| Some((shape, rankings.shape(shape)?)));
+        let touched = self.touched.entry(id.clone()).or_insert(Touched { payload: worker.payload, more: 0 });
+        let before = rank(touched.payload);
+        touched.payload = touched.payload.saturating_add_signed(by);
+        touched.more += more;
+        let after = rank(touched.payload);
+        self.ranked.remove(&before);
+        if let Some((shape, shaped)) = shape {
+            let new = || Differing { ranked: BTreeSet::new(), more: 0, rest: shaped.ranks.iter() };
+            let differing = self.shaped.entry(shape).or_insert_with(new);
+            differing.more += by;
+            differing.ranked.remove(&before);
+            if is_open {
+                differing.ranked.insert(after.clone());
+            }
+            trim(&mut differing.rest, &self.touched);
+        }
+        if is_open {
+            self.ranked.insert(after);
+        }
+        trim(&mut self.rest, &self.touched);
+    }
+
+    /// The open workers, least loaded first.
     pub(crate) fn ascending(&self) -> impl Iterator<Item = &Rank> {
         let rest = self.rest.clone().filter(|rank| !self.touched.contains_key(&rank.worker)).map(shorten);
         merge(self.ranked.iter(), rest, |a, b| a < b)
     }
 
-    /// The ready workers, most loaded first.
+    /// The open workers, most loaded first.
     pub(crate) fn descending(&self) -> impl Iterator<Item = &Rank> {
-        let rest = self.cluster.ranking().iter().rev().filter(|rank| !self.touched.contains_key(&rank.worker)).map(shorten);
+        let rest = self.rest.clone().rev().filter(|rank| !self.touched.contains_key(&rank.worker)).map(shorten);
         merge(self.ranked.iter().rev(), rest, |a, b| a > b)
+    }
+
+    /// The open workers of one shape, least loaded first.
+    pub(crate) fn of_shape<'s>(&'s self, id: ShapeId, shaped: &'s Shaped) -> impl Iterator<Item = &'s Rank> {
+        let rest = self.rest_of(id, shaped).filter(|rank| !self.touched.contains_key(&rank.worker));
+        merge(self.differing(id), rest, |a, b| a < b)
+    }
+
+    /// The open workers of one shape, most loaded first.
+    pub(crate) fn of_shape_from_full<'s>(&'s self, id: ShapeId, shaped: &'s Shaped) -> impl Iterator<Item = &'s Rank> {
+        let rest = self.rest_of(id, shaped).rev().filter(|rank| !self.touched.contains_key(&rank.worker));
+        merge(self.differing(id).rev(), rest, |a, b| a > b)
+    }
+
+    fn rest_of<'s>(&'s self, id: ShapeId, shaped: &'s Shaped) -> btree_set::Iter<'s, Rank> {
+        self.shaped.get(&id).map_or_else(|| shaped.ranks.iter(), |differing| differing.rest.clone())
+    }
+
+    fn differing(&self, id: ShapeId) -> impl DoubleEndedIterator<Item = &Rank> {
+        self.shaped.get(&id).into_iter().flat_map(|differing| differing.ranked.iter())
+    }
+
+    /// Open workers that the Cluster does not rank, since they are open by assumption only.
+    pub(crate) fn unshaped(&self) -> impl Iterator<Item = &WorkerId> {
+        let opened = self.assumed.iter().filter(|(_, assumed)| **assumed == Assumed::Wish(None)).map(|(id, _)| id);
+        opened.filter(|id| self.cluster.worker(id.as_str()).is_some_and(|w| w.shape.is_none()))
+    }
+
+    /// The open workers in the order of their ids, beginning after the one that was chosen last.
+    pub(crate) fn in_turn(&self) -> impl Iterator<Item = &'a WorkerId> {
+        let cursor = self.cursor.clone();
+        let after = move |id: &WorkerId| cursor.as_ref().is_none_or(|cursor| id > cursor);
+        let before = after.clone();
+        let workers = self.cluster.workers().map(|(id, _)| id);
+        let wrapped = self.cluster.workers().map(|(id, _)| id).filter(move |id| !before(id));
+        workers.filter(move |id| after(id)).chain(wrapped)
+    }
+
+    /// The worker that something was placed on last.
+    pub(crate) fn cursor(&self) -> Option<&WorkerId> {
+        self.cursor.as_ref()
+    }
+
+    /// Until when a worker is set aside, because its sessions end too often; none: it is not.
+    pub(crate) fn aside_until(&self, id: &WorkerId) -> Option<Moment> {
+        let flapping = self.config.flapping;
+        let losses = self.cluster.losses();
+        let last = losses.last(id).filter(|last| flapping.losses > 0 && last.after(flapping.aside) > self.now)?;
+        let since = last.before(flapping.within);
+        let often = losses.times(id).take_while(|at| *at >= since).count() >= flapping.losses;
+        often.then(|| last.after(flapping.aside))
+    }
+
+    pub(crate) fn related(&self) -> Related<'_> {
+        Related { base: self.relations.as_deref(), plan: &self.plan }
+    }
+
+    /// Whether a place can take one more resource, by every hard rule.
+    pub(crate) fn fits(&self, definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
+        fit::can_run(definition, place)?;
+        self.related().allow(definition, place.id)
+    }
+}
+
+/// Leaves out what has been touched at the ends of a ranking: most of it is there.
+fn trim(rest: &mut btree_set::Iter<'_, Rank>, touched: &BTreeMap<WorkerId, Touched>) {
+    while rest.clone().next().is_some_and(|rank| touched.contains_key(&rank.worker)) {
+        rest.next();
+    }
+    while rest.clone().next_back().is_some_and(|rank| touched.contains_key(&rank.worker)) {
+        rest.next_back();
     }
 }
 

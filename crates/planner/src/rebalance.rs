@@ -1,103 +1,276 @@
-//! Balance: the fewest moves that bring the highest payload within tolerance of the lowest. Each move narrows the spread, so that a
-//! balanced cluster is left alone.
+//! Balance: the fewest moves that bring the highest load within tolerance of the lowest. Each move leaves its recipient less loaded than
+//! its donor was, so that a balanced cluster is left alone and nothing goes back and forth.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use evenkeel_model::{Definition, Holder, Rank, ResourceName, StopReason, WorkerId};
+use evenkeel_model::{ClassId, Definition, Labels, Load, Moment, Pending, PolicyName, Rank, Rules, StopReason, Subject, WorkerId, fit};
 
-use crate::{choose, turn::Turn};
+use crate::{
+    choose::{Ask, Candidate},
+    policy::{self, Balance, beats},
+    turn::{FitClass, Settled, Turn, fit_class},
+};
+
+/// For how long a worker counts as a newcomer.
+const JOINED: Duration = Duration::from_secs(60);
 
 /// Pulls from the most loaded workers until the spread is within tolerance or nothing more helps.
-pub(crate) fn rebalance(turn: &mut Turn<'_>) {
-    let in_flight = turn.cluster.agenda().stopping.len();
-    let mut budget = turn.config.moves_in_flight.saturating_sub(in_flight);
+pub(crate) fn turn(turn: &mut Turn<'_>) {
+    let limit = turn.config.moves_in_flight;
+    let in_flight = turn.cluster.agenda().stopping_for.get(&StopReason::Rebalance).copied().unwrap_or_default();
+    let mut budget = limit.saturating_sub(in_flight);
     let mut donors = Donors::default();
-    while budget > 0 && !turn.is_full() {
-        let Some((candidate, to)) = donors.next_move(turn) else { return };
-        let weight = u64::from(candidate.definition.weight);
-        turn.loads.remove(&candidate.holder.worker, weight);
-        turn.loads.add(&to, weight);
-        turn.stop(candidate.name, candidate.holder, StopReason::Rebalance, Some(to));
+    while !turn.is_full() {
+        let Some((on, to)) = donors.next_move(turn) else { break };
+        if budget == 0 {
+            turn.undone(Subject::Worker(on.holder.worker.clone()), Pending::InFlight(limit));
+            break;
+        }
+        turn.send(on, StopReason::Rebalance, Some(to));
         budget -= 1;
+    }
+    if let Some((worker, until)) = donors.cooling {
+        turn.wake_at(until);
+        turn.undone(Subject::Worker(worker), Pending::Cooling(until));
     }
 }
 
-/// A resource that might go.
-#[derive(Clone, Copy)]
-struct Candidate<'a> {
-    name: &'a ResourceName,
-    holder: &'a Holder,
-    definition: &'a Definition,
-}
-
 /// The workers that have too much, with what might go from each by weight. Looked at once in a plan: recipients only gain and donors
-/// only lose, so what fits nowhere now fits nowhere later.
+/// only lose, so what fits nowhere now fits nowhere later. Donors come in descending order of their loads, so what one cannot give away no
+/// later one can.
 #[derive(Default)]
 struct Donors<'a> {
-    candidates: BTreeMap<WorkerId, BTreeMap<u64, Vec<Candidate<'a>>>>,
+    candidates: BTreeMap<WorkerId, BTreeMap<u64, Vec<Settled<'a>>>>,
     exhausted: BTreeSet<WorkerId>,
+    /// What fits nowhere, by what distinguishes it and the place that it would leave.
+    hopeless: BTreeSet<(FitClass<'a>, Seat)>,
+    /// The first moment at which something that was moved lately may be moved again, and where it is.
+    cooling: Option<(WorkerId, Moment)>,
 }
 
+/// What a place is to a resource apart from its load: what it is worth to be there, and the value of the label that it is spread over.
+type Seat = (u64, Option<String>);
+
 impl<'a> Donors<'a> {
-    fn next_move(&mut self, turn: &Turn<'a>) -> Option<(Candidate<'a>, WorkerId)> {
-        let lowest = turn.loads.ascending().next()?.payload;
+    fn next_move(&mut self, turn: &Turn<'a>) -> Option<(Settled<'a>, WorkerId)> {
+        let least = least_with(turn, turn.config.tolerance)?;
         loop {
-            let donor = turn.loads.descending().find(|rank| !self.exhausted.contains(&rank.worker))?;
-            if donor.payload - lowest <= turn.config.tolerance {
-                return None;
+            let may_give = |rank: &&Rank| !self.exhausted.contains(&rank.worker) && has_movable(turn, &rank.worker);
+            let donor = turn.loads.descending().take_while(|rank| rank.load > least).find(may_give)?.clone();
+            if !self.candidates.contains_key(&donor.worker) {
+                let found = self.candidates_of(turn, &donor);
+                self.candidates.insert(donor.worker.clone(), found);
             }
-            let by_weight = self.candidates.entry(donor.worker.clone()).or_insert_with(|| candidates_of(turn, &donor.worker));
-            match take_best(turn, by_weight, donor, donor.payload - lowest) {
+            match self.take_best(turn, &donor) {
                 Some(pull) => return Some(pull),
                 None => self.exhausted.insert(donor.worker.clone()),
             };
         }
     }
-}
 
-/// What runs on a worker as wanted, is not pinned there, and is free of other actions; by weight, and in order of names.
-fn candidates_of<'a>(turn: &Turn<'a>, donor: &WorkerId) -> BTreeMap<u64, Vec<Candidate<'a>>> {
-    let mut by_weight: BTreeMap<u64, Vec<Candidate<'a>>> = BTreeMap::new();
-    let Some(worker) = turn.cluster.worker(donor.as_str()) else { return by_weight };
-    for name in worker.names.iter().rev() {
-        let Some(unit) = turn.cluster.unit(name.as_str()) else { continue };
-        let ([holder], Some(record)) = (unit.holders.as_slice(), unit.record.as_deref()) else { continue };
-        let definition = &record.value.definition;
-        let is_settled = holder.held.runs() && holder.held.epoch.0 != 0;
-        let is_free = !turn.cluster.agenda().attention.contains(name) && definition.pin.is_none();
-        if is_settled && is_free {
-            by_weight.entry(u64::from(definition.weight)).or_default().push(Candidate { name, holder, definition });
+    /// What may go from a worker, by weight and in the order of names. Its names are looked at only if a class of what it has can go.
+    fn candidates_of(&mut self, turn: &Turn<'a>, donor: &Rank) -> BTreeMap<u64, Vec<Settled<'a>>> {
+        let mut by_weight: BTreeMap<u64, Vec<Settled<'a>>> = BTreeMap::new();
+        let Some(worker) = turn.cluster.worker(donor.worker.as_str()) else { return by_weight };
+        let can_go: BTreeSet<ClassId> = worker.movable.keys().copied().filter(|class| self.can_go(turn, *class, donor)).collect();
+        if can_go.is_empty() {
+            return by_weight;
         }
-    }
-    by_weight
-}
-
-/// Takes the candidate whose going narrows the spread most, with the worker that takes it. What nobody takes is dropped.
-fn take_best<'a>(
-    turn: &Turn<'a>,
-    by_weight: &mut BTreeMap<u64, Vec<Candidate<'a>>>,
-    donor: &Rank,
-    spread: u64,
-) -> Option<(Candidate<'a>, WorkerId)> {
-    let gain = |weight: u64| weight.saturating_mul(spread.saturating_sub(weight));
-    let mut weights: Vec<u64> = by_weight.keys().copied().filter(|weight| gain(*weight) > 0).collect();
-    weights.sort_by_key(|weight| std::cmp::Reverse(gain(*weight)));
-    for weight in weights {
-        let candidates = by_weight.get_mut(&weight)?;
-        while let Some(candidate) = candidates.pop() {
-            if let Some(to) = recipient(turn, candidate.definition, donor.payload) {
-                return Some((candidate, to));
+        for name in worker.names.iter().rev() {
+            let unit = turn.cluster.unit(name.as_str());
+            if !unit.and_then(|unit| unit.class).is_some_and(|class| can_go.contains(&class)) {
+                continue;
+            }
+            let Some(on) = turn.settled(name, &donor.worker).filter(|_| !turn.cluster.agenda().attention.contains(name)) else { continue };
+            let cools_until = turn.cluster.moves().last(name).map(|at| at.after(turn.config.cool_down)).filter(|until| *until > turn.now);
+            match cools_until {
+                None => by_weight.entry(u64::from(on.definition.weight)).or_default().push(on),
+                Some(until) if self.cooling.as_ref().is_none_or(|(_, first)| until < *first) => {
+                    self.cooling = Some((donor.worker.clone(), until));
+                }
+                Some(_) => {}
             }
         }
-        by_weight.remove(&weight);
+        by_weight
     }
-    None
+
+    /// Whether anybody would take a resource of this class, as far as that does not depend on the single resource.
+    fn can_go(&mut self, turn: &Turn<'a>, class: ClassId, donor: &Rank) -> bool {
+        let Some(pattern) = turn.cluster.classes().pattern(class).filter(|pattern| may_move(turn, pattern)) else { return false };
+        // These depend on the single resource: its name, its labels, or what a move before has changed for its group.
+        let is_by_value = policy_of(turn, pattern.rules()) == PolicyName::Spread;
+        if balance_of(turn, pattern.rules()) == Balance::ByHash || is_by_value || turn.cluster.relations().is_some() {
+            return true;
+        }
+        let key = ((Some(class), None), seat_of(turn, pattern, &donor.worker));
+        if self.hopeless.contains(&key) {
+            return false;
+        }
+        let found = recipient(turn, pattern, donor).is_some();
+        if !found {
+            self.hopeless.insert(key);
+        }
+        found
+    }
+
+    /// Takes the candidate whose going narrows the spread most, with the worker that takes it. What nobody takes is dropped.
+    fn take_best(&mut self, turn: &Turn<'a>, donor: &Rank) -> Option<(Settled<'a>, WorkerId)> {
+        let by_weight = self.candidates.get_mut(&donor.worker)?;
+        let lowest = turn.loads.ascending().next()?.load;
+        let mut weights: Vec<u64> = by_weight.keys().copied().collect();
+        weights.sort_by_key(|weight| distance_from_ideal(*weight, donor.load, lowest));
+        for weight in weights {
+            let candidates = by_weight.get_mut(&weight)?;
+            while let Some(on) = candidates.pop() {
+                let key = (fit_class(turn.cluster, on.definition), seat_of(turn, on.definition, &donor.worker));
+                if self.hopeless.contains(&key) || turn.loads.related().is_needed(on.definition, &donor.worker) {
+                    continue;
+                }
+                match recipient(turn, on.definition, donor) {
+                    Some(to) => return Some((on, to)),
+                    // By hash each name is a case of its own.
+                    None if balance_of(turn, on.definition.rules()) == Balance::ByHash => false,
+                    None => self.hopeless.insert(key),
+                };
+            }
+            by_weight.remove(&weight);
+        }
+        None
+    }
+}
+
+fn has_movable(turn: &Turn<'_>, id: &WorkerId) -> bool {
+    turn.cluster.worker(id.as_str()).is_some_and(|worker| !worker.movable.is_empty())
+}
+
+fn seat_of(turn: &Turn<'_>, definition: &Definition, id: &WorkerId) -> Seat {
+    let rules = definition.rules();
+    let by_value = (policy_of(turn, rules) == PolicyName::Spread).then_some(turn.config.spread_label.as_str());
+    let key = rules.spread.as_deref().or(by_value);
+    if rules.prefer.is_empty() && key.is_none() {
+        return (0, None);
+    }
+    let labels = turn.cluster.worker(id.as_str()).and_then(|w| w.registration()).map(|r| &r.labels);
+    let value = labels.zip(key).and_then(|(labels, key)| labels.get(key)).cloned();
+    (labels.map_or(0, |labels| rules.preference(labels)), value)
+}
+
+/// Whether balance may move it: not what is pinned, is to stay, wants to be with others, or follows a policy that is not about balance.
+fn may_move(turn: &Turn<'_>, definition: &Definition) -> bool {
+    let rules = definition.rules();
+    let follows = match balance_of(turn, rules) {
+        Balance::ByLoad => true,
+        Balance::ToNewcomers | Balance::ByHash => somebody_has_joined(turn),
+        Balance::Never => false,
+    };
+    follows && definition.is_movable() && rules.together.is_empty()
+}
+
+/// By some policies something may move only while there is a newcomer.
+fn somebody_has_joined(turn: &Turn<'_>) -> bool {
+    turn.cluster.joins().since(turn.now.before(JOINED)).next().is_some()
+}
+
+fn policy_of(turn: &Turn<'_>, rules: &Rules) -> PolicyName {
+    rules.policy.unwrap_or(turn.config.policy)
+}
+
+fn balance_of(turn: &Turn<'_>, rules: &Rules) -> Balance {
+    policy::of(policy_of(turn, rules)).balance()
+}
+
+/// The least load that a worker would have with so much more.
+fn least_with(turn: &Turn<'_>, more: u64) -> Option<Load> {
+    if !turn.cluster.rankings().is_relative() {
+        return turn.loads.ascending().next().map(|rank| rank.load.plus(more));
+    }
+    let shapes = turn.cluster.rankings().shapes();
+    let shaped = shapes.filter_map(|(id, shaped)| turn.loads.of_shape(id, shaped).next().map(|rank| rank.load.plus(more)));
+    let unshaped = turn.loads.unshaped().filter_map(|id| turn.loads.place(id)).map(|place| turn.loads.load(&place).plus(more));
+    shaped.chain(unshaped).min()
+}
+
+/// How far a weight is from the one whose going would make two workers equal, in units that are the same for all weights.
+fn distance_from_ideal(weight: u64, donor: Load, recipient: Load) -> u128 {
+    let cross = |a: u64, b: u64| u128::from(a) * u128::from(b);
+    let difference = cross(donor.payload, recipient.share).saturating_sub(cross(recipient.payload, donor.share));
+    (u128::from(weight) * (u128::from(donor.share) + u128::from(recipient.share))).abs_diff(difference)
 }
 
 /// The least loaded worker that can take a resource and would have less than its donor has now.
-fn recipient(turn: &Turn<'_>, definition: &Definition, donor_payload: u64) -> Option<WorkerId> {
-    let weight = u64::from(definition.weight);
-    let candidates = turn.loads.ascending().take_while(|rank| rank.payload + weight < donor_payload);
-    let mut fitting = candidates.filter(|rank| choose::fits(&turn.loads, definition, rank).is_ok());
-    fitting.next().map(|rank| rank.worker.clone())
+fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank) -> Option<WorkerId> {
+    let ask = Ask::new(&turn.loads, definition, Some(&donor.worker));
+    let rules = definition.rules();
+    let from = turn.loads.place(&donor.worker)?;
+    let home = Candidate { load: donor.load, preference: rules.preference(&from.registration.labels), place: from };
+    let balance = balance_of(turn, rules);
+    let takes = |rank: &&Rank| {
+        let Some(candidate) = ask.candidate(&rank.worker) else { return false };
+        let follows = match balance {
+            Balance::ByLoad => true,
+            Balance::ToNewcomers => is_newcomer(turn, rank, balance),
+            Balance::ByHash => is_newcomer(turn, rank, balance) && ranks_before(definition, &home, &candidate),
+            Balance::Never => false,
+        };
+        follows && keeps_spread(&ask, &home, &candidate) && turn.loads.aside_until(&rank.worker).is_none()
+    };
+    let suiting = turn.cluster.rankings().shapes().filter(|(_, shaped)| {
+        let shape = &shaped.shape;
+        fit::suits(definition.needs(), &shape.kinds, &shape.labels).is_ok()
+    });
+    // Within a shape all are worth the same, so that one that gains nothing is followed by none that does.
+    let firsts = suiting.filter_map(|(id, shaped)| {
+        let preference = rules.preference(&shaped.shape.labels);
+        let gaining = turn.loads.of_shape(id, shaped).take_while(|rank| improves(turn, definition, &home, rank.load, preference));
+        gaining.into_iter().find(takes)
+    });
+    let unshaped = turn.loads.unshaped().filter_map(|id| {
+        let place = turn.loads.place(id)?;
+        let rank = Rank { load: turn.loads.load(&place), worker: id.clone() };
+        let gains = improves(turn, definition, &home, rank.load, rules.preference(&place.registration.labels));
+        (gains && takes(&&rank)).then_some(rank)
+    });
+    firsts.cloned().chain(unshaped).min().map(|rank| rank.worker)
+}
+
+/// The recipient would have less than the donor has, what it is worth to be on each counted in.
+fn improves(turn: &Turn<'_>, definition: &Definition, home: &Candidate<'_>, to: Load, preference: u64) -> bool {
+    let weight = u64::from(definition.weight).max(turn.config.tolerance);
+    let side = |payload: u64, preference: u64, share: u64| (i128::from(payload) - i128::from(preference)) * i128::from(share);
+    side(to.payload.saturating_add(weight), preference, home.load.share) < side(home.load.payload, home.preference, to.share)
+}
+
+/// Balance never crowds a value more than the one that is left: neither with the resource's own group, nor, by the policy `spread`, with all
+/// that there is.
+fn keeps_spread(ask: &Ask<'_>, home: &Candidate<'_>, to: &Candidate<'_>) -> bool {
+    let labels = |candidate: &Candidate<'_>| candidate.place.registration.labels.clone();
+    let (home, to) = (labels(home), labels(to));
+    let rules = ask.definition.rules();
+    if let Some(key) = rules.spread.as_deref() {
+        let crowd = |labels| ask.loads.related().crowd(ask.definition, key, labels);
+        if home.get(key) != to.get(key) && crowd(&to) >= crowd(&home) {
+            return false;
+        }
+    }
+    if rules.policy.unwrap_or(ask.loads.config.policy) != PolicyName::Spread || home.get(ask.label) == to.get(ask.label) {
+        return true;
+    }
+    let all = |labels: &Labels| ask.payload_of_value(labels.get(ask.label));
+    all(&to) + u64::from(ask.definition.weight) < all(&home)
+}
+
+/// By these policies loads differ, by chance or by intent. Only a worker that something can be placed on since a moment ago is given some.
+fn is_newcomer(turn: &Turn<'_>, rank: &Rank, balance: Balance) -> bool {
+    let shares = turn.cluster.rankings().total().1;
+    let parts = if balance == Balance::ByHash { 2 } else { 1 };
+    let lacks = u128::from(rank.load.payload) * parts * shares < u128::from(turn.loads.total()) * u128::from(rank.load.share);
+    lacks && turn.cluster.joins().last(&rank.worker).is_some_and(|at| at.after(JOINED) > turn.now)
+}
+
+/// The name ranks the recipient before where it is.
+fn ranks_before(definition: &Definition, home: &Candidate<'_>, to: &Candidate<'_>) -> bool {
+    beats(&definition.name, (to.place.id, to.load.share), (home.place.id, home.load.share))
 }

@@ -1,8 +1,10 @@
 //! Between what stands in etcd and what the model speaks of: keys and JSON to events, decisions to transactions. No IO.
 
+use std::collections::BTreeMap;
+
 use evenkeel_model::{
-    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, MasterId, MasterRecord, Origin, Phase, Record,
-    Registration, Revision, Session, Versioned, WorkerId, Write,
+    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Intent, MasterId, MasterRecord, Origin, Phase, Record,
+    Registration, Revision, Session, Versioned, WorkerId, WorkerWish, Write,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -63,6 +65,10 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
         }
         Key::Assignment(worker, name) => Event::Assignment { worker, name, value: Some(held(kv)) },
         Key::Status(worker, name) => Event::Status { worker, name, value: read(kv).ok().map(Box::new) },
+        // Somebody wants something of the worker; until it is known what, nothing more comes to it.
+        Key::Intent(worker) => Event::Intent { worker, value: Some(read(kv).unwrap_or(Intent { wish: WorkerWish::Cordon, since: 0 })) },
+        // What cannot be read lets nobody go: the brake holds.
+        Key::LetGo => Event::LetGo { sessions: read(kv).unwrap_or_default() },
     };
     Meaning::Cluster(event)
 }
@@ -79,6 +85,8 @@ pub fn meaning_of_absence(keys: &Keys, key: &[u8]) -> Meaning {
         Key::Admission(worker) => Event::Admission { worker, value: None },
         Key::Assignment(worker, name) => Event::Assignment { worker, name, value: None },
         Key::Status(worker, name) => Event::Status { worker, name, value: None },
+        Key::Intent(worker) => Event::Intent { worker, value: None },
+        Key::LetGo => Event::LetGo { sessions: BTreeMap::new() },
     })
 }
 
@@ -163,6 +171,10 @@ fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
         Write::Admission(worker, admission) => ops.push(Op::put(keys.admission(worker), json(admission))),
         Write::NoAdmission(worker) => ops.push(Op::delete(keys.admission(worker))),
         Write::NoRegistration(id) => ops.push(Op::delete(keys.worker(id))),
+        Write::Intent(id, Some(intent)) => ops.push(Op::put(keys.intent(id), json(intent))),
+        Write::Intent(id, None) => ops.push(Op::delete(keys.intent(id))),
+        Write::LetGo(sessions) if sessions.is_empty() => ops.push(Op::delete(keys.let_go())),
+        Write::LetGo(sessions) => ops.push(Op::put(keys.let_go(), json(sessions))),
     }
 }
 
@@ -187,12 +199,19 @@ mod tests {
             source: "".into(),
             definition: Definition::named(name.clone()),
         };
-        let assignment =
-            Assignment { kind: String::new(), spec: record.definition.spec.clone(), hash: record.definition.hash(), phase: Phase::Run };
+        let assignment = Assignment {
+            kind: String::new(),
+            spec: record.definition.spec.clone(),
+            require: record.definition.require.clone(),
+            hash: record.definition.hash(),
+            phase: Phase::Run,
+        };
         let writes = vec![
             Write::Resource(Box::new(record)),
             Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), Epoch::default()),
-            Write::Admission(worker, Box::new(Admission { session: Session(2), authority_ms: None, origin: Origin::default() })),
+            Write::Admission(worker.clone(), Box::new(Admission { session: Session(2), authority_ms: None, origin: Origin::default() })),
+            Write::Intent(worker.clone(), Some(Intent { wish: WorkerWish::Drain { deadline_ms: Some(5) }, since: 7 })),
+            Write::LetGo(BTreeMap::from([(worker, Session(2))])),
         ];
         let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: writes.clone() });
         for (op, write) in ops.into_iter().zip(&writes) {
@@ -226,6 +245,12 @@ mod tests {
         assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
         let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
         assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
+        let cordoned = Meaning::Cluster(Event::Intent {
+            worker: WorkerId::new("w").expect("id"),
+            value: Some(Intent { wish: WorkerWish::Cordon, since: 0 }),
+        });
+        assert_eq!(meaning(&keys, &kv("/intents/workers/w", "[]")), cordoned);
+        assert_eq!(meaning(&keys, &kv("/intents/brake", "[]")), Meaning::Cluster(Event::LetGo { sessions: BTreeMap::new() }));
         let record = r#"{"ID":"1","Name":"b","AssignedNode":"","CreationTime":1}"#;
         assert!(matches!(meaning(&keys, &kv("/resources/b", record)), Meaning::Cluster(Event::Resource { .. })));
         assert!(matches!(meaning(&keys, &kv("/resources/a", record)), Meaning::Cluster(Event::Unreadable { .. })));

@@ -23,6 +23,10 @@ pub enum Key {
     Assignment(WorkerId, ResourceName),
     /// `/status/<worker>/<name>`
     Status(WorkerId, ResourceName),
+    /// `/intents/workers/<id>`
+    Intent(WorkerId),
+    /// `/intents/brake`
+    LetGo,
     /// `/election/<lease>`
     Election(String),
     /// `/events/<number>`
@@ -86,6 +90,18 @@ impl Keys {
         format!("{}/status/{id}/", self.prefix)
     }
 
+    /// `/intents/workers/<id>`
+    #[must_use]
+    pub fn intent(&self, id: &WorkerId) -> String {
+        format!("{}/intents/workers/{id}", self.prefix)
+    }
+
+    /// `/intents/brake`
+    #[must_use]
+    pub fn let_go(&self) -> String {
+        format!("{}/intents/brake", self.prefix)
+    }
+
     /// The prefix of the masters' candidacies; the lease's id in hexadecimal follows.
     #[must_use]
     pub fn election(&self) -> String {
@@ -123,6 +139,8 @@ impl Keys {
             "admissions" => Key::Admission(WorkerId::new(rest).ok()?),
             "assignments" => pair().map(|(worker, name)| Key::Assignment(worker, name))?,
             "status" => pair().map(|(worker, name)| Key::Status(worker, name))?,
+            "intents" if rest == "brake" => Key::LetGo,
+            "intents" => Key::Intent(WorkerId::new(rest.strip_prefix("workers/")?).ok()?),
             "election" => Key::Election(rest.to_owned()),
             "events" => Key::Event(rest.parse().ok()?),
             _ => return None,
@@ -146,6 +164,8 @@ mod tests {
                 (keys.admission(&worker), Key::Admission(worker.clone())),
                 (keys.assignment(&worker, &name), Key::Assignment(worker.clone(), name.clone())),
                 (keys.status(&worker, &name), Key::Status(worker.clone(), name.clone())),
+                (keys.intent(&worker), Key::Intent(worker.clone())),
+                (keys.let_go(), Key::LetGo),
                 (keys.event(7), Key::Event(7)),
                 (format!("{}7c0de", keys.election()), Key::Election("7c0de".to_owned())),
             ];
@@ -161,7 +181,18 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_foreign() {
         let keys = Keys::new("/p");
-        for text in ["/resources/a", "/p/resources/", "/p/resources/a/b", "/p/registry/x", "/p/status/a", "/p/events/x", "/p", ""] {
+        for text in [
+            "/resources/a",
+            "/p/resources/",
+            "/p/resources/a/b",
+            "/p/registry/x",
+            "/p/status/a",
+            "/p/intents/a",
+            "/p/intents/workers/",
+            "/p/events/x",
+            "/p",
+            "",
+        ] {
             assert_eq!(keys.parse(text.as_bytes()), Key::Foreign, "{text}");
         }
         assert_eq!(keys.parse(b"/p/resources/\xff"), Key::Foreign);

@@ -123,7 +123,13 @@ mod tests {
     }
 
     fn resolve(catalog: &Catalog, name: &str, kind: &str) -> (String, String) {
-        let assignment = Assignment { kind: kind.to_owned(), spec: Spec::default(), hash: Hash::default(), phase: Phase::Run };
+        let assignment = Assignment {
+            kind: kind.to_owned(),
+            spec: Spec::default(),
+            require: evenkeel_model::Selector::EMPTY,
+            hash: Hash::default(),
+            phase: Phase::Run,
+        };
         let (kind, spec) = catalog.resolve(&ResourceName::new(name).expect("name"), &assignment);
         (kind, spec.as_str().to_owned())
     }

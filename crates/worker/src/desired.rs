@@ -168,7 +168,13 @@ mod tests {
     }
 
     fn told(epoch: i64) -> Told {
-        let assignment = Assignment { kind: String::new(), spec: Spec::default(), hash: Hash::default(), phase: Phase::Run };
+        let assignment = Assignment {
+            kind: String::new(),
+            spec: Spec::default(),
+            require: evenkeel_model::Selector::EMPTY,
+            hash: Hash::default(),
+            phase: Phase::Run,
+        };
         Told { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
     }
 

@@ -13,7 +13,13 @@ const GRACE: Duration = Duration::from_millis(500);
 fn told(epoch: i64, phase: Phase) -> Told {
     Told {
         epoch: Epoch(epoch),
-        assignment: Ok(Arc::new(Assignment { kind: String::new(), spec: Spec::default(), hash: Hash::default(), phase })),
+        assignment: Ok(Arc::new(Assignment {
+            kind: String::new(),
+            spec: Spec::default(),
+            require: evenkeel_model::Selector::EMPTY,
+            hash: Hash::default(),
+            phase,
+        })),
     }
 }
 

@@ -6,6 +6,7 @@ use evenkeel_model::{
     Admission, Cluster, Definition, Epoch, Event, Held, Moment, Origin, Phase, Record, Registration, ResourceName, Revision, Session,
     Versioned, WorkerId,
 };
+use evenkeel_planner::PlannerConfig;
 use serde::Serialize;
 
 /// How many choices the linear scan makes; it is slow.
@@ -57,7 +58,7 @@ fn cluster_of(workers: u32) -> Cluster {
 }
 
 fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
-    let Ok(worker) = evenkeel_planner::choose(cluster, &definition) else { return };
+    let Ok((worker, _)) = evenkeel_planner::choose(cluster, &definition, Moment::default(), &PlannerConfig::default()) else { return };
     let name = definition.name.clone();
     let held = Held { epoch: Epoch(revision.0), hash: definition.hash(), phase: Phase::Run };
     let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();

@@ -1,9 +1,9 @@
 //! `evenkeel add`: one resource from flags.
 
 use clap::Args;
-use evenkeel_model::{Draft, ResourceName, Selector, WorkerId};
+use evenkeel_model::{Definition, Draft, ResourceName, Selector, WorkerId};
 use evenkeel_proto::v1::{AddResourceRequest, ResourceState};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{ClientArgs, ClientError, convert, print_one, selector};
 use crate::settings;
@@ -13,6 +13,15 @@ const PROCESS: &str = "process";
 
 #[derive(Debug, Args)]
 pub(crate) struct AddArgs {
+    #[command(flatten)]
+    resource: ResourceArgs,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// One resource.
+#[derive(Debug, Args)]
+pub(crate) struct ResourceArgs {
     /// Its name: 1 to 253 of A-Z a-z 0-9 . _ -, beginning with a letter or digit
     name: ResourceName,
     /// The driver's kind; without it the workers' catalog says what the name means
@@ -33,8 +42,27 @@ pub(crate) struct AddArgs {
     /// What the driver is given, as a JSON object
     #[arg(long, value_name = "JSON", value_parser = spec)]
     spec: Option<Map<String, Value>>,
-    #[command(flatten)]
-    client: ClientArgs,
+    /// Labels that a worker should have, and what that is worth in payload: SELECTOR=>N; many times
+    #[arg(long, value_name = "SELECTOR[=>N]", value_parser = preference)]
+    prefer: Vec<(Selector, u64)>,
+    /// The label of workers over whose values it is spread with those that have the same labels
+    #[arg(long, value_name = "LABEL")]
+    spread: Option<String>,
+    /// Only where another resource is that has these labels
+    #[arg(long, value_name = "SELECTOR", value_parser = selector)]
+    together: Option<Selector>,
+    /// Nowhere where another resource is that has these labels
+    #[arg(long, value_name = "SELECTOR", value_parser = selector)]
+    apart: Option<Selector>,
+    /// How a worker is chosen for it; without it, by the cluster's policy
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+    /// Whether balance may move it: auto or never
+    #[arg(long, value_name = "WHETHER")]
+    rebalance: Option<String>,
+    /// exclusive, or available: moved as soon as its worker's lease is gone, accepting an overlap
+    #[arg(long, value_name = "HOW")]
+    ownership: Option<String>,
     /// The command that is to run; it implies the kind process
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -51,7 +79,7 @@ fn spec(text: &str) -> Result<Map<String, Value>, String> {
 pub(crate) async fn run(args: AddArgs) -> Result<(), ClientError> {
     let format = args.client.output.output;
     let session = args.client.master.clone().session();
-    let definition = draft(&args)?.check().map_err(|e| ClientError::Usage(e.to_string()))?;
+    let definition = args.resource.definition()?;
     let name = definition.name.to_string();
     let request = AddResourceRequest { resource: Some(convert::to_resource(&definition)?) };
     let answer = session.ask(&name, request, async |client, request| client.add_resource(request).await).await;
@@ -63,7 +91,28 @@ pub(crate) async fn run(args: AddArgs) -> Result<(), ClientError> {
     print_one(format, &value, &name, || sentence(&name, added, &state))
 }
 
-fn draft(args: &AddArgs) -> Result<Draft, ClientError> {
+/// `disk=ssd=>10`; without a worth it is 1.
+fn preference(text: &str) -> Result<(Selector, u64), String> {
+    let (labels, worth) = text.rsplit_once("=>").unwrap_or((text, "1"));
+    let worth = worth.trim().parse().map_err(|_| format!("{worth:?} is no whole number; write SELECTOR=>10"))?;
+    Ok((selector(labels)?, worth))
+}
+
+impl ResourceArgs {
+    pub(crate) fn name(&self) -> &ResourceName {
+        &self.name
+    }
+
+    /// The definition that the flags make.
+    ///
+    /// # Errors
+    /// The field and the rule that it breaks.
+    pub(crate) fn definition(&self) -> Result<Definition, ClientError> {
+        draft(self)?.check().map_err(|e| ClientError::Usage(e.to_string()))
+    }
+}
+
+fn draft(args: &ResourceArgs) -> Result<Draft, ClientError> {
     let kind = args.kind.as_ref().map(ToString::to_string);
     let mut spec = args.spec.clone();
     if !args.command.is_empty() {
@@ -84,7 +133,13 @@ fn draft(args: &AddArgs) -> Result<Draft, ClientError> {
         require: args.require.as_ref().map(ToString::to_string).unwrap_or_default(),
         pin: args.pin.as_ref().map(ToString::to_string).unwrap_or_default(),
         spec: spec.map(Value::Object),
-        ..Draft::default()
+        prefer: args.prefer.iter().map(|(selector, weight)| json!({ "selector": selector.to_string(), "weight": weight })).collect(),
+        spread: args.spread.clone().unwrap_or_default(),
+        together: args.together.as_ref().map(ToString::to_string).unwrap_or_default(),
+        apart: args.apart.as_ref().map(ToString::to_string).unwrap_or_default(),
+        policy: args.policy.clone().unwrap_or_default(),
+        rebalance: args.rebalance.clone().unwrap_or_default(),
+        ownership: args.ownership.clone().unwrap_or_default(),
     })
 }
 
@@ -102,7 +157,6 @@ fn sentence(name: &str, added: bool, state: &ResourceState) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use serde_json::json;
 
     use super::*;
     use crate::{
@@ -114,7 +168,7 @@ mod tests {
         let line = ["evenkeel", "add"].iter().chain(line);
         match Cli::try_parse_from(line).map_err(|e| e.to_string())?.command {
             Command::Client(client::Command::Add(args)) => {
-                let draft = draft(&args).map_err(|e| e.to_string())?.check().map_err(|e| e.to_string())?.to_draft();
+                let draft = args.resource.definition().map_err(|e| e.to_string())?.to_draft();
                 serde_json::to_value(draft).map_err(|e| e.to_string())
             }
             other => panic!("{other:?}"),
@@ -142,6 +196,10 @@ mod tests {
         let expected = json!({"name": "a", "kind": "process", "weight": 2, "labels": {"x": "y", "z": "1"}, "require": "gpu=true", "pin": "w-1",
             "spec": {"command": ["sleep", "-x"], "cwd": "/"}});
         assert_eq!(parsed(&line), Ok(expected));
+        let line = ["a", "--prefer", "disk=ssd=>10", "--prefer", "gpu", "--spread", "zone", "--together", "app=db", "--apart", "app=web"];
+        let expected = json!({"name": "a", "prefer": [{"selector": "disk=ssd", "weight": 10}, {"selector": "gpu", "weight": 1}],
+            "spread": "zone", "together": "app=db", "apart": "app=web", "policy": "pack"});
+        assert_eq!(parsed(&[&line[..], &["--policy", "pack"]].concat()), Ok(expected));
         assert_eq!(parsed(&["a"]), Ok(json!({"name": "a"})));
         assert_eq!(parsed(&["a", "--kind", "noop"]), Ok(json!({"name": "a", "kind": "noop"})));
     }

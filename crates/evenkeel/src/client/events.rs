@@ -30,7 +30,7 @@ pub(crate) async fn run(args: EventsArgs) -> Result<(), ClientError> {
     let format = args.client.output.output;
     let session = args.client.master.session();
     let resource = args.name.map(|n| n.to_string()).unwrap_or_default();
-    let request = ListEventsRequest { after: 0, page_size: args.limit, resource: resource.clone() };
+    let request = ListEventsRequest { after: 0, page_size: args.limit, resource: resource.clone(), worker: String::new() };
     let events = session.call("events", request, async |client, request| client.list_events(request).await).await?.events;
     if args.follow {
         return follow(&session, events, &resource, format).await;

@@ -42,9 +42,14 @@ fn text(name: &str, response: &ExplainResponse, now_ns: i64, colour: bool) -> St
             let _ = writeln!(text, "{}", output::printable(sentence));
         }
     }
+    if !response.failed.is_empty() {
+        let rows: Vec<Row> = response.failed.iter().map(|f| Row::from([f.rule.clone(), f.workers.to_string(), f.reason.clone()])).collect();
+        let _ = write!(text, "\nRules that workers break:\n{}", output::table(&["RULE", "WORKERS", "FOR EXAMPLE"], &rows, colour));
+    }
     if !response.candidates.is_empty() {
         let rows: Vec<Row> = response.candidates.iter().map(candidate).collect();
-        let _ = write!(text, "\nWorkers:\n{}", output::table(&["WORKER", "ELIGIBLE", "PAYLOAD", "REASON"], &rows, colour));
+        let _ =
+            write!(text, "\nWorkers:\n{}", output::table(&["WORKER", "ELIGIBLE", "PLACE", "PAYLOAD", "WORTH", "REASON"], &rows, colour));
     }
     if !response.events.is_empty() {
         let _ = write!(text, "\nWhat happened:\n{}", events::table(&response.events));
@@ -54,13 +59,21 @@ fn text(name: &str, response: &ExplainResponse, now_ns: i64, colour: bool) -> St
 
 fn candidate(candidate: &evenkeel_proto::v1::Candidate) -> Row {
     let eligible = if candidate.eligible { "yes" } else { "no" };
-    let cells = vec![candidate.worker.clone(), eligible.to_owned(), candidate.payload.to_string(), or_dash(&candidate.reason)];
+    let number = |n: u64| if n == 0 { "-".to_owned() } else { n.to_string() };
+    let cells = vec![
+        candidate.worker.clone(),
+        eligible.to_owned(),
+        number(candidate.place.into()),
+        candidate.payload.to_string(),
+        number(candidate.preference),
+        or_dash(&candidate.reason),
+    ];
     Row { cells, tone: if candidate.eligible { Tone::Plain } else { Tone::Waiting } }
 }
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_proto::v1::{Candidate, Event, ResourceState};
+    use evenkeel_proto::v1::{Candidate, Event, FailedRule, ResourceState};
 
     use super::*;
 
@@ -71,6 +84,8 @@ mod tests {
             eligible: reason.is_empty(),
             reason: reason.to_owned(),
             payload,
+            place: u32::from(reason.is_empty()),
+            preference: 0,
         };
         let event = Event {
             sequence: 1,
@@ -84,14 +99,20 @@ mod tests {
             summary: "No worker may run it.".to_owned(),
             candidates: vec![candidate("worker-1", "require gpu=true does not hold", 3), candidate("worker-2", "", 12)],
             events: vec![event],
+            policy: "least-payload".to_owned(),
+            failed: vec![FailedRule { rule: "require".to_owned(), reason: "require: gpu=true does not hold".to_owned(), workers: 1 }],
         };
         let expected = "\
 No worker may run it.
 
+Rules that workers break:
+RULE      WORKERS   FOR EXAMPLE
+require         1   require: gpu=true does not hold
+
 Workers:
-WORKER     ELIGIBLE   PAYLOAD   REASON
-worker-1   no               3   require gpu=true does not hold
-worker-2   yes             12   -
+WORKER     ELIGIBLE   PLACE   PAYLOAD   WORTH   REASON
+worker-1   no         -             3   -       require gpu=true does not hold
+worker-2   yes        1            12   -       -
 
 What happened:
 TIME                       TYPE    RESOURCE   WORKER   REASON

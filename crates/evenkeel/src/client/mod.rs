@@ -2,8 +2,10 @@
 
 mod add;
 mod apply;
+mod brake;
 mod convert;
 mod delete;
+mod drain;
 mod error;
 mod events;
 mod explain;
@@ -51,7 +53,7 @@ pub(crate) struct ClientArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Add one resource
-    Add(add::AddArgs),
+    Add(Box<add::AddArgs>),
     /// Bring the cluster to what files say: adds, changes and, with --prune, deletes
     Apply(apply::ApplyArgs),
     /// Delete resources: their work is told to stop
@@ -68,14 +70,16 @@ pub(crate) enum Command {
     Explain(explain::ExplainArgs),
     /// Show what happened: who moved what, when and why
     Events(events::EventsArgs),
-    /// Show what the leader would do now
+    /// Show what the leader does next, or would do if something were so
     Plan(plan::PlanArgs),
     /// Place nothing more on a worker
     Cordon(nodes::WorkerArgs),
     /// Place on a worker again
     Uncordon(nodes::WorkerArgs),
     /// Cordon a worker and move what it runs
-    Drain(nodes::DrainArgs),
+    Drain(drain::DrainArgs),
+    /// Show whether too many workers are gone for their work to be moved, or release it all the same
+    Brake(brake::BrakeArgs),
 }
 
 /// Runs one command to its exit status.
@@ -92,7 +96,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), ClientError> {
     match command {
-        Command::Add(args) => add::run(args).await,
+        Command::Add(args) => add::run(*args).await,
         Command::Apply(args) => apply::run(args).await,
         Command::Delete(args) => delete::run(args).await,
         Command::Get(args) => get::run(args).await,
@@ -104,7 +108,8 @@ async fn dispatch(command: Command) -> Result<(), ClientError> {
         Command::Plan(args) => plan::run(args).await,
         Command::Cordon(args) => nodes::cordon(args).await,
         Command::Uncordon(args) => nodes::uncordon(args).await,
-        Command::Drain(args) => nodes::drain(args).await,
+        Command::Drain(args) => drain::run(args).await,
+        Command::Brake(args) => brake::run(args).await,
     }
 }
 

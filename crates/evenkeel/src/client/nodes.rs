@@ -1,18 +1,13 @@
-//! `evenkeel workers`, `masters`, `cordon`, `uncordon` and `drain`: the processes of the cluster.
-
-use std::time::Duration;
+//! `evenkeel workers`, `masters`, `cordon` and `uncordon`: the processes of the cluster.
 
 use clap::Args;
 use evenkeel_model::WorkerId;
 use evenkeel_proto::v1::{
-    CordonWorkerRequest, DrainWorkerRequest, ListMastersRequest, ListWorkersRequest, MasterState, UncordonWorkerRequest, WorkerState,
+    CordonWorkerRequest, ListMastersRequest, ListWorkersRequest, ListWorkersResponse, MasterState, UncordonWorkerRequest, WorkerState,
 };
 
 use super::{ClientArgs, ClientError, Listing, convert, print_list, print_one, session::Session};
 use crate::output::{self, Format, Row, Tone, or_dash};
-
-/// Between two looks at a worker that is being drained.
-const LOOK: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -29,21 +24,12 @@ pub(crate) struct WorkerArgs {
     client: ClientArgs,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct DrainArgs {
-    /// The worker
-    #[arg(value_name = "WORKER")]
-    id: WorkerId,
-    /// End only when it runs nothing more
-    #[arg(long)]
-    wait: bool,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
     let format = args.client.output.output;
-    let workers = list_workers(&args.client.master.session()).await?;
+    let ListWorkersResponse { workers, brake } = list_workers(&args.client.master.session()).await?;
+    if !brake.is_empty() {
+        eprintln!("evenkeel: the brake holds: {brake} (evenkeel brake release)");
+    }
     if workers.is_empty() && format == Format::Table {
         eprintln!("no workers; start one with `evenkeel worker --id 1`");
         return Ok(());
@@ -54,8 +40,8 @@ pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
 }
 
 /// The workers as a master knows them.
-pub(crate) async fn list_workers(session: &Session) -> Result<Vec<WorkerState>, ClientError> {
-    Ok(session.call("workers", ListWorkersRequest {}, async |client, request| client.list_workers(request).await).await?.workers)
+pub(crate) async fn list_workers(session: &Session) -> Result<ListWorkersResponse, ClientError> {
+    session.call("workers", ListWorkersRequest {}, async |client, request| client.list_workers(request).await).await
 }
 
 pub(crate) async fn masters(args: ListArgs) -> Result<(), ClientError> {
@@ -81,28 +67,7 @@ pub(crate) async fn uncordon(args: WorkerArgs) -> Result<(), ClientError> {
     told(&args.client, args.id.as_str(), "uncordoned", response.worker)
 }
 
-pub(crate) async fn drain(args: DrainArgs) -> Result<(), ClientError> {
-    let id = args.id.as_str();
-    let request = DrainWorkerRequest { id: id.to_owned() };
-    let session = args.client.master.clone().session();
-    let response = session.call(id, request, async |client, request| client.drain_worker(request).await).await?;
-    if !args.wait {
-        return told(&args.client, id, "draining", response.worker);
-    }
-    let mut left = None;
-    loop {
-        let worker = list_workers(&session).await?.into_iter().find(|w| w.id == id);
-        let Some(worker) = worker.filter(|w| w.resources > 0) else {
-            return told(&args.client, id, "drained", None);
-        };
-        if left.replace(worker.resources) != Some(worker.resources) && output::progress() {
-            eprintln!("{id} still runs {}", worker.resources);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn told(client: &ClientArgs, id: &str, done: &str, worker: Option<WorkerState>) -> Result<(), ClientError> {
+pub(super) fn told(client: &ClientArgs, id: &str, done: &str, worker: Option<WorkerState>) -> Result<(), ClientError> {
     let worker = worker.unwrap_or_else(|| WorkerState { id: id.to_owned(), ..WorkerState::default() });
     let value = convert::to_json("WorkerState", &worker)?;
     print_one(client.output.output, &value, id, || format!("{id} {done}\n"))

@@ -1,21 +1,93 @@
-//! `evenkeel plan`: what the leader would do now, and what it leaves undone and why.
+//! `evenkeel plan`: what the leader does next and what it leaves undone, or what it would do if something were so; each with its reason.
 
-use clap::Args;
-use evenkeel_proto::v1::{PlanRequest, PlanResponse, PlannedAction, Undone};
+use std::path::PathBuf;
 
-use super::{ClientArgs, ClientError, convert, print_one};
+use clap::{Args, Subcommand};
+use evenkeel_model::{Definition, ResourceName, WorkerId};
+use evenkeel_proto::v1::{PlanRequest, PlanResponse, PlannedAction, Undone, plan_request::Suppose};
+
+use super::{ClientArgs, ClientError, add, convert, print_one};
+use crate::files;
 use crate::output::{self, Format, Row, Tone, or_dash};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct PlanArgs {
+    #[command(subcommand)]
+    suppose: Option<SupposeArgs>,
     #[command(flatten)]
     client: ClientArgs,
 }
 
+/// What is taken to be so. Nothing is changed.
+#[derive(Debug, Subcommand)]
+enum SupposeArgs {
+    /// If this resource were added
+    Add {
+        #[command(flatten)]
+        resource: Box<add::ResourceArgs>,
+        /// The resource of this name in this file, instead of flags
+        #[arg(short, long, value_name = "FILE", conflicts_with_all = ["kind", "weight", "label", "require", "pin", "spec", "prefer", "spread", "together", "apart", "policy", "rebalance", "ownership", "command"])]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// If the worker were cordoned
+    Cordon(SupposedWorker),
+    /// If the worker were uncordoned
+    Uncordon(SupposedWorker),
+    /// If the worker were drained
+    Drain(SupposedWorker),
+    /// If the worker were gone for good
+    Lose(SupposedWorker),
+    /// If balance waited for nothing
+    Rebalance {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SupposedWorker {
+    /// The worker
+    #[arg(value_name = "WORKER")]
+    id: WorkerId,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl PlanArgs {
+    fn request(self) -> Result<(Option<Suppose>, ClientArgs), ClientError> {
+        let of = |supposed: SupposedWorker, suppose: fn(String) -> Suppose| (Some(suppose(supposed.id.to_string())), supposed.client);
+        Ok(match self.suppose {
+            None => (None, self.client),
+            Some(SupposeArgs::Add { resource, file, client }) => {
+                let definition = match file {
+                    None => resource.definition()?,
+                    Some(file) => named_in(&file, resource.name())?,
+                };
+                (Some(Suppose::Add(convert::to_resource(&definition)?)), client)
+            }
+            Some(SupposeArgs::Cordon(worker)) => of(worker, Suppose::Cordon),
+            Some(SupposeArgs::Uncordon(worker)) => of(worker, Suppose::Uncordon),
+            Some(SupposeArgs::Drain(worker)) => of(worker, Suppose::Drain),
+            Some(SupposeArgs::Lose(worker)) => of(worker, Suppose::Lose),
+            Some(SupposeArgs::Rebalance { client }) => (Some(Suppose::Rebalance(true)), client),
+        })
+    }
+}
+
+fn named_in(file: &std::path::Path, name: &ResourceName) -> Result<Definition, ClientError> {
+    let mut definitions = files::read_resources(file)?;
+    let found = definitions.remove(name);
+    found.ok_or_else(|| ClientError::Usage(format!("{}: has no resource {name}; give a name that stands in it", file.display())))
+}
+
 pub(crate) async fn run(args: PlanArgs) -> Result<(), ClientError> {
-    let format = args.client.output.output;
-    let session = args.client.master.session();
-    let response = session.call("plan", PlanRequest {}, async |client, request| client.plan(request).await).await?;
+    let (suppose, client) = args.request()?;
+    let format = client.output.output;
+    let session = client.master.session();
+    let response = session.call("plan", PlanRequest { suppose }, async |client, request| client.plan(request).await).await?;
     if format == Format::Name {
         let names = response.actions.iter().map(|a| a.resource.as_str()).filter(|name| !name.is_empty());
         let names: String = names.map(|name| format!("{name}\n")).collect();
@@ -32,10 +104,10 @@ pub(crate) async fn run(args: PlanArgs) -> Result<(), ClientError> {
 }
 
 fn text(response: &PlanResponse, colour: bool) -> String {
-    if response.actions.is_empty() && response.undone.is_empty() {
+    if response.actions.is_empty() && response.undone.is_empty() && response.brake.is_empty() {
         return "nothing is to be done\n".to_owned();
     }
-    let mut text = String::new();
+    let mut text = if response.brake.is_empty() { String::new() } else { format!("The brake holds: {}\n\n", response.brake) };
     if !response.actions.is_empty() {
         let rows: Vec<Row> = response.actions.iter().map(action).collect();
         text.push_str(&output::table(&["ACTION", "RESOURCE", "WORKER", "TO", "REASON"], &rows, colour));
@@ -79,6 +151,6 @@ Left undone:
 RESOURCE   WORKER   REASON
 b          -        no worker has gpu=true
 ";
-        assert_eq!(text(&PlanResponse { actions: vec![action], undone: vec![undone] }, false), expected);
+        assert_eq!(text(&PlanResponse { actions: vec![action], undone: vec![undone], ..PlanResponse::default() }, false), expected);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use evenkeel_model::{Definition, DefinitionError, Draft, Happening};
+use evenkeel_model::{Definition, DefinitionError, Draft, Happening, Preference};
 use evenkeel_proto::v1;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::{Map, Value as Json};
@@ -21,7 +21,7 @@ pub(crate) fn definition(resource: Option<v1::Resource>) -> Result<Definition, S
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
 fn draft(resource: v1::Resource) -> Result<Draft, Status> {
     let spec = resource.spec.map(|fields| object(fields, 0)).transpose()?;
-    let prefer = |p: v1::Preference| Json::from_iter([("selector", Json::from(p.selector)), ("weight", Json::from(p.weight))]);
+    let prefer = |p: v1::Preference| Json::from_iter([("selector", Json::from(p.selector)), ("weight", Json::from(p.weight.unwrap_or(1)))]);
     Ok(Draft {
         name: resource.name,
         kind: resource.kind,
@@ -34,6 +34,7 @@ fn draft(resource: v1::Resource) -> Result<Draft, Status> {
         together: resource.together,
         apart: resource.apart,
         policy: resource.policy,
+        rebalance: resource.rebalance,
         ownership: resource.ownership,
         spec,
     })
@@ -50,12 +51,21 @@ pub(crate) fn resource(definition: &Definition) -> v1::Resource {
         require: draft.require,
         pin: draft.pin,
         ownership: draft.ownership,
+        prefer: definition.rules().prefer.iter().map(preference).collect(),
+        spread: draft.spread,
+        together: draft.together,
+        apart: draft.apart,
+        policy: draft.policy,
+        rebalance: draft.rebalance,
         spec: draft.spec.and_then(|spec| match spec {
             Json::Object(fields) => Some(structure(fields)),
             _ => None,
         }),
-        ..v1::Resource::default()
     }
+}
+
+fn preference(preference: &Preference) -> v1::Preference {
+    v1::Preference { selector: preference.selector.to_string(), weight: i32::try_from(preference.weight).ok() }
 }
 
 pub(crate) fn event(sequence: i64, happening: &Happening) -> v1::Event {
@@ -129,7 +139,8 @@ mod tests {
     #[test]
     fn a_definition_survives_the_api() {
         let draft: Draft = serde_json::from_value(json!({"name": "a", "kind": "crawler", "weight": 3, "labels": {"team": "books"},
-            "require": "gpu=true", "pin": "w", "ownership": "available",
+            "require": "gpu=true", "pin": "w", "ownership": "available", "prefer": [{"selector": "disk=ssd", "weight": 10}], "spread": "zone",
+            "together": "app=db", "apart": "app=web", "policy": "pack", "rebalance": "never",
             "spec": {"command": ["a", "b"], "n": 1, "f": 1.5, "deep": {"null": null, "list": [true, []]}}}))
         .expect("draft");
         let checked = draft.check().expect("valid");

@@ -3,7 +3,7 @@
 use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::header, response::IntoResponse};
-use evenkeel_model::Standing;
+use evenkeel_model::{Standing, WorkerWish};
 
 use crate::known::{Leadership, Shared};
 
@@ -14,6 +14,11 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>) -> impl IntoResponse
     let ready = known.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).count();
     let lost = known.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning)).count();
     let agenda = known.cluster.agenda();
+    let (mut cordoned, mut draining) = (0, 0);
+    for (_, worker) in known.cluster.workers() {
+        cordoned += usize::from(worker.wish().is_some());
+        draining += usize::from(worker.wish().is_some_and(WorkerWish::is_drain));
+    }
     let gauges = [
         ("evenkeel_leader", "1 if this master leads.", usize::from(leads)),
         ("evenkeel_masters", "Masters that lead or campaign.", known.masters.len()),
@@ -21,6 +26,9 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>) -> impl IntoResponse
         ("evenkeel_resources_unplaced", "Resources that are assigned nowhere.", agenda.unplaced.len()),
         ("evenkeel_resources_stopping", "Assignments that were told to stop and have not ended.", agenda.stopping.len()),
         ("evenkeel_undone", "What the last plan of this leader left undone.", known.undone),
+        ("evenkeel_brake_engaged", "1 if so many workers are gone that what they ran is held.", usize::from(known.brake.is_some())),
+        ("evenkeel_workers_cordoned", "Workers on which nothing more is placed.", cordoned),
+        ("evenkeel_workers_draining", "Workers that are being drained, or are drained.", draining),
         ("evenkeel_workers_ready", "Workers that are registered and admitted.", ready),
         ("evenkeel_workers_lost", "Workers whose admitted session is gone.", lost),
     ];

@@ -3,6 +3,7 @@
 
 mod convert;
 mod crawler;
+mod explain;
 mod forward;
 mod logs;
 mod metrics;

@@ -1,18 +1,54 @@
 //! A plan as the API shows it.
 
-use evenkeel_model::{Action, Plan, Subject};
-use evenkeel_proto::v1;
+use evenkeel_model::{Action, Cluster, Plan, Standing, Subject, WorkerWish};
+use evenkeel_planner::Supposition;
+use evenkeel_proto::v1::{self, plan_request::Suppose};
+use tonic::Status;
+
+use super::{convert, service::worker_id};
 
 /// Every action and everything undone, each with its reason.
 pub(crate) fn show(plan: &Plan) -> v1::PlanResponse {
     let undone = plan.undone.iter().map(|undone| {
-        let (resource, worker) = match &undone.subject {
-            Subject::Resource(name) => (name.to_string(), String::new()),
-            Subject::Worker(id) => (String::new(), id.to_string()),
+        let (resource, worker, reason) = match &undone.subject {
+            Subject::Resource(name) => {
+                (name.to_string(), undone.reason.worker().map(ToString::to_string).unwrap_or_default(), undone.reason.to_string())
+            }
+            Subject::Worker(id) => (String::new(), id.to_string(), undone.reason.to_string()),
+            Subject::More(count) => (String::new(), String::new(), format!("{count} resources more: {}", undone.reason)),
         };
-        v1::Undone { resource, worker, reason: undone.reason.to_string() }
+        v1::Undone { resource, worker, reason }
     });
-    v1::PlanResponse { actions: plan.actions.iter().map(action).collect(), undone: undone.collect() }
+    let brake = plan.brake.map(|brake| brake.to_string()).unwrap_or_default();
+    v1::PlanResponse { actions: plan.actions.iter().map(action).collect(), undone: undone.collect(), brake }
+}
+
+/// What the plan is to take to be so.
+///
+/// # Errors
+/// What is wrong with it.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn supposition(supposed: Suppose, cluster: &Cluster) -> Result<Supposition, Status> {
+    let worker = |field: &'static str, id: &str| {
+        let id = worker_id(field, id)?;
+        let stands = cluster.worker(id.as_str()).is_some_and(|w| w.standing() != Standing::Absent);
+        if stands { Ok(id) } else { Err(Status::not_found(format!("{field}: no such worker"))) }
+    };
+    Ok(match supposed {
+        Suppose::Add(resource) => {
+            let definition = convert::definition(Some(resource))?;
+            if cluster.unit(definition.name.as_str()).is_some() {
+                return Err(Status::already_exists(format!("add: resource {} stands already; explain tells of it", definition.name)));
+            }
+            Supposition::Add(Box::new(definition))
+        }
+        Suppose::Cordon(id) => Supposition::Wish(worker("cordon", &id)?, Some(WorkerWish::Cordon)),
+        Suppose::Uncordon(id) => Supposition::Wish(worker("uncordon", &id)?, None),
+        Suppose::Drain(id) => Supposition::Wish(worker("drain", &id)?, Some(WorkerWish::Drain { deadline_ms: None })),
+        Suppose::Lose(id) => Supposition::Lost(worker("lose", &id)?),
+        Suppose::Rebalance(true) => Supposition::Rebalance,
+        Suppose::Rebalance(false) => return Err(Status::invalid_argument("rebalance: is false; leave it out")),
+    })
 }
 
 fn action(action: &Action) -> v1::PlannedAction {

@@ -54,7 +54,7 @@ impl Routes {
         for rpc in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
             let options = rpc.options();
             if let Value::Message(rule) = &*options.get_extension(&http) {
-                routes.extend(Route::of(rule, &rpc));
+                routes.extend(Route::all_of(rule, &rpc));
             }
         }
         Self { routes }
@@ -74,6 +74,14 @@ impl Routes {
 }
 
 impl Route {
+    /// The route of a rule, and those of its further bindings.
+    fn all_of(rule: &DynamicMessage, rpc: &MethodDescriptor) -> Vec<Self> {
+        let more = rule.get_field_by_name("additional_bindings");
+        let more = more.as_deref().and_then(Value::as_list).unwrap_or_default();
+        let more = more.iter().filter_map(Value::as_message).filter_map(|rule| Self::of(rule, rpc));
+        Self::of(rule, rpc).into_iter().chain(more).collect()
+    }
+
     fn of(rule: &DynamicMessage, rpc: &MethodDescriptor) -> Option<Self> {
         let text = |field: &str| rule.get_field_by_name(field).and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         let methods =
@@ -276,6 +284,10 @@ mod tests {
             (Method::GET, "/v1/workers", "", "", "ListWorkers", "{}"),
             (Method::GET, "/v1/events:watch", "after=9", "", "WatchEvents", r#"{"after":"9"}"#),
             (Method::GET, "/v1/plan", "", "", "Plan", "{}"),
+            (Method::GET, "/v1/plan", "drain=w", "", "Plan", r#"{"drain":"w"}"#),
+            (Method::POST, "/v1/plan", "", r#"{"add":{"name":"a"}}"#, "Plan", r#"{"add":{"name":"a"}}"#),
+            (Method::POST, "/v1/workers/w:drain", "", r#"{"deadlineMs":"5"}"#, "DrainWorker", r#"{"id":"w","deadlineMs":"5"}"#),
+            (Method::POST, "/v1/brake:release", "", "", "ReleaseBrake", "{}"),
         ];
         for (method, path, query, body, rpc, message) in cases {
             let rpc = if rpc.starts_with('/') { rpc.to_owned() } else { format!("{master}{rpc}") };

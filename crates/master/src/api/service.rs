@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{Definition, ResourceName, Selector};
+use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
 use tokio::{
@@ -42,10 +42,10 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::NotFound(_) => Self::not_found(message),
+            Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
             Refusal::AlreadyExists(_) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
-            Refusal::NotLeader | Refusal::Unknown(_) => Self::unavailable(message),
+            Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
             Refusal::Rejected(_) => Self::failed_precondition(message),
         }
@@ -55,6 +55,11 @@ impl From<Refusal> for Status {
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
 pub(crate) fn name(text: &str) -> Result<ResourceName, Status> {
     ResourceName::new(text).map_err(|e| Status::invalid_argument(format!("name: {:?} {e}", text.chars().take(80).collect::<String>())))
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn worker_id(field: &str, text: &str) -> Result<WorkerId, Status> {
+    WorkerId::new(text).map_err(|e| Status::invalid_argument(format!("{field}: {:?} {e}", text.chars().take(80).collect::<String>())))
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -68,14 +73,25 @@ impl Service {
         let (reply, answer) = oneshot::channel();
         let name = definition.name.clone();
         self.wish(Wish::Put { definition: Box::new(definition), mode, source: source.into(), reply })?;
-        settled(answer, name).await
+        settled(answer, || Refusal::Unknown(name)).await
     }
 
     /// Deletes a resource and waits for the commit.
     pub(crate) async fn delete(&self, name: ResourceName) -> Result<(), Status> {
         let (reply, answer) = oneshot::channel();
         self.wish(Wish::Delete { name: name.clone(), reply })?;
-        settled(answer, name).await
+        settled(answer, || Refusal::Unknown(name)).await
+    }
+
+    /// Wants something of a worker, or nothing more, and waits for the commit; then shows the worker.
+    async fn want(&self, id: &str, wish: Option<WorkerWish>) -> Result<Option<v1::WorkerState>, Status> {
+        let worker = worker_id("id", id)?;
+        let (reply, answer) = oneshot::channel();
+        self.wish(Wish::Wish { worker: worker.clone(), wish, reply })?;
+        settled(answer, || Refusal::UnknownOf(worker.clone())).await?;
+        let now = self.shared.now();
+        let known = self.shared.read();
+        Ok(known.cluster.worker(worker.as_str()).map(|found| states::worker(&known.cluster, &worker, found, now, &self.config.planner)))
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -134,14 +150,14 @@ impl Service {
         let wish = Wish::Put { definition: Box::new(definition), mode, source: source.into(), reply };
         let sent = timeout(PATIENCE, self.wishes.send(wish)).await.map_err(|_| Status::from(Refusal::Busy))?;
         sent.map_err(|_| Status::from(Refusal::NotLeader))?;
-        settled(answer, name).await
+        settled(answer, || Refusal::Unknown(name)).await
     }
 }
 
-async fn settled<T>(answer: oneshot::Receiver<Result<T, Refusal>>, name: ResourceName) -> Result<T, Status> {
+async fn settled<T>(answer: oneshot::Receiver<Result<T, Refusal>>, unknown: impl FnOnce() -> Refusal) -> Result<T, Status> {
     match timeout(PATIENCE, answer).await {
         Ok(Ok(result)) => result.map_err(Status::from),
-        Ok(Err(_)) | Err(_) => Err(Refusal::Unknown(name).into()),
+        Ok(Err(_)) | Err(_) => Err(unknown().into()),
     }
 }
 
@@ -245,8 +261,11 @@ impl Master for Service {
     }
 
     async fn list_workers(&self, _: Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        let workers = states::workers(&self.shared.read().cluster);
-        Ok(Response::new(v1::ListWorkersResponse { workers }))
+        let now = self.shared.now();
+        let known = self.shared.read();
+        let workers = states::workers(&known.cluster, now, &self.config.planner);
+        let brake = evenkeel_planner::brake(&known.cluster, &self.config.planner).map(|brake| brake.to_string()).unwrap_or_default();
+        Ok(Response::new(v1::ListWorkersResponse { workers, brake }))
     }
 
     async fn list_masters(&self, _: Request<v1::ListMastersRequest>) -> Result<Response<v1::ListMastersResponse>, Status> {
@@ -261,27 +280,46 @@ impl Master for Service {
         Ok(Response::new(v1::ListMastersResponse { masters: masters.collect() }))
     }
 
-    async fn cordon_worker(&self, _: Request<v1::CordonWorkerRequest>) -> Result<Response<v1::CordonWorkerResponse>, Status> {
-        Err(not_in_this_version("CordonWorker"))
+    async fn cordon_worker(&self, request: Request<v1::CordonWorkerRequest>) -> Result<Response<v1::CordonWorkerResponse>, Status> {
+        let worker = self.want(&request.into_inner().id, Some(WorkerWish::Cordon)).await?;
+        Ok(Response::new(v1::CordonWorkerResponse { worker }))
     }
 
-    async fn uncordon_worker(&self, _: Request<v1::UncordonWorkerRequest>) -> Result<Response<v1::UncordonWorkerResponse>, Status> {
-        Err(not_in_this_version("UncordonWorker"))
+    async fn uncordon_worker(&self, request: Request<v1::UncordonWorkerRequest>) -> Result<Response<v1::UncordonWorkerResponse>, Status> {
+        let worker = self.want(&request.into_inner().id, None).await?;
+        Ok(Response::new(v1::UncordonWorkerResponse { worker }))
     }
 
-    async fn drain_worker(&self, _: Request<v1::DrainWorkerRequest>) -> Result<Response<v1::DrainWorkerResponse>, Status> {
-        Err(not_in_this_version("DrainWorker"))
+    async fn drain_worker(&self, request: Request<v1::DrainWorkerRequest>) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        let request = request.into_inner();
+        let worker = self.want(&request.id, Some(WorkerWish::Drain { deadline_ms: request.deadline_ms })).await?;
+        Ok(Response::new(v1::DrainWorkerResponse { worker }))
     }
 
-    async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+    async fn release_brake(&self, _: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.wish(Wish::ReleaseBrake { reply })?;
+        let sessions = settled(answer, || Refusal::NotLeader).await?;
+        Ok(Response::new(v1::ReleaseBrakeResponse { workers: sessions.keys().map(ToString::to_string).collect() }))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let supposed = request.into_inner().suppose;
+        let (now, planner) = (self.shared.now(), &self.config.planner);
         let known = self.shared.read();
-        let plan = evenkeel_planner::plan(&known.cluster, self.shared.now(), &self.config.planner);
+        let plan = match supposed {
+            None => evenkeel_planner::plan(&known.cluster, now, planner),
+            Some(supposed) => {
+                let supposed = super::plan::supposition(supposed, &known.cluster)?;
+                evenkeel_planner::suppose(&known.cluster, now, planner, &supposed)
+            }
+        };
         Ok(Response::new(super::plan::show(&plan)))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let name = name(&request.into_inner().name)?;
-        let explained = states::explain(&self.shared.read(), &name, self.shared.now(), &self.config.planner);
+        let explained = super::explain::explain(&self.shared.read(), &name, self.shared.now(), &self.config.planner);
         explained.map(Response::new).ok_or_else(|| Refusal::NotFound(name).into())
     }
 
@@ -289,7 +327,9 @@ impl Master for Service {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let known = self.shared.read();
-        let wanted = known.history_after(request.after).filter(|(_, h)| request.resource.is_empty() || h.resource == request.resource);
+        let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
+        let wanted = known.history_after(request.after);
+        let wanted = wanted.filter(|(_, h)| about(&request.resource, &[&h.resource]) && about(&request.worker, &[&h.worker, &h.from]));
         let newest = wanted.rev().take(size);
         let mut events: Vec<v1::Event> = newest.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
         events.reverse();
@@ -313,10 +353,6 @@ impl Master for Service {
         }
         super::logs::read(&state, request).await
     }
-}
-
-fn not_in_this_version(call: &str) -> Status {
-    Status::unimplemented(format!("{call} is not in this version"))
 }
 
 fn last_name(resources: &[v1::ResourceState]) -> String {

@@ -1,16 +1,10 @@
-//! What people and programs are shown: resources, workers and explanations, read from what the master knows. It changes nothing.
+//! What people and programs are shown: resources and workers, read from what the master knows. It changes nothing.
 
-use evenkeel_model::{Cluster, Definition, Holder, Moment, Phase, Record, ResourceName, Standing, StopReason, Unit, Worker, WorkerId, fit};
+use evenkeel_model::{Cluster, Holder, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, WorkerWish};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
 
 use super::convert;
-use crate::known::Known;
-
-/// How many workers an explanation speaks of at most.
-const CANDIDATES: usize = 1000;
-/// How many events an explanation shows at most.
-const EVENTS: usize = 100;
 
 /// A resource with what is known of it; none: nothing of that name is wanted.
 pub(crate) fn resource(cluster: &Cluster, name: &str, now: Moment, planner: &PlannerConfig) -> Option<v1::ResourceState> {
@@ -83,13 +77,17 @@ fn stop_reason(reason: StopReason, to: Option<&WorkerId>) -> String {
 }
 
 /// All workers that are known, in order.
-pub(crate) fn workers(cluster: &Cluster) -> Vec<v1::WorkerState> {
-    let shown = cluster.workers().filter(|(_, w)| w.standing() != Standing::Absent || !w.names.is_empty());
-    shown.map(|(id, worker)| worker_state(id, worker)).collect()
+pub(crate) fn workers(cluster: &Cluster, now: Moment, planner: &PlannerConfig) -> Vec<v1::WorkerState> {
+    let is_shown = |w: &Worker| w.standing() != Standing::Absent || !w.names.is_empty() || w.intent.is_some();
+    cluster.workers().filter(|(_, w)| is_shown(w)).map(|(id, w)| self::worker(cluster, id, w, now, planner)).collect()
 }
 
-fn worker_state(id: &WorkerId, worker: &Worker) -> v1::WorkerState {
+/// One worker.
+pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Moment, planner: &PlannerConfig) -> v1::WorkerState {
     let (phase, reason) = match worker.standing() {
+        Standing::Ready if evenkeel_planner::aside_until(cluster, id, now, planner).is_some() => {
+            ("ready", "set aside: its sessions ended too often of late, so it is chosen after all others for a while")
+        }
         Standing::Ready => ("ready", ""),
         Standing::New => ("joining", "it has just registered"),
         Standing::Returning => ("joining", "waits until nothing of its session before can run"),
@@ -98,6 +96,7 @@ fn worker_state(id: &WorkerId, worker: &Worker) -> v1::WorkerState {
         Standing::Absent => ("lost", "it has left"),
     };
     let registration = worker.registration();
+    let wish = worker.wish();
     v1::WorkerState {
         id: id.to_string(),
         grpc_address: registration.map(|r| r.address.clone()).unwrap_or_default(),
@@ -111,58 +110,7 @@ fn worker_state(id: &WorkerId, worker: &Worker) -> v1::WorkerState {
         reason: reason.to_owned(),
         resources: worker.names.len() as u64,
         payload: worker.payload,
-        cordoned: false,
-        draining: false,
+        cordoned: wish.is_some(),
+        draining: wish.is_some_and(WorkerWish::is_drain),
     }
-}
-
-/// Why a resource is where it is, or why it is nowhere; none: nothing of that name is wanted.
-pub(crate) fn explain(known: &Known, name: &ResourceName, now: Moment, planner: &PlannerConfig) -> Option<v1::ExplainResponse> {
-    let cluster = &known.cluster;
-    let state = resource(cluster, name.as_str(), now, planner)?;
-    let definition = cluster.unit(name.as_str()).and_then(|u| u.record.as_deref()).map(|r| &r.value.definition);
-    let candidates = definition.map(|d| candidates(cluster, d, &state.worker)).unwrap_or_default();
-    let mut events: Vec<v1::Event> = known
-        .history_after(0)
-        .rev()
-        .filter(|(_, happening)| happening.resource == name.as_str())
-        .take(EVENTS)
-        .map(|(sequence, happening)| convert::event(*sequence, happening))
-        .collect();
-    events.reverse();
-    Some(v1::ExplainResponse { summary: summary(&state, &candidates, &events), resource: Some(state), candidates, events })
-}
-
-fn candidates(cluster: &Cluster, definition: &Definition, at: &str) -> Vec<v1::Candidate> {
-    let candidate = |(id, worker): (&WorkerId, &Worker)| {
-        // Where it is already, its own weight does not stand in its way.
-        let own = if id.as_str() == at { u64::from(definition.weight) } else { 0 };
-        let reason = match worker.registration().filter(|_| worker.standing() == Standing::Ready) {
-            None => "it is not ready".to_owned(),
-            Some(registration) => {
-                let misfit = fit::can_run(definition, id, registration, worker.payload.saturating_sub(own));
-                misfit.err().map(|m| m.to_string()).unwrap_or_default()
-            }
-        };
-        v1::Candidate { worker: id.to_string(), eligible: reason.is_empty(), reason, payload: worker.payload }
-    };
-    cluster.workers().filter(|(_, w)| w.standing() != Standing::Absent).take(CANDIDATES).map(candidate).collect()
-}
-
-fn summary(state: &v1::ResourceState, candidates: &[v1::Candidate], events: &[v1::Event]) -> String {
-    let name = state.resource.as_ref().map(|r| r.name.as_str()).unwrap_or_default();
-    if state.worker.is_empty() {
-        return format!("{name} is pending: {}.", state.reason);
-    }
-    let eligible = candidates.iter().filter(|c| c.eligible).count();
-    let came = events.iter().rev().find(|e| e.worker == state.worker && matches!(e.r#type.as_str(), "added" | "assigned" | "moved"));
-    let why = match came.map(|e| (e.r#type.as_str(), e)) {
-        Some(("moved", e)) => format!("it moved there from {} ({})", e.from, e.reason),
-        Some(("added", _)) => "it had the least payload of those that can run it when it was added".to_owned(),
-        Some((_, e)) => format!("it was assigned there: {}", e.reason),
-        None => "what brought it there is older than the history".to_owned(),
-    };
-    let all = candidates.len();
-    let reason = if state.reason.is_empty() { String::new() } else { format!(" It is {}: {}.", state.phase, state.reason) };
-    format!("{name} is on {}: {why}. {eligible} of {all} workers can run it.{reason}", state.worker)
 }

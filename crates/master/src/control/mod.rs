@@ -3,6 +3,7 @@
 //! store::commit is turned here; what is to be done is decided by the planner, not here.
 
 mod history;
+mod intents;
 pub(crate) mod office;
 mod own_writes;
 pub(crate) mod request;
@@ -268,9 +269,8 @@ impl Control {
         fresh.is_synced = true;
         let mut known = shared.write();
         fresh.forget_changes_of(&known);
-        if matches!(self.role, Role::Leading(_)) {
-            fresh.cluster.keep_waits_of(&known.cluster);
-        }
+        fresh.cluster.keep_waits_of(&known.cluster);
+        (fresh.undone, fresh.brake) = (known.undone, known.brake);
         *known = fresh;
         drop(known);
         tracing::debug!(revision = revision.0, keys = kvs.len(), "took in a whole list");
@@ -427,6 +427,6 @@ fn touch(known: &mut Known, event: &Event) {
         Event::Resource { name, .. } | Event::Unreadable { name, .. } | Event::Assignment { name, .. } | Event::Status { name, .. } => {
             known.touch(name);
         }
-        Event::Worker { .. } | Event::Admission { .. } => {}
+        Event::Worker { .. } | Event::Admission { .. } | Event::Intent { .. } | Event::LetGo { .. } => {}
     }
 }

@@ -1,6 +1,8 @@
 //! What the API and the sources ask of the control loop, and what it answers.
 
-use evenkeel_model::{Definition, Epoch, Pending, Record, ResourceName, WorkerId};
+use std::collections::BTreeMap;
+
+use evenkeel_model::{Definition, Epoch, Pending, PlaceReason, Record, ResourceName, Session, WorkerId, WorkerWish};
 use tokio::sync::oneshot;
 
 /// A wish to change what is wanted. It is answered after the commit.
@@ -16,6 +18,20 @@ pub enum Request {
         source: Box<str>,
         /// For the answer.
         reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
+    },
+    /// Want something of a worker, or nothing more.
+    Wish {
+        /// The worker.
+        worker: WorkerId,
+        /// What is wanted; none: nothing.
+        wish: Option<WorkerWish>,
+        /// For the answer.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Wait no longer for the workers that are gone, so that what they ran moves though the brake holds.
+    ReleaseBrake {
+        /// For the answer: whose sessions were let go.
+        reply: oneshot::Sender<Result<BTreeMap<WorkerId, Session>, Refusal>>,
     },
     /// Delete a resource.
     Delete {
@@ -46,6 +62,8 @@ pub struct PutAnswer {
     pub record: Record,
     /// Where it is assigned to run, with that worker's address.
     pub node: Option<(WorkerId, String)>,
+    /// Why there, if that was chosen just now.
+    pub reason: Option<PlaceReason>,
     /// The epoch of that assignment.
     pub epoch: Epoch,
     /// Why it is assigned nowhere.
@@ -69,6 +87,9 @@ pub enum Refusal {
     /// There is nothing to update or to delete.
     #[error("no such resource")]
     NotFound(ResourceName),
+    /// Nothing is known of this worker.
+    #[error("no such worker")]
+    NoWorker(WorkerId),
     /// It is there, and differs.
     #[error("resource {0} exists with other content; update it, or delete it first")]
     AlreadyExists(ResourceName),
@@ -87,16 +108,21 @@ pub enum Refusal {
     /// The term ended before the commit was known.
     #[error("it is not known whether {0} was written; trying again is safe")]
     Unknown(ResourceName),
+    /// The same, of what was wanted of a worker.
+    #[error("it is not known whether what is wanted of {0} was written; trying again is safe")]
+    UnknownOf(WorkerId),
     /// Too much waits already.
     #[error("more is being asked for than can be written; try again in a moment")]
     Busy,
 }
 
 impl Request {
-    pub(crate) fn name(&self) -> &ResourceName {
+    /// The resource that it is about, if it is about one.
+    pub(crate) fn name(&self) -> Option<&ResourceName> {
         match self {
-            Self::Put { definition, .. } => &definition.name,
-            Self::Delete { name, .. } => name,
+            Self::Put { definition, .. } => Some(&definition.name),
+            Self::Delete { name, .. } => Some(name),
+            Self::Wish { .. } | Self::ReleaseBrake { .. } => None,
         }
     }
 
@@ -104,7 +130,8 @@ impl Request {
     pub(crate) fn refuse(self, refusal: Refusal) {
         match self {
             Self::Put { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Delete { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Delete { reply, .. } | Self::Wish { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::ReleaseBrake { reply } => drop(reply.send(Err(refusal))),
         }
     }
 }

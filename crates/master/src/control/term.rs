@@ -159,7 +159,7 @@ impl Term {
     }
 
     /// Adds to the history: at once in memory, with the next batch in etcd.
-    fn happen(&mut self, known: &mut Known, happening: Happening, now: Moment) {
+    pub(super) fn happen(&mut self, known: &mut Known, happening: Happening, now: Moment) {
         if self.happenings.is_empty() {
             self.happenings_since = now;
         }
@@ -226,7 +226,7 @@ impl Term {
 
     /// Takes on a wish, or lets it wait for what is under way with the same resource.
     pub(super) fn wish(&mut self, known: &mut Known, request: Request, now: Moment) {
-        if let Some(busy) = self.busy.get_mut(request.name()) {
+        if let Some(busy) = request.name().and_then(|name| self.busy.get_mut(name)) {
             return busy.waiting.push_back(request);
         }
         self.grant(known, request, now);
@@ -305,6 +305,7 @@ impl Term {
             return Some(now.after(REST));
         }
         known.undone = plan.undone.len();
+        self.see_brake(known, plan.brake, now);
         if plan.actions.len() > SHOWN {
             tracing::info!(actions = plan.actions.len(), undone = plan.undone.len(), "decided many; the history has each");
         }
@@ -350,11 +351,9 @@ impl Term {
             return true;
         }
         for request in freed {
-            if self.list == List::Good {
-                self.freed.push(request);
-            } else {
-                let name = request.name().clone();
-                request.refuse(Refusal::Conflict(name));
+            match request.name().cloned() {
+                Some(name) if self.list != List::Good => request.refuse(Refusal::Conflict(name)),
+                _ => self.freed.push(request),
             }
         }
         false

@@ -1,8 +1,10 @@
 //! What becomes of a wish: the one place where adding, changing and deleting are decided. The answer waits for the commit.
 
+use std::collections::BTreeMap;
+
 use evenkeel_model::{
-    Decision, Definition, Epoch, Guard, Happening, HappeningKind, Moment, Pending, Phase, Record, ResourceName, Revision, StopReason, Unit,
-    Versioned, Write,
+    Decision, Definition, Epoch, Guard, Happening, HappeningKind, Holder, Moment, Pending, Phase, Record, ResourceName, Revision, Session,
+    StopReason, Unit, Versioned, WorkerId, Write,
 };
 use tokio::sync::oneshot;
 
@@ -24,6 +26,9 @@ pub(super) enum Answer {
     /// Nothing is written, and this is why.
     NoPut(oneshot::Sender<Result<PutAnswer, Refusal>>, Refusal),
     NoDelete(oneshot::Sender<Result<(), Refusal>>, Refusal),
+    Wish(oneshot::Sender<Result<(), Refusal>>),
+    NoWish(oneshot::Sender<Result<(), Refusal>>, Refusal),
+    Brake(oneshot::Sender<Result<BTreeMap<WorkerId, Session>, Refusal>>, BTreeMap<WorkerId, Session>),
 }
 
 impl Answer {
@@ -36,16 +41,18 @@ impl Answer {
                 }
                 drop(reply.send(Ok(*answer)));
             }
-            Self::Delete(reply) => drop(reply.send(Ok(()))),
+            Self::Delete(reply) | Self::Wish(reply) => drop(reply.send(Ok(()))),
+            Self::Brake(reply, sessions) => drop(reply.send(Ok(sessions))),
             Self::NoPut(reply, refusal) => drop(reply.send(Err(refusal))),
-            Self::NoDelete(reply, refusal) => drop(reply.send(Err(refusal))),
+            Self::NoDelete(reply, refusal) | Self::NoWish(reply, refusal) => drop(reply.send(Err(refusal))),
         }
     }
 
     pub(super) fn refuse(self, refusal: Refusal) {
         match self {
             Self::Put { reply, .. } | Self::NoPut(reply, _) => drop(reply.send(Err(refusal))),
-            Self::Delete(reply) | Self::NoDelete(reply, _) => drop(reply.send(Err(refusal))),
+            Self::Delete(reply) | Self::NoDelete(reply, _) | Self::Wish(reply) | Self::NoWish(reply, _) => drop(reply.send(Err(refusal))),
+            Self::Brake(reply, _) => drop(reply.send(Err(refusal))),
         }
     }
 }
@@ -66,6 +73,8 @@ impl Term {
                 self.put(known, Put { definition: *definition, mode, source, reply }, now);
             }
             Request::Delete { name, reply } => self.delete(known, &name, reply, now),
+            Request::Wish { worker, wish, reply } => self.want(known, &worker, wish, reply, now),
+            Request::ReleaseBrake { reply } => self.release_brake(known, reply, now),
         }
     }
 
@@ -108,9 +117,10 @@ impl Term {
         let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
         let choice = match holder {
             Some(worker) => Err(Pending::PreviousRun(worker)),
-            None => evenkeel_planner::choose(&known.cluster, &put.definition),
+            None => evenkeel_planner::choose(&known.cluster, &put.definition, now, &self.planner),
         };
-        let choice = choice.map(|worker| {
+        let reason = choice.as_ref().ok().map(|(_, reason)| *reason);
+        let choice = choice.map(|(worker, _)| {
             let address = known.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             (worker, address.unwrap_or_default())
         });
@@ -122,7 +132,9 @@ impl Term {
             source: put.source,
             definition: put.definition,
         };
-        let entry = history::about_resource(HappeningKind::Added, time, &self.master, name.as_str(), source_of(&record));
+        let source = source_of(&record);
+        let why = reason.map_or_else(|| source.to_owned(), |reason| format!("{source}, {}", reason.as_str()));
+        let entry = history::about_resource(HappeningKind::Added, time, &self.master, name.as_str(), &why);
         let mut decision = Decision {
             guards: vec![Guard::Resource(name.clone(), Revision::default())],
             writes: vec![Write::Resource(Box::new(record.clone()))],
@@ -136,7 +148,7 @@ impl Term {
         };
         let happening = Some(Happening { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry });
         let assigns = node.is_some();
-        let answer = PutAnswer { effect: Effect::Created, record, node, epoch: Epoch::default(), pending };
+        let answer = PutAnswer { effect: Effect::Created, record, node, reason, epoch: Epoch::default(), pending };
         let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns };
         self.decide(known, Decided { decision, name: Some(&name), happening, answer: Some(answer) }, now);
     }
@@ -144,14 +156,21 @@ impl Term {
     /// Only the resource is written; the planner sees what follows from it.
     fn change(&mut self, known: &mut Known, put: Put, old: Versioned<Record>, now: Moment) {
         let name = put.definition.name.clone();
+        let rules_changed = old.value.definition.require != put.definition.require;
         let record = Record { definition: put.definition, ..old.value };
-        let decision =
+        let mut decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
+        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
+        let goes_on = |h: &&Holder| h.held.runs() && h.held.epoch != Epoch::default() && h.held.hash == record.definition.hash();
+        if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
+            // The worker checks them too, and it is to check those that are in force.
+            decision.give_rules(&record.definition, &holder.worker, &holder.held);
+        }
         let happening =
             Some(history::about_resource(HappeningKind::Changed, self.clock.unix_ns(), &self.master, name.as_str(), source_of(&record)));
         let mut answer = self.standing_answer(known, &name, record, Effect::Changed, now);
         if known.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
-            answer.pending = evenkeel_planner::choose(&known.cluster, &answer.record.definition).err();
+            answer.pending = evenkeel_planner::choose(&known.cluster, &answer.record.definition, now, &self.planner).err();
         }
         let answer = Answer::Put { reply: put.reply, answer: Box::new(answer), assigns: false };
         self.decide(known, Decided { decision, name: Some(&name), happening, answer: Some(answer) }, now);
@@ -186,7 +205,7 @@ impl Term {
             Some(_) => None,
             None => evenkeel_planner::why_pending(&known.cluster, name.as_str(), now, &self.planner),
         };
-        PutAnswer { effect, record, node, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
+        PutAnswer { effect, record, node, reason: None, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
     }
 }
 

@@ -55,13 +55,20 @@ resources:
   labels: {team: books}
   require: "gpu=true,zone in (a,b)"
   pin: worker-1
+  prefer: [{selector: "disk=ssd", weight: 10}, {selector: gpu}]
+  spread: zone
+  together: "app=db"
+  apart: "app=web"
   policy: least-payload
+  rebalance: never
   ownership: available
   spec: {command: ["./crawl", "douban"], env: {A: b}, cwd: /srv, restart: always, stop_grace: 2s}
 "#;
     let entries = parse(file("f.yaml", text)).expect("valid");
     let expected = json!({"name": "douban_book_list", "kind": "process", "weight": 2, "labels": {"team": "books"},
         "require": "gpu=true,zone in (a,b)", "pin": "worker-1", "ownership": "available",
+        "prefer": [{"selector": "disk=ssd", "weight": 10}, {"selector": "gpu", "weight": 1}], "spread": "zone",
+        "together": "app=db", "apart": "app=web", "policy": "least-payload", "rebalance": "never",
         "spec": {"command": ["./crawl", "douban"], "env": {"A": "b"}, "cwd": "/srv", "restart": "always", "stop_grace": "2s"}});
     assert_eq!(serde_json::to_value(entries[0].definition.to_draft()).expect("json"), expected);
 }

@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use evenkeel_model::{Epoch, Observed, ResourceName, Spec, Status};
+use evenkeel_model::{Assignment, Epoch, Observed, ResourceName, Spec, Status, fit};
 
 use super::{follow::Follower, serve::Serving, table::Row};
 use crate::{
@@ -101,6 +101,7 @@ impl Serving<'_> {
 
     fn act_on(&mut self, name: &ResourceName, now: BootTime) {
         let told = self.state.desired.told(name).cloned();
+        self.reconsider(name, told.as_ref());
         let facts = Facts {
             told: told.as_ref(),
             run: self.state.table.run(name),
@@ -133,6 +134,9 @@ impl Serving<'_> {
     fn start(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, now: BootTime) {
         let resolved = match &told.assignment {
             Ok(assignment) => {
+                if let Err(misfit) = self.may_run(assignment) {
+                    return self.refuse(name, epoch, told, &misfit);
+                }
                 let (kind, spec) = self.agent.catalog.resolve(name, assignment);
                 self.prepare(&kind, &spec).map(|(driver, grace)| (driver, grace, kind, spec))
             }
@@ -149,6 +153,7 @@ impl Serving<'_> {
             status: self.status(epoch, Observed::Starting, String::new()),
             pid: 0,
             handle: None,
+            refused: false,
         };
         self.state.table.insert(name.clone(), row);
         // The guard knows of the end before there is anything to end.
@@ -183,6 +188,28 @@ impl Serving<'_> {
         Ok((std::sync::Arc::clone(driver), grace))
     }
 
+    /// The worker holds what it is given against the same rules as the leader, whose view of this worker may be of its session before.
+    fn may_run(&self, assignment: &Assignment) -> Result<(), fit::Misfit> {
+        fit::may_run(assignment.needs(), &self.registration.id, &self.registration)
+    }
+
+    fn refuse(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, misfit: &fit::Misfit) {
+        self.fail(name, epoch, told, format!("this worker may not run it: {misfit}"));
+        if let Some(mut row) = self.state.table.remove(name) {
+            row.refused = true;
+            self.state.table.insert(name.clone(), row);
+        }
+    }
+
+    /// What was refused is looked at again when its rules have changed.
+    fn reconsider(&mut self, name: &ResourceName, told: Option<&Told>) {
+        let assignment = told.and_then(|told| told.assignment.as_ref().ok());
+        let is_refused = self.state.table.get(name).is_some_and(|row| row.refused);
+        if is_refused && assignment.is_some_and(|assignment| self.may_run(assignment).is_ok()) {
+            self.state.table.remove(name);
+        }
+    }
+
     /// It cannot be started, whatever is tried: that is its status until its assignment changes.
     fn fail(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, message: String) {
         tracing::warn!(resource = %name, %epoch, message, "cannot be started");
@@ -193,6 +220,7 @@ impl Serving<'_> {
             status: self.status(epoch, Observed::Failed, message.clone()),
             pid: 0,
             handle: None,
+            refused: false,
         };
         self.state.table.insert(name.clone(), row);
         self.set_status(name, epoch, Observed::Failed, message);
@@ -210,6 +238,7 @@ impl Serving<'_> {
             status: stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())),
             pid: 0,
             handle: None,
+            refused: false,
         };
         self.state.table.insert(name.clone(), row);
         self.agent.board.show(name, self.state.table.get(name));

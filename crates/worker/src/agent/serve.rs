@@ -69,7 +69,7 @@ pub(super) struct Serving<'a> {
     /// Nothing is written before: the last attempt failed.
     hold_until: Instant,
     key: Arc<LeasedKey>,
-    registration: Registration,
+    pub(super) registration: Registration,
     lease: watch::Receiver<LeaseState>,
     admission: mpsc::Receiver<Update>,
     proofs: mpsc::Receiver<Proof>,

@@ -23,6 +23,8 @@ pub(crate) struct Row {
     pub(crate) pid: u32,
     /// None: there is nothing to stop.
     pub(crate) handle: Option<Box<dyn Handle>>,
+    /// This worker may not run it, by the rules that it was given.
+    pub(crate) refused: bool,
 }
 
 /// All runs.
@@ -171,7 +173,7 @@ mod tests {
         let epoch = Epoch(epoch);
         let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, message: String::new() };
         let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
-        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, handle: None }
+        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, handle: None, refused: false }
     }
 
     fn seen(phase: Observed) -> Observation {

@@ -122,7 +122,8 @@ impl Bench {
 
     async fn write(&self, resource: &str, kind: &str, spec: &Value, phase: Phase) -> Revision {
         let spec = Spec::from_value(spec.clone()).expect("spec");
-        let assignment = Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), spec, phase };
+        let assignment =
+            Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), require: evenkeel_model::Selector::EMPTY, spec, phase };
         self.put(self.keys.assignment(&self.id, &name(resource)), serde_json::to_vec(&assignment).expect("json")).await
     }
 

@@ -1,0 +1,92 @@
+//! Why a resource is where it is and not elsewhere, or why it is nowhere: what the planner thinks of each worker, and what the history tells.
+
+use evenkeel_model::{Moment, ResourceName, Standing};
+use evenkeel_planner::{Considered, Explanation, PlannerConfig, Verdict};
+use evenkeel_proto::v1;
+
+use super::{convert, states};
+use crate::known::Known;
+
+/// How many workers an explanation speaks of at most: those that can run it first.
+const CANDIDATES: usize = 1000;
+/// How many events an explanation shows at most.
+const EVENTS: usize = 100;
+
+/// None: nothing of that name is wanted.
+pub(crate) fn explain(known: &Known, name: &ResourceName, now: Moment, planner: &PlannerConfig) -> Option<v1::ExplainResponse> {
+    let cluster = &known.cluster;
+    let state = states::resource(cluster, name.as_str(), now, planner)?;
+    let history = known.history_after(0).rev().filter(|(_, happening)| happening.resource == name.as_str()).take(EVENTS);
+    let mut events: Vec<v1::Event> = history.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
+    events.reverse();
+    let Some(definition) = cluster.unit(name.as_str()).and_then(|u| u.definition()) else {
+        let summary = format!("{name} is {}: {}.", state.phase, state.reason);
+        return Some(v1::ExplainResponse { resource: Some(state), summary, events, ..v1::ExplainResponse::default() });
+    };
+    let explanation = evenkeel_planner::explain(cluster, definition, now, planner);
+    let summary = summary(&state, &explanation, &events);
+    let failed = explanation.failed.iter().map(|failed| v1::FailedRule {
+        rule: failed.misfit.rule().to_owned(),
+        reason: failed.misfit.to_string(),
+        workers: failed.count as u64,
+    });
+    let failed = failed.collect();
+    let mut candidates: Vec<v1::Candidate> = explanation.considered.iter().map(candidate).collect();
+    if candidates.len() > CANDIDATES {
+        candidates.sort_by_key(|c| (!c.eligible, c.place));
+        candidates.truncate(CANDIDATES);
+    }
+    let policy = explanation.policy.to_string();
+    Some(v1::ExplainResponse { resource: Some(state), summary, candidates, events, policy, failed })
+}
+
+fn candidate(considered: &Considered) -> v1::Candidate {
+    let shown = v1::Candidate { worker: considered.worker.to_string(), payload: considered.payload, ..v1::Candidate::default() };
+    match &considered.verdict {
+        Verdict::Eligible { place, preference, aside } => v1::Candidate {
+            eligible: true,
+            place: u32::try_from(*place).unwrap_or(u32::MAX),
+            preference: *preference,
+            reason: if *aside { "it is set aside: its sessions ended too often of late".to_owned() } else { String::new() },
+            ..shown
+        },
+        Verdict::Misfit(misfit) => v1::Candidate { reason: misfit.to_string(), ..shown },
+        Verdict::NotReady(standing) => v1::Candidate { reason: not_ready(*standing).to_owned(), ..shown },
+    }
+}
+
+fn not_ready(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Lost => "it is not ready: its session is gone",
+        Standing::Released => "it is not ready: it leaves",
+        Standing::New | Standing::Returning => "it is not ready: its session is not admitted yet",
+        Standing::Absent | Standing::Ready => "it is not ready",
+    }
+}
+
+fn summary(state: &v1::ResourceState, explanation: &Explanation, events: &[v1::Event]) -> String {
+    let name = state.resource.as_ref().map(|r| r.name.as_str()).unwrap_or_default();
+    if state.worker.is_empty() {
+        return format!("{name} is pending: {}.", state.reason);
+    }
+    let came = events.iter().rev().find(|e| e.worker == state.worker && matches!(e.r#type.as_str(), "added" | "assigned" | "moved"));
+    let why = match came.map(|e| (e.r#type.as_str(), e)) {
+        Some(("moved", e)) => format!("it moved there from {} ({})", e.from, e.reason),
+        Some(("added", e)) => format!("it was placed there when it was added ({})", e.reason),
+        Some((_, e)) => format!("it was assigned there ({})", e.reason),
+        None => "what brought it there is older than the history".to_owned(),
+    };
+    let eligible = explanation.considered.iter().filter(|c| matches!(c.verdict, Verdict::Eligible { .. })).count();
+    let all = explanation.considered.len();
+    let here = explanation.considered.iter().find(|c| c.worker.as_str() == state.worker);
+    let now = match here.map(|c| &c.verdict) {
+        Some(Verdict::Eligible { place: 1, .. }) => format!(" It would be chosen again by {}.", explanation.policy),
+        Some(Verdict::Eligible { place, .. }) => {
+            format!(" By {} it would be number {place} now; what runs and may stay, stays.", explanation.policy)
+        }
+        Some(Verdict::Misfit(misfit)) => format!(" It would not be chosen again: {misfit}."),
+        Some(Verdict::NotReady(_)) | None => String::new(),
+    };
+    let reason = if state.reason.is_empty() { String::new() } else { format!(" It is {}: {}.", state.phase, state.reason) };
+    format!("{name} is on {}: {why}. {eligible} of {all} workers can run it.{now}{reason}", state.worker)
+}

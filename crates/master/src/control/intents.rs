@@ -1,0 +1,92 @@
+//! What becomes of a wish about workers: cordon, drain, the end of either, and the release of the brake. Only what is wanted is written;
+//! what follows from it is the next plan's.
+
+use std::collections::BTreeMap;
+
+use evenkeel_model::{
+    Brake, Decision, Guard, Happening, HappeningKind, Intent, Moment, Revision, Session, Standing, WorkerId, WorkerWish, Write,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    history,
+    request::Refusal,
+    term::{Decided, Term},
+    wishes::Answer,
+};
+use crate::known::Known;
+
+impl Term {
+    /// Writes what is wanted of a worker, or that nothing is any more.
+    pub(super) fn want(
+        &mut self,
+        known: &mut Known,
+        id: &WorkerId,
+        wish: Option<WorkerWish>,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+        now: Moment,
+    ) {
+        let worker = known.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
+        let Some(worker) = worker else {
+            // What is answered from memory waits for a transaction that shows it true: see `confirm`.
+            let guards = vec![Guard::Registration(id.clone(), Session::default()), Guard::Admission(id.clone(), Revision::default())];
+            let answer = Some(Answer::NoWish(reply, Refusal::NoWorker(id.clone())));
+            return self.decide(
+                known,
+                Decided { decision: Decision { guards, writes: Vec::new() }, name: None, happening: None, answer },
+                now,
+            );
+        };
+        let before = worker.intent;
+        let time = self.clock.unix_ns();
+        let since = before.filter(|intent| Some(intent.wish) == wish).map_or(time, |intent| intent.since);
+        let intent = wish.map(|wish| Intent { wish, since });
+        let kind = match wish {
+            None => HappeningKind::Uncordoned,
+            Some(WorkerWish::Cordon) => HappeningKind::Cordoned,
+            Some(WorkerWish::Drain { .. }) => HappeningKind::Draining,
+        };
+        let entry = history::about_resource(kind, time, &self.master, "", "api");
+        let happening = (before != intent).then(|| Happening { worker: id.to_string(), ..entry });
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::Intent(id.clone(), intent)] };
+        self.decide(known, Decided { decision, name: None, happening, answer: Some(Answer::Wish(reply)) }, now);
+    }
+
+    /// Lets all sessions go that are gone now. Those that were let go before and stand no more are forgotten.
+    pub(super) fn release_brake(
+        &mut self,
+        known: &mut Known,
+        reply: oneshot::Sender<Result<BTreeMap<WorkerId, Session>, Refusal>>,
+        now: Moment,
+    ) {
+        let is_gone = |standing| matches!(standing, Standing::Lost | Standing::Returning);
+        let gone = known.cluster.workers().filter(|(_, w)| is_gone(w.standing()));
+        let sessions: BTreeMap<WorkerId, Session> =
+            gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_deref()?.value.session))).collect();
+        let reason = format!("{} workers that are gone are waited for no longer", sessions.len());
+        let entry = history::about_resource(HappeningKind::LetGo, self.clock.unix_ns(), &self.master, "", &reason);
+        let happening = (!sessions.is_empty()).then_some(entry);
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::LetGo(sessions.clone())] };
+        self.decide(known, Decided { decision, name: None, happening, answer: Some(Answer::Brake(reply, sessions)) }, now);
+    }
+
+    /// Tells when the brake begins to hold, and when it does no longer.
+    pub(super) fn see_brake(&mut self, known: &mut Known, brake: Option<Brake>, now: Moment) {
+        let before = std::mem::replace(&mut known.brake, brake);
+        let (kind, reason) = match (before, brake) {
+            (None, Some(brake)) => {
+                tracing::warn!(lost = brake.lost, of = brake.of, "the brake holds what the lost workers ran");
+                (HappeningKind::Held, brake.to_string())
+            }
+            (Some(_), None) => {
+                tracing::info!("the brake holds nothing any more");
+                let is_let_go = !known.cluster.let_go().is_empty();
+                let why = if is_let_go { "a person has let those go that are gone" } else { "no more workers are gone than may be" };
+                (HappeningKind::Resumed, why.to_owned())
+            }
+            _ => return,
+        };
+        let entry = history::about_resource(kind, self.clock.unix_ns(), &self.master, "", &reason);
+        self.happen(known, entry, now);
+    }
+}

@@ -1,0 +1,241 @@
+//! What stands under one resource's name and under one worker's id, and what follows from the keys alone. Held by the Cluster.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::{
+    Admission, ClassId, Definition, Epoch, Held, Intent, Moment, Observed, Phase, Rebalance, Record, Registration, ResourceName, Session,
+    ShapeId, Status, Versioned, WorkerId, WorkerWish, fit,
+};
+
+/// One name: the resource that is wanted, and the assignments that stand for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unit {
+    /// What is wanted; none: nothing of that name.
+    pub record: Option<Box<Versioned<Record>>>,
+    /// A record stands that cannot be read; then nothing is known of what is wanted.
+    pub unreadable: Option<Box<str>>,
+    /// At most one, as long as the protocol holds.
+    pub holders: Vec<Holder>,
+    /// What it looks like when a worker is chosen; none: nothing is wanted.
+    pub class: Option<ClassId>,
+}
+
+/// An assignment of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Whose assignment it is.
+    pub worker: WorkerId,
+    /// What it says.
+    pub held: Held,
+    /// What the worker last said of it; none: unknown.
+    pub status: Option<Box<Status>>,
+}
+
+/// A worker id, with what stands under it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Worker {
+    /// The live session and what it says of itself.
+    pub registered: Option<Box<(Session, Registration)>>,
+    /// The session that may run the worker's assignments.
+    pub admission: Option<Box<Versioned<Admission>>>,
+    /// When the admitted session was first seen to be gone, by this observer's clock.
+    pub gone_since: Option<Moment>,
+    /// What is assigned to it.
+    pub names: BTreeSet<ResourceName>,
+    /// The weights of the resources that are at home here: assigned to run, or on their way here.
+    pub payload: u64,
+    /// How many are at home here.
+    pub homes: usize,
+    /// How many of those balance may move, by class.
+    pub movable: BTreeMap<ClassId, usize>,
+    /// What a person wants of it; none: nothing.
+    pub intent: Option<Intent>,
+    /// When it was first seen that it is to be drained, by this observer's clock.
+    pub draining_since: Option<Moment>,
+    /// What rules can see of it, while something can be placed on it.
+    pub shape: Option<ShapeId>,
+}
+
+/// What a worker's keys say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Neither registered nor admitted: nothing runs there.
+    Absent,
+    /// Registered, not admitted, and no earlier session is: nothing runs there yet.
+    New,
+    /// Registered; an earlier session that is gone is still the admitted one.
+    Returning,
+    /// The registered session is the admitted one.
+    Ready,
+    /// The admitted session has stopped everything and says so.
+    Released,
+    /// The admitted session is gone and no other has come.
+    Lost,
+}
+
+impl Unit {
+    /// The worker where the unit's weight counts: where it is to run, or where it is meant to go.
+    #[must_use]
+    pub fn home(&self) -> Option<&WorkerId> {
+        self.record.as_ref()?;
+        let running = self.holders.iter().find(|h| h.held.runs());
+        running.map(|h| &h.worker).or_else(|| self.holders.iter().find_map(Holder::destination))
+    }
+
+    /// What is wanted.
+    #[must_use]
+    pub fn definition(&self) -> Option<&Definition> {
+        self.record.as_deref().map(|record| &record.value.definition)
+    }
+
+    /// Every worker where something of it is, or is meant to be.
+    pub(crate) fn places(&self) -> BTreeSet<&WorkerId> {
+        self.holders.iter().map(|h| &h.worker).chain(self.home()).collect()
+    }
+
+    /// What it adds to its home's totals.
+    pub(crate) fn burden(&self) -> Option<(WorkerId, Burden)> {
+        let (home, definition) = (self.home()?, self.definition()?);
+        Some((home.clone(), Burden { weight: u64::from(definition.weight), movable: self.class.filter(|_| definition.is_movable()) }))
+    }
+}
+
+/// What one unit adds to its home's totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Burden {
+    pub(crate) weight: u64,
+    /// Its class, if balance may move it.
+    pub(crate) movable: Option<ClassId>,
+}
+
+impl Definition {
+    /// Balance may move it.
+    #[must_use]
+    pub fn is_movable(&self) -> bool {
+        self.pin.is_none() && self.rules().rebalance == Rebalance::Auto
+    }
+}
+
+impl Holder {
+    fn destination(&self) -> Option<&WorkerId> {
+        match &self.held.phase {
+            Phase::Stop { to, .. } => to.as_ref(),
+            Phase::Run => None,
+        }
+    }
+
+    /// The worker has reported that this very epoch is stopped.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let epoch = self.held.epoch;
+        epoch != Epoch::default() && self.status.as_ref().is_some_and(|s| s.epoch == epoch && s.phase == Observed::Stopped)
+    }
+}
+
+impl Worker {
+    /// What its keys say of it.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match (self.registered.as_deref(), self.admission.as_deref()) {
+            (None, None) => Standing::Absent,
+            (None, Some(_)) => Standing::Lost,
+            (Some((_, registration)), None) if registration.released => Standing::Released,
+            (Some(_), None) => Standing::New,
+            (Some((session, registration)), Some(admission)) if admission.value.session == *session => {
+                if registration.released {
+                    Standing::Released
+                } else {
+                    Standing::Ready
+                }
+            }
+            (Some(_), Some(_)) => Standing::Returning,
+        }
+    }
+
+    /// How long a leader that waits for `least` has to wait for the end of the admitted session's authority: no less than that session
+    /// said when it was admitted, by whichever leader.
+    #[must_use]
+    pub fn wait(&self, least: Duration) -> Duration {
+        let said = self.admission.as_deref().and_then(|admission| admission.value.authority_ms);
+        said.map_or(least, |ms| least.max(crate::wait_for(Duration::from_millis(ms))))
+    }
+
+    /// When the authority of the admitted session has surely ended, for a leader that waits for `least`; none: it was not seen to be gone.
+    #[must_use]
+    pub fn authority_ends(&self, least: Duration) -> Option<Moment> {
+        self.gone_since.map(|since| since.after(self.wait(least)))
+    }
+
+    /// The registration of the live session.
+    #[must_use]
+    pub fn registration(&self) -> Option<&Registration> {
+        self.registered.as_ref().map(|r| &r.1)
+    }
+
+    /// What is wanted of it.
+    #[must_use]
+    pub fn wish(&self) -> Option<WorkerWish> {
+        self.intent.map(|intent| intent.wish)
+    }
+
+    /// It is ready, and something can be placed on it as far as persons are concerned.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.standing() == Standing::Ready && self.intent.is_none()
+    }
+
+    /// It is ready, and what it has is to leave it.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.standing() == Standing::Ready && self.wish().is_some_and(WorkerWish::is_drain)
+    }
+
+    /// As a place for something, if it is ready.
+    #[must_use]
+    pub fn place<'a>(&'a self, id: &'a WorkerId) -> Option<fit::Place<'a>> {
+        let registration = self.registration().filter(|_| self.standing() == Standing::Ready)?;
+        Some(fit::Place { id, registration, wish: self.wish(), payload: self.payload })
+    }
+
+    /// What it has is more than its capacity.
+    #[must_use]
+    pub fn is_over_capacity(&self) -> bool {
+        let capacity = self.registration().filter(|_| self.standing() == Standing::Ready).and_then(|r| r.capacity);
+        capacity.is_some_and(|capacity| self.payload > capacity)
+    }
+
+    pub(crate) fn take_up(&mut self, burden: Burden) {
+        self.payload += burden.weight;
+        self.homes += 1;
+        if let Some(class) = burden.movable {
+            *self.movable.entry(class).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn lay_down(&mut self, burden: Burden) {
+        self.payload -= burden.weight;
+        self.homes -= 1;
+        let Some(class) = burden.movable else { return };
+        let count = self.movable.entry(class).or_default();
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.movable.remove(&class);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.is_bare() && self.payload == 0 && self.intent.is_none()
+    }
+
+    /// Nothing stands under its id; at most something is on its way here.
+    fn is_bare(&self) -> bool {
+        self.registered.is_none() && self.admission.is_none() && self.names.is_empty()
+    }
+
+    pub(crate) fn is_on_agenda(&self) -> bool {
+        self.standing() != Standing::Ready && !self.is_bare()
+    }
+}

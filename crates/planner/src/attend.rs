@@ -1,0 +1,169 @@
+//! Resources that are not as wanted: ends that are known, changes, and what is placed nowhere. DESIGN.md section 5, rule 4.
+
+use evenkeel_model::{
+    Action, Definition, End, EndReason, Epoch, Holder, Ownership, Pending, PlaceReason, Record, ResourceName, Standing, StopReason,
+    Subject, Unit, WorkerId, WorkerWish, ends, fit,
+};
+
+use crate::{choose::Choice, turn::Turn};
+
+/// Looks at each assignment that is not as wanted.
+pub(crate) fn turn(turn: &mut Turn<'_>) {
+    for name in &turn.cluster.agenda().attention {
+        if turn.is_full() {
+            return;
+        }
+        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|_| !turn.seen.contains(name)) else { continue };
+        match unit.holders.as_slice() {
+            [] => {}
+            [holder] => attend(turn, name, unit, holder),
+            [_, rest @ ..] => separate(turn, name, unit, rest),
+        }
+    }
+}
+
+fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holder: &'a Holder) {
+    match end_of(turn, unit, holder) {
+        End::Known(reason) => return ended(turn, name, unit, holder, reason),
+        End::At(_) | End::Open if !holder.held.runs() => return,
+        End::At(_) | End::Open => {}
+    }
+    let Some(record) = unit.record.as_deref() else { return turn.stop(name, holder, StopReason::Deleted, None) };
+    let definition = &record.value.definition;
+    let worker = turn.cluster.worker(holder.worker.as_str());
+    let Some(place) = worker.and_then(|w| w.place(&holder.worker)) else { return };
+    let registration = place.registration;
+    let on = crate::turn::Settled { name, holder, definition };
+    if fit::may_run(definition.needs(), &holder.worker, registration).is_err() {
+        if turn.recovers_enough() {
+            return turn.undone(Subject::Resource(name.clone()), Pending::InFlight(turn.config.recovery_in_flight));
+        }
+        if turn.relocate(on, StopReason::Unfit).is_err() {
+            turn.send(on, StopReason::Unfit, None);
+        }
+    } else if definition.hash() != holder.held.hash {
+        let leaves = turn.loads.wish(&holder.worker).is_some_and(WorkerWish::is_drain);
+        if !leaves || turn.relocate(on, StopReason::Changed).is_err() {
+            turn.stop(name, holder, StopReason::Changed, Some(holder.worker.clone()));
+        }
+    } else if *record.value.assigned_node != *Record::node(&holder.worker, &registration.address) {
+        turn.plan.actions.push(Action::View { resource: name.clone(), worker: Some(holder.worker.clone()) });
+    }
+}
+
+/// The protocol never makes two assignments of one resource; should they stand all the same, the oldest stays.
+fn separate(turn: &mut Turn<'_>, name: &ResourceName, unit: &Unit, rest: &[Holder]) {
+    for holder in rest {
+        if let End::Known(reason) = end_of(turn, unit, holder) {
+            let action = Action::End { resource: name.clone(), worker: holder.worker.clone(), epoch: holder.held.epoch, reason };
+            return turn.plan.actions.push(action);
+        }
+    }
+    if let Some(holder) = rest.iter().find(|h| h.held.runs()) {
+        turn.stop(name, holder, StopReason::Duplicate, None);
+    }
+}
+
+fn end_of(turn: &Turn<'_>, unit: &Unit, holder: &Holder) -> End {
+    if turn.admitted.contains(&holder.worker) && !holder.is_stopped() {
+        return End::Open;
+    }
+    let ownership = unit.definition().map_or(Ownership::Exclusive, |d| d.ownership);
+    ends::end_of(holder, turn.cluster.worker(holder.worker.as_str()), ownership, turn.now, turn.config.wait)
+}
+
+/// The end of an assignment is known: its successor takes its place, if there is to be one.
+pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit, holder: &Holder, reason: EndReason) {
+    if holder.held.epoch == Epoch::default() || turn.seen.contains(name) {
+        return;
+    }
+    // One that is only taken to be gone is gone for good.
+    let is_gone = turn.cluster.worker(holder.worker.as_str()).is_none_or(|w| w.standing() != Standing::Ready);
+    if let Some(brake) = turn.held_at(&holder.worker).filter(|_| is_gone && reason.is_of_lost() && unit.record.is_some()) {
+        return turn.undone(Subject::Resource(name.clone()), Pending::Brake(brake));
+    }
+    turn.seen.insert(name.clone());
+    let (from, epoch) = (holder.worker.clone(), holder.held.epoch);
+    let to = unit.definition().and_then(|definition| successor(turn, definition, unit, &from));
+    turn.plan.actions.push(match to {
+        // One transaction takes a key only once: on the same worker the next assignment is created after this.
+        Some(to) if to == from => Action::End { resource: name.clone(), worker: from, epoch, reason },
+        Some(to) => Action::Move { resource: name.clone(), from, epoch, to, reason },
+        None => Action::End { resource: name.clone(), worker: from, epoch, reason },
+    });
+}
+
+/// Where a resource goes: where it was meant to go, if that worker can still take it; else where a new choice puts it.
+fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, from: &WorkerId) -> Option<WorkerId> {
+    let home = unit.home();
+    if let Some(home) = home {
+        turn.loads.leave(definition, home, true);
+    }
+    if home != Some(from) {
+        turn.loads.vacate(definition, from);
+    }
+    let to = next_home(turn, definition, home, home == Some(from)).ok()?.worker;
+    turn.loads.come(definition, &to);
+    Some(to)
+}
+
+/// Where it is meant to be, if it can be there; where it was before, neither a cordon nor, if no other takes it, a drain is an obstacle.
+fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&WorkerId>, was_there: bool) -> Result<Choice, Pending> {
+    let Some(home) = home else { return turn.choose(definition, None) };
+    let stays = || Choice { worker: home.clone(), reason: PlaceReason::Stays };
+    let Some(place) = turn.loads.place(home) else { return turn.choose(definition, None) };
+    if !was_there {
+        let fits = turn.loads.fits(definition, &place).is_ok();
+        return if fits { Ok(stays()) } else { turn.choose(definition, None) };
+    }
+    let is_drained = place.wish.is_some_and(WorkerWish::is_drain);
+    let may = fit::may_run(definition.needs(), home, place.registration).and_then(|()| fit::has_room(definition, &place));
+    let can = may.is_ok() && turn.loads.related().allow(definition, home).is_ok();
+    match (can, is_drained) {
+        (true, false) => Ok(stays()),
+        (true, true) => turn.choose(definition, None).or_else(|_| Ok(stays())),
+        (false, _) => turn.choose(definition, None),
+    }
+}
+
+/// Places what is assigned nowhere. Those that want to be with others come last, so that the others are there.
+pub(crate) fn place_all(turn: &mut Turn<'_>) {
+    let unplaced = &turn.cluster.agenda().unplaced;
+    let follows = |name: &&ResourceName| {
+        let definition = turn.cluster.unit(name.as_str()).and_then(Unit::definition);
+        definition.is_some_and(|d| !d.rules().together.is_empty())
+    };
+    let last: Vec<&ResourceName> = if turn.cluster.relations().is_some() { unplaced.iter().filter(follows).collect() } else { Vec::new() };
+    let is_last = |name: &&ResourceName| last.binary_search(name).is_ok();
+    let in_order = unplaced.iter().filter(|name| last.is_empty() || !is_last(name)).chain(last.iter().copied());
+    for (done, name) in in_order.enumerate() {
+        if turn.is_full() {
+            return turn.undone(Subject::More(unplaced.len() - done), Pending::Budget);
+        }
+        place(turn, name);
+    }
+}
+
+fn place<'a>(turn: &mut Turn<'a>, name: &'a ResourceName) {
+    let Some(record) = turn.cluster.unit(name.as_str()).and_then(|u| u.record.as_deref()) else { return };
+    match choose_for(turn, &record.value) {
+        Ok(Choice { worker, reason }) => {
+            turn.loads.come(&record.value.definition, &worker);
+            turn.plan.actions.push(Action::Place { resource: name.clone(), worker, reason });
+        }
+        Err(reason) => {
+            if !record.value.assigned_node.is_empty() {
+                turn.plan.actions.push(Action::View { resource: name.clone(), worker: None });
+            }
+            turn.undone(Subject::Resource(name.clone()), reason);
+        }
+    }
+}
+
+fn choose_for<'a>(turn: &mut Turn<'a>, record: &'a Record) -> Result<Choice, Pending> {
+    if turn.loads.ready() == 0 {
+        return Err(Pending::NoWorkers);
+    }
+    let before = record.assigned_worker().and_then(|id| WorkerId::new(id).ok());
+    next_home(turn, &record.definition, before.as_ref(), true)
+}

@@ -1,0 +1,91 @@
+//! Workers that come and go: who is admitted, who is waited for, and whose assignments have ended. DESIGN.md section 5, rules 2, 3 and 5.
+
+use evenkeel_model::{Action, AdmitReason, EndReason, Moment, Pending, Standing, Subject, Worker, WorkerId};
+
+use crate::{attend, loads::Assumed, turn::Turn};
+
+/// Looks at each worker that is not ready, and at those that are taken to be gone.
+pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) {
+    for id in &turn.cluster.agenda().workers {
+        look_at(turn, id);
+    }
+    for (id, _) in assumed.iter().filter(|(_, assumption)| *assumption == Assumed::Gone) {
+        if let Some(worker) = turn.cluster.worker(id.as_str()).filter(|w| w.standing() == Standing::Ready) {
+            evacuate(turn, id, worker, EndReason::Waited);
+        }
+    }
+}
+
+fn look_at<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
+    let Some(worker) = turn.cluster.worker(id.as_str()) else { return };
+    match worker.standing() {
+        Standing::Ready => {}
+        Standing::New => admit(turn, id, worker, AdmitReason::New),
+        Standing::Returning => readmit(turn, id, worker),
+        Standing::Released => {
+            turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Released });
+            evacuate(turn, id, worker, EndReason::Released);
+        }
+        Standing::Absent => evacuate(turn, id, worker, EndReason::Released),
+        Standing::Lost => lost(turn, id, worker),
+    }
+}
+
+fn admit(turn: &mut Turn<'_>, id: &WorkerId, worker: &Worker, reason: AdmitReason) {
+    if let Some((session, _)) = worker.registered.as_deref() {
+        turn.admitted.insert(id.clone());
+        turn.plan.actions.push(Action::Admit { worker: id.clone(), session: *session, reason });
+    }
+}
+
+/// Admission of a new session while an earlier one is the admitted one: DESIGN.md section 5, rule 5.
+fn readmit(turn: &mut Turn<'_>, id: &WorkerId, worker: &Worker) {
+    let (Some(admission), Some((session, registration))) = (worker.admission.as_deref(), worker.registered.as_deref()) else { return };
+    let attested = registration.attests_end_of(&admission.value, *session);
+    if attested && !registration.released {
+        return admit(turn, id, worker, AdmitReason::Attested);
+    }
+    match wait_of(turn, worker) {
+        Some(until) => wait_for(turn, id, until),
+        // It left again before it was ever admitted; its key goes with its lease, and then it is lost.
+        None if registration.released => {}
+        None => admit(turn, id, worker, AdmitReason::Waited),
+    }
+}
+
+fn lost<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
+    match (wait_of(turn, worker), turn.held_at(id)) {
+        (Some(until), _) => wait_for(turn, id, until),
+        (None, _) if worker.names.is_empty() => {
+            turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Waited });
+        }
+        (None, Some(brake)) => turn.undone(Subject::Worker(id.clone()), Pending::Brake(brake)),
+        (None, None) => evacuate(turn, id, worker, EndReason::Waited),
+    }
+}
+
+/// When the authority of the admitted session that is gone has surely ended; none: it has.
+fn wait_of(turn: &Turn<'_>, worker: &Worker) -> Option<Moment> {
+    let least = turn.config.wait;
+    let until = worker.authority_ends(least).unwrap_or_else(|| turn.now.after(worker.wait(least)));
+    (until > turn.now).then_some(until)
+}
+
+fn wait_for(turn: &mut Turn<'_>, id: &WorkerId, until: Moment) {
+    turn.wake_at(until);
+    turn.undone(Subject::Worker(id.clone()), Pending::Authority { worker: id.clone(), until });
+}
+
+/// Nothing runs on this worker any more: all of its assignments end.
+fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: EndReason) {
+    for name in &worker.names {
+        if turn.is_full() {
+            return turn.undone(Subject::Worker(id.clone()), Pending::Budget);
+        }
+        let Some(unit) = turn.cluster.unit(name.as_str()) else { continue };
+        let Some(holder) = unit.holders.iter().find(|h| h.worker == *id) else { continue };
+        if unit.holders.len() == 1 {
+            attend::ended(turn, name, unit, holder, reason);
+        }
+    }
+}
