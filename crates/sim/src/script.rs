@@ -1,12 +1,15 @@
 //! Scripts that read like a story: what happens to a cluster, and under each plan what the leader does and why. A script holds commands,
 //! lines that begin with `$`, and under each what it prints; running it gives the same text with the answers that really come.
 //!
-//! Commands: `join W [zone=Z] [capacity=N]`, `return W` (a new session that attests), `crash W`, `leave W`, `put R [field=value...]`,
-//! `delete R`, `acknowledge`, `pass SECONDS`, `turn`, `term`. Everything else is prose.
+//! Commands: `join W [label=value...] [capacity=N]`, `return W` (a new session that attests), `crash W`, `leave W`,
+//! `put R [field=value...]`, `delete R`, `acknowledge`, `pass SECONDS`, `turn`, `settle` (turns until nothing is left to do, told as where
+//! everything is then), `term`, `cordon W`, `drain W [deadline=SECONDS]`, `uncordon W`, `release`, `set SETTING=VALUE...`,
+//! `suppose drain|cordon|uncordon|lose W`, `suppose rebalance`, `suppose add R [field=value...]`, `explain R`. Everything else is prose.
 
 use std::{fmt::Write, time::Duration};
 
-use evenkeel_model::{Action, Draft, Labels, Origin, Plan, Registration, Subject, WorkerId};
+use evenkeel_model::{Action, Draft, Labels, Origin, Plan, Registration, Subject, WorkerId, WorkerWish};
+use evenkeel_planner::{Supposition, Verdict, explain, suppose};
 
 use crate::world::World;
 
@@ -34,10 +37,28 @@ pub fn run(script: &str) -> Result<String, String> {
 fn answer(world: &mut World, command: &str) -> Result<String, String> {
     let mut words = command.split_whitespace();
     let verb = words.next().unwrap_or_default();
+    if verb == "suppose" {
+        return Ok(tell_plan(&suppose(&world.cluster, world.now, &world.config, &supposition(world, words)?), world));
+    }
+    if verb == "set" {
+        return words.try_for_each(|word| set(world, word)).map(|()| String::new());
+    }
     let subject = words.next().unwrap_or_default();
-    let fields: Labels =
-        words.map(|word| word.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or(word)).collect::<Result<_, _>>()?;
+    let fields = fields(words)?;
     match verb {
+        "cordon" => world.want(subject, Some(WorkerWish::Cordon)),
+        "drain" => {
+            let deadline =
+                fields.get("deadline").map(|n| n.parse::<u64>().map_err(|_| format!("{n} is no number of seconds"))).transpose()?;
+            world.want(subject, Some(WorkerWish::Drain { deadline_ms: deadline.map(|n| n * 1000) }));
+        }
+        "uncordon" => world.want(subject, None),
+        "release" => world.release_brake(),
+        "settle" => {
+            drop(world.settle());
+            return Ok(where_all_is(world));
+        }
+        "explain" => return tell_explanation(world, subject),
         "join" => world.join(registration(world, subject, fields, false)?),
         "return" => world.join(registration(world, subject, fields, true)?),
         "crash" => world.crash(subject),
@@ -79,27 +100,118 @@ fn draft(name: &str, mut fields: Labels) -> Result<Draft, String> {
         name: name.to_owned(),
         kind: text("kind"),
         weight: if weight.is_empty() { None } else { Some(weight.parse().map_err(|_| format!("{weight} is no weight"))?) },
+        labels: labels(&text("labels"))?,
         require: text("require"),
         pin: text("pin"),
+        prefer: preferences(&text("prefer"))?,
+        spread: text("spread"),
+        together: text("together"),
+        apart: text("apart"),
+        policy: text("policy"),
+        rebalance: text("rebalance"),
         ownership: text("ownership"),
         spec: (!spec.is_empty()).then(|| serde_json::json!({ "version": spec })),
-        ..Draft::default()
     })
+}
+
+fn fields<'w>(mut words: impl Iterator<Item = &'w str>) -> Result<Labels, String> {
+    words.try_fold(Labels::new(), |mut fields, word| {
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("{word} is no FIELD=VALUE"))?;
+        fields.insert(key.to_owned(), value.to_owned());
+        Ok(fields)
+    })
+}
+
+fn labels(text: &str) -> Result<Labels, String> {
+    fields(text.split(',').filter(|pair| !pair.is_empty()))
+}
+
+/// `disk=ssd:10`
+fn preferences(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (selector, weight) = text.rsplit_once(':').ok_or_else(|| format!("{text} is no SELECTOR:WEIGHT"))?;
+    let weight: u64 = weight.parse().map_err(|_| format!("{weight} is no weight"))?;
+    Ok(vec![serde_json::json!({ "selector": selector, "weight": weight })])
+}
+
+fn set(world: &mut World, word: &str) -> Result<(), String> {
+    let (key, value) = word.split_once('=').ok_or_else(|| format!("{word} is no SETTING=VALUE"))?;
+    let number = || value.parse::<u32>().map_err(|_| format!("{value} is no number"));
+    let config = &mut world.config;
+    match key {
+        "policy" => config.policy = value.parse().map_err(|e: evenkeel_model::UnknownPolicy| e.to_string())?,
+        "tolerance" => config.tolerance = number()?.into(),
+        "in-flight" => config.moves_in_flight = number()? as usize,
+        "brake-percent" => config.brake.percent = number()?,
+        "brake-least" => config.brake.least = number()? as usize,
+        _ => return Err(format!("{key}: no such setting")),
+    }
+    Ok(())
+}
+
+fn supposition<'w>(world: &World, mut words: impl Iterator<Item = &'w str>) -> Result<Supposition, String> {
+    let (what, subject) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let worker = || WorkerId::new(subject).map_err(|e| e.to_string());
+    Ok(match what {
+        "drain" => Supposition::Wish(worker()?, Some(WorkerWish::Drain { deadline_ms: None })),
+        "cordon" => Supposition::Wish(worker()?, Some(WorkerWish::Cordon)),
+        "uncordon" => Supposition::Wish(worker()?, None),
+        "lose" => Supposition::Lost(worker()?),
+        "rebalance" => Supposition::Rebalance,
+        "add" => Supposition::Add(Box::new(draft(subject, fields(words)?)?.check().map_err(|e| e.to_string())?)),
+        _ => return Err(format!("{what}: nothing that can be supposed of {} workers", world.cluster.ready())),
+    })
+}
+
+/// Each worker with what is at home there.
+fn where_all_is(world: &World) -> String {
+    let mut out = String::new();
+    for (id, worker) in world.cluster.workers() {
+        let names: Vec<&str> = worker.names.iter().map(|name| name.as_str()).collect();
+        let _ = writeln!(out, "  {id} ({}): {}", worker.payload, if names.is_empty() { "-".to_owned() } else { names.join(" ") });
+    }
+    out
+}
+
+fn tell_explanation(world: &World, name: &str) -> Result<String, String> {
+    let definition = world.cluster.unit(name).and_then(|unit| unit.definition()).ok_or_else(|| format!("{name}: no such resource"))?;
+    let explanation = explain(&world.cluster, definition, world.now, &world.config);
+    let mut out = format!("  by {}\n", explanation.policy);
+    for considered in &explanation.considered {
+        let verdict = match &considered.verdict {
+            Verdict::Eligible { place, preference: 0, aside } => format!("number {place}{}", if *aside { ", set aside" } else { "" }),
+            Verdict::Eligible { place, preference, .. } => format!("number {place}, worth {preference}"),
+            Verdict::Misfit(misfit) => misfit.to_string(),
+            Verdict::NotReady(standing) => format!("{standing:?}").to_lowercase(),
+        };
+        let _ = writeln!(out, "  {} ({}): {verdict}", considered.worker, considered.payload);
+    }
+    for failed in &explanation.failed {
+        let _ = writeln!(out, "  {}: {}", failed.misfit.rule(), failed.count);
+    }
+    Ok(out)
 }
 
 /// Carries a plan out and tells it.
 fn show(world: &mut World) -> String {
-    let now = world.now;
     let plan = world.turn();
+    tell_plan(&plan, world)
+}
+
+fn tell_plan(plan: &Plan, world: &World) -> String {
+    let now = world.now;
     let mut out = String::new();
     for action in &plan.actions {
         let _ = writeln!(out, "  {}", tell(action));
     }
-    let Plan { undone, wake, .. } = &plan;
+    let Plan { undone, wake, .. } = plan;
     for undone in undone {
         let subject = match &undone.subject {
             Subject::Resource(name) => name.to_string(),
             Subject::Worker(id) => id.to_string(),
+            Subject::More(count) => format!("{count} more"),
         };
         let _ = writeln!(out, "  undone: {subject}: {}", undone.reason);
     }

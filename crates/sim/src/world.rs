@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Cluster, Decision, Definition, Event, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision, Session, Standing,
-    Status, Versioned, WorkerId, check,
+    Cluster, Decision, Definition, Event, Intent, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision, Session,
+    Standing, Status, Versioned, WorkerId, WorkerWish, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -92,12 +92,24 @@ impl World {
         self.apply(Event::Worker { id: worker(id), value: Some(value) });
     }
 
+    /// A person wants something of a worker, or nothing more.
+    pub fn want(&mut self, id: &str, wish: Option<WorkerWish>) {
+        self.apply(Event::Intent { worker: worker(id), value: wish.map(|wish| Intent { wish, since: 0 }) });
+    }
+
+    /// A person waits no longer for the workers that are gone.
+    pub fn release_brake(&mut self) {
+        let gone = self.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning));
+        let sessions = gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_ref()?.value.session))).collect();
+        self.apply(Event::LetGo { sessions });
+    }
+
     /// Every live worker stops what it was told to stop.
     ///
     /// # Panics
     /// When the cluster violates an invariant.
     pub fn acknowledge(&mut self) {
-        let stopping: Vec<ResourceName> = self.cluster.agenda().stopping.iter().cloned().collect();
+        let stopping: Vec<ResourceName> = self.cluster.agenda().stopping.keys().cloned().collect();
         for name in stopping {
             let unit = self.cluster.unit(name.as_str()).expect("unit").clone();
             for holder in unit.holders.iter().filter(|h| matches!(h.held.phase, Phase::Stop { .. })) {
@@ -141,7 +153,10 @@ impl World {
     pub fn settle(&mut self) -> Plan {
         for _ in 0..200 {
             let plan = self.turn();
-            if plan.actions.is_empty() && plan.wake.is_none() && self.cluster.agenda().stopping.is_empty() {
+            // Whoever is not back by now does not come back, and a person says so.
+            if plan.brake.is_some() && plan.actions.is_empty() {
+                self.release_brake();
+            } else if plan.actions.is_empty() && plan.wake.is_none() && self.cluster.agenda().stopping.is_empty() {
                 return plan;
             }
             self.acknowledge();

@@ -345,7 +345,7 @@ impl Field {
 
     /// Whether the leader has nothing to do and nothing to wait for.
     pub(crate) async fn calm(&self) -> Option<()> {
-        let plan = self.stage.any_master().await?.plan(PlanRequest {}).await.ok()?.into_inner();
+        let plan = self.stage.any_master().await?.plan(PlanRequest::default()).await.ok()?.into_inner();
         (plan.actions.is_empty() && plan.undone.is_empty()).then_some(())
     }
 

@@ -262,7 +262,7 @@ impl Stage {
     /// Waits until the leader has nothing more to do, and everything that is assigned runs.
     pub(crate) async fn settled(&self, resources: usize) -> BTreeMap<String, Assigned> {
         self.eventually("the cluster settles", async || {
-            let plan = self.any_master().await?.plan(PlanRequest {}).await.ok()?.into_inner();
+            let plan = self.any_master().await?.plan(PlanRequest::default()).await.ok()?.into_inner();
             let assignments = self.assignments().await;
             if !plan.actions.is_empty() || assignments.len() != resources {
                 return None;

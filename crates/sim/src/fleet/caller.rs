@@ -172,9 +172,9 @@ impl Caller {
 
 fn of_refusal(refusal: &Refusal) -> Reply {
     match refusal {
-        Refusal::NotFound(_) => Reply::Certain(Answer::NotFound),
+        Refusal::NotFound(_) | Refusal::NoWorker(_) => Reply::Certain(Answer::NotFound),
         Refusal::AlreadyExists(_) => Reply::Certain(Answer::AlreadyExists),
         Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::Busy => Reply::Certain(Answer::Refused),
-        Refusal::NotLeader | Refusal::Unknown(_) => Reply::Unknown,
+        Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Reply::Unknown,
     }
 }

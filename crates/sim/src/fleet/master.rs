@@ -12,6 +12,7 @@ use evenkeel_master::{
     engine::{Engine, Handle, Leadership},
 };
 use evenkeel_model::{MasterId, MasterRecord};
+use evenkeel_planner::{Flapping, PlannerConfig};
 use evenkeel_store::Client;
 use tokio::{sync::oneshot, time::sleep};
 
@@ -73,7 +74,7 @@ impl Master {
             return;
         }
         // What it runs over is handed to its engine.
-        let config = MasterConfig::new(self.seat.id.clone(), Vec::new());
+        let config = MasterConfig { planner: planner(), ..MasterConfig::new(self.seat.id.clone(), Vec::new()) };
         let record = MasterRecord {
             id: self.seat.id.clone(),
             address: format!("{}:1", self.seat.id),
@@ -147,3 +148,12 @@ impl Master {
         self.handle().is_some_and(|handle| handle.leadership() == Leadership::Mine)
     }
 }
+
+/// The planner's start values, but for the span for which a worker that was lost too often is set aside: faults come so fast here that all
+/// are, and what is settled in the end is not to wait for the longest of its spans.
+fn planner() -> PlannerConfig {
+    let start = PlannerConfig::default();
+    PlannerConfig { flapping: Flapping { within: ASIDE, aside: ASIDE, ..start.flapping }, ..start }
+}
+
+const ASIDE: Duration = Duration::from_secs(15);

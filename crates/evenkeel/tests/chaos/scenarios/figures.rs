@@ -140,7 +140,7 @@ async fn all_run(field: &Field, workers: usize) {
                 running.extend(answer.running.into_iter().filter(|r| r.kind == "noop" && r.phase == "running").map(|r| r.name));
             }
             (running.len() == MANY).then_some(())?;
-            let plan = field.stage.any_master().await?.plan(PlanRequest {}).await.ok()?.into_inner();
+            let plan = field.stage.any_master().await?.plan(PlanRequest::default()).await.ok()?.into_inner();
             plan.actions.iter().all(|action| !action.resource.starts_with("noop-")).then_some(())
         })
         .await;
