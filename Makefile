@@ -5,10 +5,10 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak build lint fmt model mutants bench prepare prepare-test clean
+.PHONY: help demo test chaos soak build lint fmt model mutants bench bench-placement prepare prepare-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## install what is missing, build, and run etcd, 2 masters and 3 workers on examples/classic.yaml
 	$(BUILD_DIR)/debug/evenkeel dev --resources examples/classic.yaml
@@ -56,6 +56,9 @@ mutants: ## weaken the real code at each place of scripts/mutants.toml, in a cop
 bench: prepare ## evenkeel bench on a release build; its arguments in ARGS="..."
 	cargo build --locked --release --package evenkeel
 	$(BUILD_DIR)/release/evenkeel bench $(ARGS)
+
+bench-placement: prepare ## what placement costs, without etcd; its arguments in ARGS="-- --workers 1000 --resources 100000"
+	cargo bench --locked --package evenkeel-planner --bench placement $(ARGS)
 
 prepare: ## install what building and the demo need, as far as it is missing
 	@scripts/prepare

@@ -230,6 +230,9 @@ fn main() {
     };
     let (workers, resources) = (number("--workers", 10_000), number("--resources", 1_000_000));
     println!("{workers} workers, {resources} resources\n");
+    if arguments.iter().any(|a| a == "--plans") {
+        return println!("{:.0} ns", plan_all(workers, resources, named));
+    }
     if arguments.iter().any(|a| a == "--rules") {
         return with_rules(workers, resources);
     }

@@ -107,7 +107,7 @@ No worker may run it.
 
 Rules that workers break:
 RULE      WORKERS   FOR EXAMPLE
-require         1   require: gpu=true does not hold
+require   1         require: gpu=true does not hold
 
 Workers:
 WORKER     ELIGIBLE   PLACE   PAYLOAD   WORTH   REASON
