@@ -17,6 +17,8 @@ pub struct Agenda {
     pub stopping_for: BTreeMap<StopReason, usize>,
     /// Not ready, and something stands under their id.
     pub workers: BTreeSet<WorkerId>,
+    /// Of those, the ones whose admitted session is gone, and to which something is assigned.
+    pub gone: BTreeSet<WorkerId>,
     /// Ready, to be drained, and not empty.
     pub draining: BTreeSet<WorkerId>,
     /// Ready, with more than their capacity.
@@ -61,8 +63,12 @@ impl Agenda {
     /// Puts a worker where it belongs.
     pub(crate) fn put_worker(&mut self, id: &WorkerId, worker: &Worker) {
         let is_draining = worker.is_draining() && !worker.names.is_empty();
-        let sets =
-            [(&mut self.workers, worker.is_on_agenda()), (&mut self.draining, is_draining), (&mut self.over, worker.is_over_capacity())];
+        let sets = [
+            (&mut self.workers, worker.is_on_agenda()),
+            (&mut self.gone, worker.is_gone_with_work()),
+            (&mut self.draining, is_draining),
+            (&mut self.over, worker.is_over_capacity()),
+        ];
         for (set, belongs) in sets {
             if !belongs {
                 set.remove(id);

@@ -67,7 +67,7 @@ struct Recount {
     classes: BTreeMap<ClassId, usize>,
     agenda: Agenda,
     rankings: Rankings,
-    ready: usize,
+    closed: BTreeSet<WorkerId>,
     relative: usize,
     found: Vec<Violation>,
 }
@@ -107,10 +107,15 @@ impl Recount {
         self.expect(worker.gone_since.is_some() == is_gone, "the moment of a worker's loss");
         self.expect(worker.draining_since.is_some() == worker.wish().is_some_and(WorkerWish::is_drain), "the moment of a worker's drain");
         self.expect(worker.shape.is_some() == worker.is_open(), "a worker's shape");
+        if let Some(capacity) = worker.ready_capacity() {
+            self.rankings.enter(capacity);
+        }
         if let Some(registration) = worker.registration().filter(|_| worker.is_open()) {
             self.rankings.insert(id, registration, worker.payload);
         }
-        self.ready += usize::from(standing == Standing::Ready);
+        if worker.is_closed() {
+            self.closed.insert(id.clone());
+        }
         self.agenda.put_worker(id, worker);
     }
 
@@ -120,7 +125,7 @@ impl Recount {
         let classes = cluster.classes();
         let each = self.classes.iter().all(|(class, count)| classes.resources(*class) == *count);
         self.expect(each && classes.len() == self.classes.len(), "the number of resources of a class");
-        self.expect(self.ready == cluster.ready(), "the number of ready workers");
+        self.expect(self.closed == *cluster.closed(), "the workers on which nothing can be placed");
         let relations = (self.relative > 0).then(|| cluster.relations_anew());
         self.expect(relations.as_ref() == cluster.relations(), "the relations");
         self.expect(self.agenda == *cluster.agenda(), "the agenda");

@@ -80,6 +80,11 @@ impl Classes {
         self.entries.get(&id).map(|entry| &entry.pattern)
     }
 
+    /// All classes, with what their resources look like.
+    pub fn patterns(&self) -> impl Iterator<Item = (ClassId, &Definition)> {
+        self.entries.iter().map(|(id, entry)| (*id, &entry.pattern))
+    }
+
     /// How many resources are of a class.
     #[must_use]
     pub fn resources(&self, id: ClassId) -> usize {

@@ -20,8 +20,8 @@ pub struct Cluster {
     classes: Classes,
     rankings: Rankings,
     agenda: Agenda,
-    /// How many workers are ready.
-    ready: usize,
+    /// The workers that are ready, and on which nothing can be placed.
+    closed: BTreeSet<WorkerId>,
     /// How many resources have a rule that is relative to others, and, if any, where all resources stand to each other.
     relative: usize,
     relations: Option<Box<Relations>>,
@@ -208,6 +208,9 @@ impl Cluster {
         if let Some(shape) = worker.shape.take() {
             self.rankings.remove(id, shape, worker.payload);
         }
+        if let Some(capacity) = worker.ready_capacity() {
+            self.rankings.leave(capacity);
+        }
         let (standing, admitted) = (worker.standing(), worker.admission.as_ref().map(|a| a.value.session));
         let (intent, registered) = (worker.intent, worker.registered.clone());
         change(worker);
@@ -223,13 +226,19 @@ impl Cluster {
             since @ Some(_) if intent == worker.intent => since,
             _ => worker.wish().is_some_and(crate::WorkerWish::is_drain).then_some(now),
         };
+        if let Some(capacity) = worker.ready_capacity() {
+            self.rankings.enter(capacity);
+        }
+        if worker.is_closed() {
+            self.closed.insert(id.clone());
+        } else {
+            self.closed.remove(id);
+        }
         if worker.is_open()
             && let Some((_, registration)) = worker.registered.as_deref()
         {
             worker.shape = Some(self.rankings.insert(id, registration, worker.payload));
         }
-        let ready = |standing| usize::from(standing == Standing::Ready);
-        self.ready = self.ready + ready(standing_after) - ready(standing);
         let is_uncordoned = intent.is_some() && worker.is_open();
         if is_uncordoned || (standing, standing_after) == (Standing::New, Standing::Ready) {
             self.joins.note(id.clone(), now);
@@ -294,7 +303,19 @@ impl Cluster {
     /// How many workers are ready, whatever is wanted of them.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.ready
+        self.rankings.ready()
+    }
+
+    /// The workers that are ready, and on which nothing can be placed.
+    #[must_use]
+    pub fn closed(&self) -> &BTreeSet<WorkerId> {
+        &self.closed
+    }
+
+    /// The workers after one in order of their ids.
+    pub fn workers_after(&self, after: &str) -> impl Iterator<Item = &WorkerId> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.workers.range::<str, _>((Excluded(after), Unbounded)).map(|(id, _)| id)
     }
 
     /// The classes of resources that look the same when a worker is chosen.

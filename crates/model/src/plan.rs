@@ -245,15 +245,13 @@ pub enum Pending {
 }
 
 impl Pending {
-    /// The worker that something waits on or for, if it is one.
+    /// The worker on which something is, or was last, if that is why.
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Self::Pin { worker, .. }
-            | Self::PreviousRun(worker)
-            | Self::Authority { worker, .. }
-            | Self::Drain { worker, .. }
-            | Self::Stays { worker, .. } => Some(worker),
+            Self::PreviousRun(worker) | Self::Authority { worker, .. } | Self::Drain { worker, .. } | Self::Stays { worker, .. } => {
+                Some(worker)
+            }
             _ => None,
         }
     }

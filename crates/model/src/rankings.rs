@@ -91,7 +91,9 @@ pub struct Rankings {
     shapes: BTreeMap<ShapeId, Shaped>,
     ids: BTreeMap<Shape, ShapeId>,
     next: u32,
-    /// How many of them give no capacity: with none, loads are relative to capacities.
+    /// How many workers are ready, those included on which nothing can be placed, and how many of them give no capacity: with none, loads
+    /// are relative to capacities.
+    ready: usize,
     without_capacity: usize,
     payload: u64,
     capacity: u128,
@@ -124,7 +126,33 @@ impl Rankings {
     /// Loads are payloads for each unit of capacity, since every worker gives one.
     #[must_use]
     pub fn is_relative(&self) -> bool {
-        self.without_capacity == 0 && !self.all.is_empty()
+        self.without_capacity == 0 && self.ready > 0
+    }
+
+    /// How many workers are ready, whatever is wanted of them.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// A worker of this capacity has become ready.
+    pub(crate) fn enter(&mut self, capacity: Option<u64>) {
+        self.count_ready(capacity, |n| n + 1);
+    }
+
+    /// A worker of this capacity is not ready any more.
+    pub(crate) fn leave(&mut self, capacity: Option<u64>) {
+        self.count_ready(capacity, |n| n - 1);
+    }
+
+    fn count_ready(&mut self, capacity: Option<u64>, count: fn(usize) -> usize) {
+        let was_relative = self.is_relative();
+        self.ready = count(self.ready);
+        if capacity.is_none() {
+            self.without_capacity = count(self.without_capacity);
+        }
+        if was_relative != self.is_relative() {
+            self.rank_anew(!was_relative);
+        }
     }
 
     /// The share that a worker of this capacity has in loads.
@@ -139,7 +167,7 @@ impl Rankings {
         (self.payload, if self.is_relative() { self.capacity } else { self.all.len() as u128 })
     }
 
-    /// Takes a worker in that was not in.
+    /// Takes a worker in that was not in. It is ready, and was counted so.
     pub(crate) fn insert(&mut self, worker: &WorkerId, registration: &Registration, payload: u64) -> ShapeId {
         let shape = Shape::of(registration);
         let id = match self.ids.get(&shape) {
@@ -152,15 +180,8 @@ impl Rankings {
                 id
             }
         };
-        let was_relative = self.is_relative();
-        self.without_capacity += usize::from(registration.capacity.is_none());
         self.capacity += u128::from(registration.capacity.unwrap_or_default().max(1));
-        // The first one decides what loads are, and there are none to change.
-        let is_relative = self.without_capacity == 0;
-        if was_relative && !is_relative {
-            self.rank_anew(is_relative);
-        }
-        let share = registration.capacity.filter(|_| is_relative).unwrap_or(1).max(1);
+        let share = self.share(registration.capacity);
         self.put(id, Rank { load: Load { payload, share }, worker: worker.clone() });
         id
     }
@@ -168,17 +189,12 @@ impl Rankings {
     /// Takes a worker out that was in, with this payload.
     pub(crate) fn remove(&mut self, worker: &WorkerId, id: ShapeId, payload: u64) {
         let Some(capacity) = self.shapes.get(&id).map(|shaped| shaped.shape.capacity) else { return };
-        let was_relative = self.is_relative();
         self.take(id, &Rank { load: Load { payload, share: self.share(capacity) }, worker: worker.clone() });
-        self.without_capacity -= usize::from(capacity.is_none());
         self.capacity -= u128::from(capacity.unwrap_or_default().max(1));
         if self.shapes.get(&id).is_some_and(|shaped| shaped.ranks.is_empty())
             && let Some(shaped) = self.shapes.remove(&id)
         {
             self.ids.remove(&shaped.shape);
-        }
-        if !was_relative && self.is_relative() {
-            self.rank_anew(true);
         }
     }
 
@@ -227,7 +243,8 @@ impl Rankings {
         let shares = |rankings: &Self| -> Vec<(u64, u64)> { rankings.all.iter().map(|r| (r.load.payload, r.load.share)).collect() };
         self.all == other.all
             && shares(self) == shares(other)
-            && (self.without_capacity, self.payload, self.capacity) == (other.without_capacity, other.payload, other.capacity)
+            && (self.ready, self.without_capacity, self.payload, self.capacity)
+                == (other.ready, other.without_capacity, other.payload, other.capacity)
             && by_shape(self) == by_shape(other)
     }
 }
@@ -264,16 +281,23 @@ mod tests {
         let (small, small_worker) = worker("small", Some(4));
         let (large, large_worker) = worker("large", Some(40));
         let (plain, plain_worker) = worker("plain", None);
+        for worker in [&small_worker, &large_worker] {
+            rankings.enter(worker.capacity);
+        }
         rankings.insert(&small, &small_worker, 3);
         rankings.insert(&large, &large_worker, 20);
         assert_eq!((rankings.is_relative(), order(&rankings)), (true, vec!["large", "small"]));
         assert_eq!(rankings.total(), (23, 44));
+        rankings.enter(None);
         let shape = rankings.insert(&plain, &plain_worker, 5);
         assert_eq!((rankings.is_relative(), order(&rankings)), (false, vec!["small", "plain", "large"]));
         assert_eq!(rankings.total(), (28, 3));
         rankings.change(&plain, shape, 5, 1);
         assert_eq!(order(&rankings), ["plain", "small", "large"]);
+        // Also one on which nothing can be placed counts: a cordon changes no load.
         rankings.remove(&plain, shape, 1);
+        assert_eq!((rankings.is_relative(), order(&rankings)), (false, vec!["small", "large"]));
+        rankings.leave(None);
         assert_eq!((rankings.is_relative(), order(&rankings)), (true, vec!["large", "small"]));
         assert_eq!((rankings.shapes().count(), rankings.total()), (2, (23, 44)));
     }

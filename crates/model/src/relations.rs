@@ -186,23 +186,30 @@ impl<'a> Related<'a> {
     }
 
     /// The relative rule that a worker breaks for a resource that is to come to it. Who is there in any way counts, also who is leaving.
+    /// `is_first` is [`Related::is_first`], which is the same for all workers.
     ///
     /// # Errors
     /// That rule.
-    pub fn allow(&self, definition: &Definition, worker: &WorkerId) -> Result<(), Misfit> {
+    pub fn allow(&self, definition: &Definition, worker: &WorkerId, is_first: &dyn Fn() -> bool) -> Result<(), Misfit> {
         if self.is_empty() && definition.rules().together.is_empty() {
             return Ok(());
         }
-        self.misfit(definition, worker, Sight { of: |count| count.present, own: 0 }).map_or(Ok(()), Err)
+        self.misfit(definition, worker, Sight { of: |count| count.present, own: 0 }, is_first).map_or(Ok(()), Err)
+    }
+
+    /// Nobody that the resource wants to be with is at home anywhere, and it is one of those itself: it may be the first.
+    #[must_use]
+    pub fn is_first(&self, definition: &Definition) -> bool {
+        self.founds(definition, 0)
     }
 
     /// The relative rule that a worker breaks for a resource that is at home there.
     #[must_use]
     pub fn broken(&self, definition: &Definition, worker: &WorkerId) -> Option<Misfit> {
-        self.misfit(definition, worker, Sight { of: |count| count.home, own: 1 })
+        self.misfit(definition, worker, Sight { of: |count| count.home, own: 1 }, &|| self.founds(definition, 1))
     }
 
-    fn misfit(&self, definition: &Definition, worker: &WorkerId, sight: Sight) -> Option<Misfit> {
+    fn misfit(&self, definition: &Definition, worker: &WorkerId, sight: Sight, is_first: &dyn Fn() -> bool) -> Option<Misfit> {
         let rules = definition.rules();
         let others =
             |selector: &Selector, of| self.matching(worker, selector, of) - sight.own * i64::from(selector.matches(&definition.labels));
@@ -212,7 +219,7 @@ impl<'a> Related<'a> {
         if let Some(selector) = self.kept_apart(definition, worker, sight) {
             return Some(Misfit::KeptApart(selector.to_string()));
         }
-        if rules.together.is_empty() || others(&rules.together, |count| count.home) > 0 || self.founds(definition, sight) {
+        if rules.together.is_empty() || others(&rules.together, |count| count.home) > 0 || is_first() {
             return None;
         }
         Some(Misfit::Together(rules.together.to_string()))
@@ -231,9 +238,9 @@ impl<'a> Related<'a> {
     }
 
     /// Nobody that it wants to be with is anywhere, and it is one of those itself: it is the first.
-    fn founds(&self, definition: &Definition, sight: Sight) -> bool {
+    fn founds(&self, definition: &Definition, own: i64) -> bool {
         let rules = definition.rules();
-        rules.together.matches(&definition.labels) && self.number_of(&rules.together) <= sight.own
+        rules.together.matches(&definition.labels) && self.number_of(&rules.together) <= own
     }
 
     /// How many are at home anywhere whose labels match.

@@ -187,6 +187,23 @@ impl Worker {
         self.standing() == Standing::Ready && self.intent.is_none()
     }
 
+    /// It is ready, and nothing can be placed on it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.standing() == Standing::Ready && self.intent.is_some()
+    }
+
+    /// Its capacity, if it is ready.
+    pub(crate) fn ready_capacity(&self) -> Option<Option<u64>> {
+        self.registration().filter(|_| self.standing() == Standing::Ready).map(|r| r.capacity)
+    }
+
+    /// Its admitted session is gone, and something is assigned to it.
+    #[must_use]
+    pub fn is_gone_with_work(&self) -> bool {
+        matches!(self.standing(), Standing::Lost | Standing::Returning) && !self.names.is_empty()
+    }
+
     /// It is ready, and what it has is to leave it.
     #[must_use]
     pub fn is_draining(&self) -> bool {
@@ -200,11 +217,11 @@ impl Worker {
         Some(fit::Place { id, registration, wish: self.wish(), payload: self.payload })
     }
 
-    /// What it has is more than its capacity.
+    /// What it has is more than its capacity. One that takes nothing, since its registration cannot be read, keeps what it has.
     #[must_use]
     pub fn is_over_capacity(&self) -> bool {
         let capacity = self.registration().filter(|_| self.standing() == Standing::Ready).and_then(|r| r.capacity);
-        capacity.is_some_and(|capacity| self.payload > capacity)
+        capacity.is_some_and(|capacity| capacity > 0 && self.payload > capacity)
     }
 
     pub(crate) fn take_up(&mut self, burden: Burden) {

@@ -72,6 +72,13 @@ fn end_of(turn: &Turn<'_>, unit: &Unit, holder: &Holder) -> End {
     ends::end_of(holder, turn.cluster.worker(holder.worker.as_str()), ownership, turn.now, turn.config.wait)
 }
 
+/// Ends an assignment, if its end is known.
+pub(crate) fn end_if_known<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit, holder: &Holder) {
+    if let End::Known(reason) = end_of(turn, unit, holder) {
+        ended(turn, name, unit, holder, reason);
+    }
+}
+
 /// The end of an assignment is known: its successor takes its place, if there is to be one.
 pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit, holder: &Holder, reason: EndReason) {
     if holder.held.epoch == Epoch::default() || turn.seen.contains(name) {
@@ -118,7 +125,8 @@ fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&
     }
     let is_drained = place.wish.is_some_and(WorkerWish::is_drain);
     let may = fit::may_run(definition.needs(), home, place.registration).and_then(|()| fit::has_room(definition, &place));
-    let can = may.is_ok() && turn.loads.related().allow(definition, home).is_ok();
+    let related = turn.loads.related();
+    let can = may.is_ok() && related.allow(definition, home, &|| related.is_first(definition)).is_ok();
     match (can, is_drained) {
         (true, false) => Ok(stays()),
         (true, true) => turn.choose(definition, None).or_else(|_| Ok(stays())),

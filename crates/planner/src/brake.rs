@@ -1,20 +1,23 @@
 //! The brake: whether so many workers are gone at once that what they ran is better held than moved.
 
-use evenkeel_model::{Brake, Cluster, Standing, WorkerId};
+use evenkeel_model::{Brake, Cluster, WorkerId};
 
 use crate::PlannerConfig;
 
 /// None: no more workers are gone than may be.
 pub(crate) fn judge(cluster: &Cluster, config: &PlannerConfig) -> Option<Brake> {
-    let is_lost = |id: &&WorkerId| {
-        let worker = cluster.worker(id.as_str());
-        worker.is_some_and(|w| matches!(w.standing(), Standing::Lost | Standing::Returning) && !w.names.is_empty())
-    };
-    let lost = cluster.agenda().workers.iter().filter(is_lost).filter(|id| !is_let_go(cluster, id)).count();
+    let gone = &cluster.agenda().gone;
+    let let_go = cluster.let_go().keys().filter(|id| gone.contains(*id) && is_let_go(cluster, id)).count();
+    let lost = gone.len() - let_go;
     let of = cluster.ready() + lost;
     let share = u64::from(config.brake.percent) * of as u64;
     let holds = lost >= config.brake.least && lost as u64 * 100 > share;
     holds.then_some(Brake { lost, of, percent: config.brake.percent })
+}
+
+/// A person has let go some of the workers that are gone.
+pub(crate) fn is_any_let_go(cluster: &Cluster) -> bool {
+    cluster.let_go().keys().any(|id| cluster.agenda().gone.contains(id) && is_let_go(cluster, id))
 }
 
 /// A person has given up waiting for the session of this worker that is gone.

@@ -29,6 +29,7 @@ pub(crate) struct Ask<'q> {
     /// The worker that it is to leave.
     except: Option<&'q WorkerId>,
     by_value: OnceCell<BTreeMap<Option<String>, u64>>,
+    is_first: OnceCell<bool>,
 }
 
 /// A worker that can run it.
@@ -82,7 +83,7 @@ fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, exc
 impl<'q> Ask<'q> {
     pub(crate) fn new(loads: &'q Loads<'q>, definition: &'q Definition, except: Option<&'q WorkerId>) -> Self {
         let label = definition.rules().spread.as_deref().unwrap_or(&loads.config.spread_label);
-        Self { definition, loads, label, except, by_value: OnceCell::new() }
+        Self { definition, loads, label, except, by_value: OnceCell::new(), is_first: OnceCell::new() }
     }
 
     fn best(&self, policy: &dyn Policy) -> Option<WorkerId> {
@@ -165,9 +166,27 @@ impl<'q> Ask<'q> {
     /// A worker as a candidate, if it can run the resource.
     pub(crate) fn candidate<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
         let place = self.loads.place(id).filter(|_| self.except != Some(id))?;
-        self.loads.fits(self.definition, &place).ok()?;
+        self.fits(&place).ok()?;
+        Some(self.candidate_at(place))
+    }
+
+    /// A worker as a candidate, if it can run the resource as far as that does not depend on others.
+    pub(crate) fn alone<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
+        let place = self.loads.place(id).filter(|_| self.except != Some(id))?;
+        fit::can_run(self.definition, &place).ok()?;
+        Some(self.candidate_at(place))
+    }
+
+    fn candidate_at<'w>(&'w self, place: Place<'w>) -> Candidate<'w> {
         let preference = self.definition.rules().preference(&place.registration.labels);
-        Some(Candidate { load: self.loads.load(&place), place, preference })
+        Candidate { load: self.loads.load(&place), place, preference }
+    }
+
+    /// Whether a place can take it, by every hard rule.
+    pub(crate) fn fits(&self, place: &Place<'_>) -> Result<(), Misfit> {
+        fit::can_run(self.definition, place)?;
+        let is_first = || *self.is_first.get_or_init(|| self.loads.related().is_first(self.definition));
+        self.loads.related().allow(self.definition, place.id, &is_first)
     }
 
     pub(crate) fn score(&self, policy: &dyn Policy, candidate: &Candidate<'_>) -> Score {
@@ -207,30 +226,60 @@ pub(crate) fn fullness(ask: &Ask<'_>, candidate: &Candidate<'_>) -> Amount {
     Amount { number: payload - i128::from(candidate.preference), share: candidate.load.share }
 }
 
-/// Why no worker that is ready can take it.
+/// Why no worker that is ready can take it. Workers of one shape are asked together, as far as they break the same rule.
 pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
-    let mut failed: BTreeMap<Rule, Failed> = BTreeMap::new();
-    let mut workers = 0;
-    for (id, _) in loads.cluster.workers() {
-        let Some(place) = loads.place(id) else { continue };
-        workers += 1;
-        let Err(misfit) = loads.fits(definition, &place) else { continue };
-        let entry = failed.entry(Rule::of(&misfit)).or_insert_with(|| Failed { misfit: misfit.clone(), count: 0 });
-        entry.count += 1;
-        entry.misfit = roomier(&entry.misfit, misfit);
+    let ask = Ask::new(loads, definition, None);
+    let mut failed = Tally::default();
+    for (id, shaped) in loads.cluster.rankings().shapes() {
+        let shape = &shaped.shape;
+        let least = loads.of_shape(id, shaped).next().and_then(|rank| loads.place(&rank.worker));
+        let of_all = fit::suits(definition.needs(), &shape.kinds, &shape.labels).err();
+        // Where the least loaded has no room, none has.
+        let of_all = of_all.or_else(|| least.and_then(|place| fit::has_room(definition, &place).err()));
+        match of_all {
+            Some(misfit) => failed.count(misfit, loads.of_shape(id, shaped).count()),
+            None => failed.ask_each(&ask, loads.of_shape(id, shaped).map(|rank| &rank.worker)),
+        }
     }
-    if workers == 0 {
+    failed.ask_each(&ask, loads.cluster.closed().iter());
+    failed.ask_each(&ask, loads.closed_by_assumption());
+    if loads.ready() == 0 {
         return Pending::NoWorkers;
     }
-    let mut failed: Vec<Failed> = failed.into_values().collect();
-    // Stable: of equals the first in order comes first, so that the answer does not change from plan to plan.
-    failed.sort_by_key(|failed| Reverse(failed.count));
-    Pending::NoneFits { workers, failed }
+    Pending::NoneFits { workers: loads.ready(), failed: failed.in_order() }
+}
+
+/// How many workers break which rule.
+#[derive(Default)]
+pub(crate) struct Tally(BTreeMap<Rule, Failed>);
+
+impl Tally {
+    pub(crate) fn count(&mut self, misfit: Misfit, count: usize) {
+        let entry = self.0.entry(Rule::of(&misfit)).or_insert_with(|| Failed { misfit: misfit.clone(), count: 0 });
+        entry.count += count;
+        entry.misfit = roomier(&entry.misfit, misfit);
+    }
+
+    fn ask_each<'w>(&mut self, ask: &Ask<'_>, workers: impl Iterator<Item = &'w WorkerId>) {
+        for id in workers {
+            let misfit = ask.loads.place(id).and_then(|place| ask.fits(&place).err());
+            if let Some(misfit) = misfit {
+                self.count(misfit, 1);
+            }
+        }
+    }
+
+    /// The commonest first; of equals the first in order, so that the answer does not change from plan to plan.
+    pub(crate) fn in_order(self) -> Vec<Failed> {
+        let mut failed: Vec<Failed> = self.0.into_values().filter(|failed| failed.count > 0).collect();
+        failed.sort_by_key(|failed| Reverse(failed.count));
+        failed
+    }
 }
 
 /// By what misfits are counted together: the rule as it is written, and of capacities the rule alone.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Rule(&'static str, Option<Misfit>);
+pub(crate) struct Rule(&'static str, Option<Misfit>);
 
 impl Rule {
     fn of(misfit: &Misfit) -> Self {

@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 
 use evenkeel_model::{Cluster, Definition, Failed, Misfit, Moment, PolicyName, Standing, WorkerId};
 
-use crate::{PlannerConfig, choose::Ask, choose::Score, loads::Loads, policy};
+use crate::{
+    PlannerConfig,
+    choose::{Ask, Score, Tally},
+    loads::Loads,
+    policy,
+};
 
 /// What the planner thinks of all workers for one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +67,7 @@ pub fn explain(cluster: &Cluster, definition: &Definition, now: Moment, config: 
     let policy = policy::of(name);
     let ask = Ask::new(&loads, definition, None);
     let mut scores: Vec<(Score, WorkerId)> = Vec::new();
-    let mut failed: BTreeMap<&'static str, Failed> = BTreeMap::new();
+    let mut failed = Tally::default();
     let mut considered = Vec::new();
     for (id, worker) in cluster.workers().filter(|(_, w)| w.standing() != Standing::Absent) {
         let verdict = match (loads.place(id), ask.candidate(id)) {
@@ -71,10 +76,10 @@ pub fn explain(cluster: &Cluster, definition: &Definition, now: Moment, config: 
                 scores.push((ask.score(policy, &candidate), id.clone()));
                 Verdict::Eligible { place: 0, preference: candidate.preference, aside: loads.aside_until(id).is_some() }
             }
-            (Some(place), None) => match loads.fits(definition, &place) {
+            (Some(place), None) => match ask.fits(&place) {
                 Ok(()) => continue,
                 Err(misfit) => {
-                    failed.entry(misfit.rule()).or_insert_with(|| Failed { misfit: misfit.clone(), count: 0 }).count += 1;
+                    failed.count(misfit.clone(), 1);
                     Verdict::Misfit(misfit)
                 }
             },
@@ -89,7 +94,5 @@ pub fn explain(cluster: &Cluster, definition: &Definition, now: Moment, config: 
             *place = *found;
         }
     }
-    let mut failed: Vec<Failed> = failed.into_values().collect();
-    failed.sort_by_key(|failed| std::cmp::Reverse(failed.count));
-    Explanation { policy: name, considered, failed }
+    Explanation { policy: name, considered, failed: failed.in_order() }
 }

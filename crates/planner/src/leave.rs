@@ -22,7 +22,10 @@ pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) 
     }
     if let Some(relations) = turn.cluster.relations() {
         for id in relations.broken() {
-            mend(turn, id);
+            // Of one that is drained all goes anyway; to one that is not ready nothing can be told.
+            if turn.loads.place(id).is_some_and(|place| !place.wish.is_some_and(WorkerWish::is_drain)) {
+                mend(turn, id);
+            }
         }
     }
     for id in &turn.cluster.agenda().over {

@@ -66,6 +66,12 @@ pub fn brake(cluster: &Cluster, config: &PlannerConfig) -> Option<evenkeel_model
     brake::judge(cluster, config)
 }
 
+/// Whether a person has let go some of the workers that are gone.
+#[must_use]
+pub fn is_any_let_go(cluster: &Cluster) -> bool {
+    brake::is_any_let_go(cluster)
+}
+
 /// Until when a worker is set aside, because its sessions end too often; none: it is not.
 #[must_use]
 pub fn aside_until(cluster: &Cluster, id: &WorkerId, now: Moment, config: &PlannerConfig) -> Option<Moment> {

@@ -22,6 +22,8 @@ pub(crate) struct Loads<'a> {
     /// The touched workers that are open, in order.
     ranked: BTreeSet<Rank>,
     shaped: BTreeMap<ShapeId, Differing<'a>>,
+    /// By how much the payloads of all of them together differ.
+    more: i64,
     /// The Cluster's ranking without the touched workers at its ends.
     rest: btree_set::Iter<'a, Rank>,
     relations: Option<Cow<'a, Relations>>,
@@ -63,6 +65,7 @@ impl<'a> Loads<'a> {
             touched: BTreeMap::new(),
             ranked: BTreeSet::new(),
             shaped: BTreeMap::new(),
+            more: 0,
             rest: cluster.rankings().all().iter(),
             relations: cluster.relations().map(Cow::Borrowed),
             plan: Relations::default(),
@@ -127,8 +130,7 @@ impl<'a> Loads<'a> {
 
     /// The sum of all payloads.
     pub(crate) fn total(&self) -> u64 {
-        let more: i64 = self.shaped.values().map(|differing| differing.more).sum();
-        self.cluster.rankings().total().0.saturating_add_signed(more)
+        self.cluster.rankings().total().0.saturating_add_signed(self.more)
     }
 
     /// The sum of the payloads of one shape.
@@ -188,6 +190,7 @@ impl<'a> Loads<'a> {
             let new = || Differing { ranked: BTreeSet::new(), more: 0, rest: shaped.ranks.iter() };
             let differing = self.shaped.entry(shape).or_insert_with(new);
             differing.more += by;
+            self.more += by;
             differing.ranked.remove(&before);
             if is_open {
                 differing.ranked.insert(after.clone());
@@ -235,17 +238,21 @@ impl<'a> Loads<'a> {
     /// Open workers that the Cluster does not rank, since they are open by assumption only.
     pub(crate) fn unshaped(&self) -> impl Iterator<Item = &WorkerId> {
         let opened = self.assumed.iter().filter(|(_, assumed)| **assumed == Assumed::Wish(None)).map(|(id, _)| id);
-        opened.filter(|id| self.cluster.worker(id.as_str()).is_some_and(|w| w.shape.is_none()))
+        opened.filter(|id| self.cluster.closed().contains(*id))
     }
 
-    /// The open workers in the order of their ids, beginning after the one that was chosen last.
-    pub(crate) fn in_turn(&self) -> impl Iterator<Item = &'a WorkerId> {
-        let cursor = self.cursor.clone();
-        let after = move |id: &WorkerId| cursor.as_ref().is_none_or(|cursor| id > cursor);
-        let before = after.clone();
-        let workers = self.cluster.workers().map(|(id, _)| id);
-        let wrapped = self.cluster.workers().map(|(id, _)| id).filter(move |id| !before(id));
-        workers.filter(move |id| after(id)).chain(wrapped)
+    /// Workers on which something could be placed if it were not for what is assumed.
+    pub(crate) fn closed_by_assumption(&self) -> impl Iterator<Item = &WorkerId> {
+        let closed = self.assumed.iter().filter(|(_, assumed)| matches!(assumed, Assumed::Wish(Some(_)))).map(|(id, _)| id);
+        closed.filter(|id| !self.cluster.closed().contains(*id))
+    }
+
+    /// All workers in the order of their ids, beginning after the one that was chosen last.
+    pub(crate) fn in_turn(&self) -> impl Iterator<Item = &WorkerId> {
+        let last = self.cursor.as_ref();
+        let after = self.cluster.workers_after(last.map_or("", |last| last.as_str()));
+        let wrapped = self.cluster.workers().map(|(id, _)| id).take_while(move |id| last.is_some_and(|last| *id <= last));
+        after.chain(wrapped)
     }
 
     /// The worker that something was placed on last.
@@ -270,7 +277,7 @@ impl<'a> Loads<'a> {
     /// Whether a place can take one more resource, by every hard rule.
     pub(crate) fn fits(&self, definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
         fit::can_run(definition, place)?;
-        self.related().allow(definition, place.id)
+        self.related().allow(definition, place.id, &|| self.related().is_first(definition))
     }
 }
 

@@ -10,19 +10,22 @@ use evenkeel_model::{ClassId, Definition, Labels, Load, Moment, Pending, PolicyN
 
 use crate::{
     choose::{Ask, Candidate},
-    policy::{self, Balance, beats},
+    policy::{self, Amount, Balance, beats},
     turn::{FitClass, Settled, Turn, fit_class},
 };
 
-/// For how long a worker counts as a newcomer.
-const JOINED: Duration = Duration::from_secs(60);
+/// For how long a worker counts as a newcomer, unless it has its part before: longer than a drain or a brake keeps balance waiting.
+const JOINED: Duration = Duration::from_secs(3600);
 
 /// Pulls from the most loaded workers until the spread is within tolerance or nothing more helps.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
     let limit = turn.config.moves_in_flight;
     let in_flight = turn.cluster.agenda().stopping_for.get(&StopReason::Rebalance).copied().unwrap_or_default();
     let mut budget = limit.saturating_sub(in_flight);
-    let mut donors = Donors::default();
+    let mut donors = Donors::of(turn);
+    if limit == 0 {
+        return;
+    }
     while !turn.is_full() {
         let Some((on, to)) = donors.next_move(turn) else { break };
         if budget == 0 {
@@ -43,6 +46,8 @@ pub(crate) fn turn(turn: &mut Turn<'_>) {
 /// later one can.
 #[derive(Default)]
 struct Donors<'a> {
+    /// The classes of which something may still move.
+    alive: BTreeSet<ClassId>,
     candidates: BTreeMap<WorkerId, BTreeMap<u64, Vec<Settled<'a>>>>,
     exhausted: BTreeSet<WorkerId>,
     /// What fits nowhere, by what distinguishes it and the place that it would leave.
@@ -55,27 +60,39 @@ struct Donors<'a> {
 type Seat = (u64, Option<String>);
 
 impl<'a> Donors<'a> {
+    fn of(turn: &Turn<'a>) -> Self {
+        let classes = turn.cluster.classes().patterns();
+        let alive = classes.filter(|(_, pattern)| may_move(turn, pattern)).map(|(class, _)| class).collect();
+        Self { alive, ..Self::default() }
+    }
+
     fn next_move(&mut self, turn: &Turn<'a>) -> Option<(Settled<'a>, WorkerId)> {
         let least = least_with(turn, turn.config.tolerance)?;
-        loop {
-            let may_give = |rank: &&Rank| !self.exhausted.contains(&rank.worker) && has_movable(turn, &rank.worker);
-            let donor = turn.loads.descending().take_while(|rank| rank.load > least).find(may_give)?.clone();
+        for donor in turn.loads.descending().take_while(|rank| rank.load > least) {
+            if self.alive.is_empty() {
+                return None;
+            }
+            if self.exhausted.contains(&donor.worker) {
+                continue;
+            }
             if !self.candidates.contains_key(&donor.worker) {
-                let found = self.candidates_of(turn, &donor);
+                let found = self.candidates_of(turn, donor);
                 self.candidates.insert(donor.worker.clone(), found);
             }
-            match self.take_best(turn, &donor) {
+            match self.take_best(turn, donor) {
                 Some(pull) => return Some(pull),
                 None => self.exhausted.insert(donor.worker.clone()),
             };
         }
+        None
     }
 
     /// What may go from a worker, by weight and in the order of names. Its names are looked at only if a class of what it has can go.
     fn candidates_of(&mut self, turn: &Turn<'a>, donor: &Rank) -> BTreeMap<u64, Vec<Settled<'a>>> {
         let mut by_weight: BTreeMap<u64, Vec<Settled<'a>>> = BTreeMap::new();
         let Some(worker) = turn.cluster.worker(donor.worker.as_str()) else { return by_weight };
-        let can_go: BTreeSet<ClassId> = worker.movable.keys().copied().filter(|class| self.can_go(turn, *class, donor)).collect();
+        let movable: Vec<ClassId> = worker.movable.keys().copied().filter(|class| self.alive.contains(class)).collect();
+        let can_go: BTreeSet<ClassId> = movable.into_iter().filter(|class| self.can_go(turn, *class, donor)).collect();
         if can_go.is_empty() {
             return by_weight;
         }
@@ -97,20 +114,26 @@ impl<'a> Donors<'a> {
         by_weight
     }
 
-    /// Whether anybody would take a resource of this class, as far as that does not depend on the single resource.
+    /// Whether anybody would take a resource of this class, as far as that does not depend on the single resource: by its labels others may
+    /// be kept from it, which leaves fewer and never more.
     fn can_go(&mut self, turn: &Turn<'a>, class: ClassId, donor: &Rank) -> bool {
-        let Some(pattern) = turn.cluster.classes().pattern(class).filter(|pattern| may_move(turn, pattern)) else { return false };
-        // These depend on the single resource: its name, its labels, or what a move before has changed for its group.
-        let is_by_value = policy_of(turn, pattern.rules()) == PolicyName::Spread;
-        if balance_of(turn, pattern.rules()) == Balance::ByHash || is_by_value || turn.cluster.relations().is_some() {
+        let Some(pattern) = turn.cluster.classes().pattern(class) else { return false };
+        // These depend on the name, or on what a move before has changed for a value.
+        let by_value = pattern.rules().spread.is_some() || policy_of(turn, pattern.rules()) == PolicyName::Spread;
+        if by_value || balance_of(turn, pattern.rules()) == Balance::ByHash {
             return true;
         }
-        let key = ((Some(class), None), seat_of(turn, pattern, &donor.worker));
+        let seat = seat_of(turn, pattern, &donor.worker);
+        let key = ((Some(class), None), seat);
         if self.hopeless.contains(&key) {
             return false;
         }
-        let found = recipient(turn, pattern, donor).is_some();
+        let found = recipient(turn, pattern, donor, Scope::Class).is_some();
         if !found {
+            // Where all places are worth the same, no later donor gives any of it away either.
+            if pattern.rules().prefer.is_empty() {
+                self.alive.remove(&class);
+            }
             self.hopeless.insert(key);
         }
         found
@@ -129,7 +152,7 @@ impl<'a> Donors<'a> {
                 if self.hopeless.contains(&key) || turn.loads.related().is_needed(on.definition, &donor.worker) {
                     continue;
                 }
-                match recipient(turn, on.definition, donor) {
+                match recipient(turn, on.definition, donor, Scope::Resource) {
                     Some(to) => return Some((on, to)),
                     // By hash each name is a case of its own.
                     None if balance_of(turn, on.definition.rules()) == Balance::ByHash => false,
@@ -142,8 +165,13 @@ impl<'a> Donors<'a> {
     }
 }
 
-fn has_movable(turn: &Turn<'_>, id: &WorkerId) -> bool {
-    turn.cluster.worker(id.as_str()).is_some_and(|worker| !worker.movable.is_empty())
+/// What a recipient is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// One resource, with all that its labels mean to others.
+    Resource,
+    /// A class, without that.
+    Class,
 }
 
 fn seat_of(turn: &Turn<'_>, definition: &Definition, id: &WorkerId) -> Seat {
@@ -171,7 +199,7 @@ fn may_move(turn: &Turn<'_>, definition: &Definition) -> bool {
 
 /// By some policies something may move only while there is a newcomer.
 fn somebody_has_joined(turn: &Turn<'_>) -> bool {
-    turn.cluster.joins().since(turn.now.before(JOINED)).next().is_some()
+    turn.cluster.joins().since(turn.now.before(JOINED)).next().is_some() || turn.loads.unshaped().next().is_some()
 }
 
 fn policy_of(turn: &Turn<'_>, rules: &Rules) -> PolicyName {
@@ -201,14 +229,18 @@ fn distance_from_ideal(weight: u64, donor: Load, recipient: Load) -> u128 {
 }
 
 /// The least loaded worker that can take a resource and would have less than its donor has now.
-fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank) -> Option<WorkerId> {
+fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scope) -> Option<WorkerId> {
     let ask = Ask::new(&turn.loads, definition, Some(&donor.worker));
     let rules = definition.rules();
     let from = turn.loads.place(&donor.worker)?;
     let home = Candidate { load: donor.load, preference: rules.preference(&from.registration.labels), place: from };
     let balance = balance_of(turn, rules);
     let takes = |rank: &&Rank| {
-        let Some(candidate) = ask.candidate(&rank.worker) else { return false };
+        let candidate = match scope {
+            Scope::Resource => ask.candidate(&rank.worker),
+            Scope::Class => ask.alone(&rank.worker),
+        };
+        let Some(candidate) = candidate else { return false };
         let follows = match balance {
             Balance::ByLoad => true,
             Balance::ToNewcomers => is_newcomer(turn, rank, balance),
@@ -225,15 +257,21 @@ fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank) -> Option<W
     let firsts = suiting.filter_map(|(id, shaped)| {
         let preference = rules.preference(&shaped.shape.labels);
         let gaining = turn.loads.of_shape(id, shaped).take_while(|rank| improves(turn, definition, &home, rank.load, preference));
-        gaining.into_iter().find(takes)
+        gaining.into_iter().find(takes).map(|rank| (worth(rank.load, preference), rank.worker.clone()))
     });
     let unshaped = turn.loads.unshaped().filter_map(|id| {
         let place = turn.loads.place(id)?;
         let rank = Rank { load: turn.loads.load(&place), worker: id.clone() };
-        let gains = improves(turn, definition, &home, rank.load, rules.preference(&place.registration.labels));
-        (gains && takes(&&rank)).then_some(rank)
+        let preference = rules.preference(&place.registration.labels);
+        let gains = improves(turn, definition, &home, rank.load, preference);
+        (gains && takes(&&rank)).then(|| (worth(rank.load, preference), rank.worker))
     });
-    firsts.cloned().chain(unshaped).min().map(|rank| rank.worker)
+    firsts.chain(unshaped).min().map(|(_, worker)| worker)
+}
+
+/// How full a place is, less what it is worth to be there.
+fn worth(load: Load, preference: u64) -> Amount {
+    Amount { number: i128::from(load.payload) - i128::from(preference), share: load.share }
 }
 
 /// The recipient would have less than the donor has, what it is worth to be on each counted in.
@@ -267,7 +305,8 @@ fn is_newcomer(turn: &Turn<'_>, rank: &Rank, balance: Balance) -> bool {
     let shares = turn.cluster.rankings().total().1;
     let parts = if balance == Balance::ByHash { 2 } else { 1 };
     let lacks = u128::from(rank.load.payload) * parts * shares < u128::from(turn.loads.total()) * u128::from(rank.load.share);
-    lacks && turn.cluster.joins().last(&rank.worker).is_some_and(|at| at.after(JOINED) > turn.now)
+    let has_joined = turn.cluster.joins().last(&rank.worker).is_some_and(|at| at.after(JOINED) > turn.now);
+    lacks && (has_joined || turn.loads.unshaped().any(|id| *id == rank.worker))
 }
 
 /// The name ranks the recipient before where it is.

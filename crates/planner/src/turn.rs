@@ -80,10 +80,12 @@ impl<'a> Turn<'a> {
         self.plan.actions.len() >= self.config.max_actions
     }
 
-    /// Recovery goes first: as long as anything waits for its end, a balance would be struck too early.
+    /// Recovery goes first: as long as anything of a worker that is gone waits for its end, or something more is sent on its way, a balance
+    /// would be struck too early. What is on its way already counts where it goes.
     fn recovery_is_done(&self) -> bool {
         let waits = |id: &WorkerId| self.cluster.worker(id.as_str()).is_some_and(|w| !w.names.is_empty());
-        !self.is_full() && self.recovering == 0 && !self.cluster.agenda().workers.iter().any(waits)
+        let sends = self.plan.actions.iter().any(|action| matches!(action, Action::Stop { reason, .. } if RECOVERY.contains(reason)));
+        !self.is_full() && !sends && !self.recovers_enough() && !self.cluster.agenda().workers.iter().any(waits)
     }
 
     pub(crate) fn undone(&mut self, subject: Subject, reason: Pending) {

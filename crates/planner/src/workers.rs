@@ -9,9 +9,22 @@ pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) 
     for id in &turn.cluster.agenda().workers {
         look_at(turn, id);
     }
+    if turn.plan.brake.is_some() {
+        end_what_is_deleted(turn);
+    }
     for (id, _) in assumed.iter().filter(|(_, assumption)| *assumption == Assumed::Gone) {
         if let Some(worker) = turn.cluster.worker(id.as_str()).filter(|w| w.standing() == Standing::Ready) {
             evacuate(turn, id, worker, EndReason::Waited);
+        }
+    }
+}
+
+/// The brake holds what is wanted. What is not wanted any more, and has surely ended, goes.
+fn end_what_is_deleted(turn: &mut Turn<'_>) {
+    for name in turn.cluster.agenda().stopping.keys() {
+        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|unit| unit.record.is_none()) else { continue };
+        if let ([holder], false) = (unit.holders.as_slice(), turn.is_full()) {
+            attend::end_if_known(turn, name, unit, holder);
         }
     }
 }

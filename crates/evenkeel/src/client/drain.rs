@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
 use evenkeel_model::WorkerId;
-use evenkeel_proto::v1::{DrainWorkerRequest, PlanRequest, WorkerState};
+use evenkeel_proto::v1::{DrainWorkerRequest, ListWorkersResponse, PlanRequest, WorkerState};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -15,9 +15,9 @@ use super::{
 use crate::{output, timing::span};
 
 /// Between two looks at the worker.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(700);
 /// After so many looks in which nothing but what cannot move is left, it is told that this is so.
-const STUCK: u32 = 5;
+const STUCK: u32 = 3;
 /// How many of those are named.
 const NAMED: usize = 10;
 
@@ -66,13 +66,17 @@ fn bar() -> ProgressBar {
 async fn wait(session: &Session, id: &str, has_deadline: bool, bar: &ProgressBar) -> Result<Option<WorkerState>, ClientError> {
     let (mut most, mut stuck) = (0, 0);
     loop {
-        let worker = list_workers(session).await?.workers.into_iter().find(|w| w.id == id);
-        let Some(worker) = worker else { return Ok(None) };
+        let ListWorkersResponse { workers, brake } = list_workers(session).await?;
+        let Some(worker) = workers.into_iter().find(|w| w.id == id) else { return Ok(None) };
         if worker.resources == 0 {
             return Ok(Some(worker));
         }
         if !worker.draining {
             return Err(ClientError::Failed(format!("{id}: it is not being drained any more, and runs {}", worker.resources)));
+        }
+        if worker.phase == "lost" && !brake.is_empty() {
+            let text = format!("{id}: it is gone, and the brake holds what it ran: {brake} (evenkeel brake release)");
+            return Err(ClientError::Failed(text));
         }
         most = most.max(worker.resources);
         bar.set_length(most);

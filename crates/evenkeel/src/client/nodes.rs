@@ -81,6 +81,7 @@ fn workers_table(workers: &[WorkerState], colour: bool) -> String {
 fn worker_row(worker: &WorkerState) -> Row {
     let tone = match worker.phase.as_str() {
         "ready" if !worker.cordoned && !worker.draining => Tone::Plain,
+        "left" => Tone::Plain,
         "lost" => Tone::Trouble,
         _ => Tone::Waiting,
     };

@@ -37,7 +37,7 @@ pub(crate) fn supposition(supposed: Suppose, cluster: &Cluster) -> Result<Suppos
     Ok(match supposed {
         Suppose::Add(resource) => {
             let definition = convert::definition(Some(resource))?;
-            if cluster.unit(definition.name.as_str()).is_some() {
+            if cluster.unit(definition.name.as_str()).is_some_and(|unit| unit.record.is_some() || unit.unreadable.is_some()) {
                 return Err(Status::already_exists(format!("add: resource {} stands already; explain tells of it", definition.name)));
             }
             Supposition::Add(Box::new(definition))

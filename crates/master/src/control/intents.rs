@@ -80,7 +80,7 @@ impl Term {
             }
             (Some(_), None) => {
                 tracing::info!("the brake holds nothing any more");
-                let is_let_go = !known.cluster.let_go().is_empty();
+                let is_let_go = evenkeel_planner::is_any_let_go(&known.cluster);
                 let why = if is_let_go { "a person has let those go that are gone" } else { "no more workers are gone than may be" };
                 (HappeningKind::Resumed, why.to_owned())
             }

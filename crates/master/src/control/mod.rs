@@ -337,6 +337,7 @@ impl Control {
             Role::TakingOffice { .. } => tracing::info!(why, "this master does not take office"),
             Role::Standby => {}
         }
+        self.shared.write().brake = None;
         self.office.lost();
         self.shared.set_leadership(Leadership::Nobody);
     }
