@@ -283,6 +283,11 @@ impl Cluster {
         self.units.range::<str, _>((lower, Unbounded))
     }
 
+    /// All names in order, from this one on.
+    pub fn units_from(&self, name: &ResourceName) -> impl Iterator<Item = (&ResourceName, &Unit)> + use<'_> {
+        self.units.range::<ResourceName, _>(name..)
+    }
+
     /// What stands under a worker's id.
     #[must_use]
     pub fn worker(&self, id: &str) -> Option<&Worker> {

@@ -325,15 +325,16 @@ fn empty_plan(stage: &Stage) -> f64 {
     per(began.elapsed(), 100) / 1e3
 }
 
-fn told(what: &str, settled: &Settled, fewest: usize) {
+/// `least` moves there must be: what was orphaned, or what a newcomer's part is. Rules may make more of them needed.
+fn told(what: &str, settled: &Settled, least: usize) {
     let per_move = settled.planning.as_micros() as f64 / settled.moves.max(1) as f64;
     println!(
-        "{what}: {} moves in {} plans, {:.1} ms of planning ({per_move:.1} us a move, the longest plan {:.1} ms); P8 moves / fewest {:.3}",
+        "{what}: {} moves in {} plans, {:.1} ms of planning ({per_move:.1} us a move, the longest plan {:.1} ms); P8 moves / those that there must be {:.3}",
         settled.moves,
         settled.plans,
         settled.planning.as_secs_f64() * 1e3,
         settled.longest.as_secs_f64() * 1e3,
-        settled.moves as f64 / fewest.max(1) as f64
+        settled.moves as f64 / least.max(1) as f64
     );
 }
 

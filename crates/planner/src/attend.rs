@@ -144,23 +144,32 @@ pub(crate) fn place_all(turn: &mut Turn<'_>) {
     let last: Vec<&ResourceName> = if turn.cluster.relations().is_some() { unplaced.iter().filter(follows).collect() } else { Vec::new() };
     let is_last = |name: &&ResourceName| last.binary_search(name).is_ok();
     let in_order = unplaced.iter().filter(|name| last.is_empty() || !is_last(name)).chain(last.iter().copied());
+    // Many that are placed together stand together, so that the next one is mostly found where the one before was.
+    let Some(first) = unplaced.first() else { return };
+    let mut units = turn.cluster.units_from(first);
     for (done, name) in in_order.enumerate() {
         if turn.is_full() {
             return turn.undone(Subject::More(unplaced.len() - done), Pending::Budget);
         }
-        place(turn, name);
+        let mut next = units.next().filter(|(found, _)| *found == name);
+        if next.is_none() {
+            units = turn.cluster.units_from(name);
+            next = units.next();
+        }
+        if let Some(record) = next.and_then(|(_, unit)| unit.record.as_deref()) {
+            place(turn, name, &record.value);
+        }
     }
 }
 
-fn place<'a>(turn: &mut Turn<'a>, name: &'a ResourceName) {
-    let Some(record) = turn.cluster.unit(name.as_str()).and_then(|u| u.record.as_deref()) else { return };
-    match choose_for(turn, &record.value) {
+fn place<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, record: &'a Record) {
+    match choose_for(turn, record) {
         Ok(Choice { worker, reason }) => {
-            turn.loads.come(&record.value.definition, &worker);
+            turn.loads.come(&record.definition, &worker);
             turn.plan.actions.push(Action::Place { resource: name.clone(), worker, reason });
         }
         Err(reason) => {
-            if !record.value.assigned_node.is_empty() {
+            if !record.assigned_node.is_empty() {
                 turn.plan.actions.push(Action::View { resource: name.clone(), worker: None });
             }
             turn.undone(Subject::Resource(name.clone()), reason);

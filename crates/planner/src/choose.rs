@@ -21,9 +21,9 @@ pub(crate) struct Choice {
 }
 
 /// What is asked for: a worker for this resource, as things will be.
-pub(crate) struct Ask<'q> {
+pub(crate) struct Ask<'q, 'l> {
     pub(crate) definition: &'q Definition,
-    pub(crate) loads: &'q Loads<'q>,
+    pub(crate) loads: &'q Loads<'l>,
     /// The label that the policy `spread` goes by.
     pub(crate) label: &'q str,
     /// The worker that it is to leave.
@@ -80,8 +80,8 @@ fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, exc
     Err(Pending::Pin { worker: pin.clone(), misfit })
 }
 
-impl<'q> Ask<'q> {
-    pub(crate) fn new(loads: &'q Loads<'q>, definition: &'q Definition, except: Option<&'q WorkerId>) -> Self {
+impl<'q, 'l> Ask<'q, 'l> {
+    pub(crate) fn new(loads: &'q Loads<'l>, definition: &'q Definition, except: Option<&'q WorkerId>) -> Self {
         let label = definition.rules().spread.as_deref().unwrap_or(&loads.config.spread_label);
         Self { definition, loads, label, except, by_value: OnceCell::new(), is_first: OnceCell::new() }
     }
@@ -221,7 +221,7 @@ struct Shape<'q> {
 }
 
 /// How full a candidate would be with the resource, less what it is worth to be there: what most policies go by.
-pub(crate) fn fullness(ask: &Ask<'_>, candidate: &Candidate<'_>) -> Amount {
+pub(crate) fn fullness(ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Amount {
     let payload = i128::from(candidate.load.payload) + i128::from(ask.definition.weight);
     Amount { number: payload - i128::from(candidate.preference), share: candidate.load.share }
 }
@@ -260,7 +260,7 @@ impl Tally {
         entry.misfit = roomier(&entry.misfit, misfit);
     }
 
-    fn ask_each<'w>(&mut self, ask: &Ask<'_>, workers: impl Iterator<Item = &'w WorkerId>) {
+    fn ask_each<'w>(&mut self, ask: &Ask<'_, '_>, workers: impl Iterator<Item = &'w WorkerId>) {
         for id in workers {
             let misfit = ask.loads.place(id).and_then(|place| ask.fits(&place).err());
             if let Some(misfit) = misfit {

@@ -3,11 +3,13 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, btree_set},
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry, btree_set},
 };
 
 use evenkeel_model::{
-    Cluster, Count, Definition, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, WorkerId, WorkerWish, fit,
+    Cluster, Count, Definition, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, Worker, WorkerId,
+    WorkerWish, fit,
 };
 
 use crate::PlannerConfig;
@@ -21,7 +23,8 @@ pub(crate) struct Loads<'a> {
     touched: BTreeMap<WorkerId, Touched>,
     /// The touched workers that are open, in order.
     ranked: BTreeSet<Rank>,
-    shaped: BTreeMap<ShapeId, Differing<'a>>,
+    /// The same by shape; made when a shape is first looked at, and kept up from then on.
+    shaped: OnceCell<BTreeMap<ShapeId, Differing<'a>>>,
     /// By how much the payloads of all of them together differ.
     more: i64,
     /// The Cluster's ranking without the touched workers at its ends.
@@ -64,7 +67,7 @@ impl<'a> Loads<'a> {
             now,
             touched: BTreeMap::new(),
             ranked: BTreeSet::new(),
-            shaped: BTreeMap::new(),
+            shaped: OnceCell::new(),
             more: 0,
             rest: cluster.rankings().all().iter(),
             relations: cluster.relations().map(Cow::Borrowed),
@@ -135,7 +138,7 @@ impl<'a> Loads<'a> {
 
     /// The sum of the payloads of one shape.
     pub(crate) fn payload_of(&self, id: ShapeId, shaped: &Shaped) -> u64 {
-        shaped.payload.saturating_add_signed(self.shaped.get(&id).map_or(0, |differing| differing.more))
+        shaped.payload.saturating_add_signed(self.shaped().get(&id).map_or(0, |differing| differing.more))
     }
 
     /// Counts a resource at a worker.
@@ -171,41 +174,76 @@ impl<'a> Loads<'a> {
 
     fn touch(&mut self, id: &WorkerId, by: i64, more: i64) {
         let Some(worker) = self.cluster.worker(id.as_str()) else { return };
-        let is_open = match self.assumed.get(id) {
-            None => worker.is_open(),
-            Some(Assumed::Gone) => false,
-            Some(Assumed::Wish(wish)) => wish.is_none() && worker.standing() == Standing::Ready,
-        };
-        let rankings = self.cluster.rankings();
-        let share = rankings.share(worker.registration().and_then(|r| r.capacity));
+        let is_open = self.is_open(id, worker);
+        let share = self.cluster.rankings().share(worker.registration().and_then(|r| r.capacity));
         let rank = |payload| Rank { load: Load { payload, share }, worker: id.clone() };
-        let shape = worker.shape.and_then(|shape| Some((shape, rankings.shape(shape)?)));
-        let touched = self.touched.entry(id.clone()).or_insert(Touched { payload: worker.payload, more: 0 });
-        let before = rank(touched.payload);
+        let mut before = None;
+        let touched = match self.touched.entry(id.clone()) {
+            Entry::Vacant(entry) => entry.insert(Touched { payload: worker.payload, more: 0 }),
+            Entry::Occupied(entry) => {
+                let touched = entry.into_mut();
+                before = Some(rank(touched.payload));
+                touched
+            }
+        };
         touched.payload = touched.payload.saturating_add_signed(by);
         touched.more += more;
         let after = rank(touched.payload);
-        self.ranked.remove(&before);
-        if let Some((shape, shaped)) = shape {
-            let new = || Differing { ranked: BTreeSet::new(), more: 0, rest: shaped.ranks.iter() };
-            let differing = self.shaped.entry(shape).or_insert_with(new);
-            differing.more += by;
+        if worker.shape.is_some() {
             self.more += by;
-            differing.ranked.remove(&before);
+        }
+        if let (Some(shaped), Some((shape, all))) = (self.shaped.get_mut(), shape_of(self.cluster, worker)) {
+            let differing = shaped.entry(shape).or_insert_with(|| Differing::of(all));
+            differing.more += by;
+            if let Some(before) = &before {
+                differing.ranked.remove(before);
+            }
             if is_open {
                 differing.ranked.insert(after.clone());
             }
-            trim(&mut differing.rest, &self.touched);
+            trim(&mut differing.rest, id, &self.touched);
+        }
+        if let Some(before) = &before {
+            self.ranked.remove(before);
         }
         if is_open {
             self.ranked.insert(after);
         }
-        trim(&mut self.rest, &self.touched);
+        trim(&mut self.rest, id, &self.touched);
+    }
+
+    fn is_open(&self, id: &WorkerId, worker: &Worker) -> bool {
+        match self.assumed.get(id) {
+            None => worker.is_open(),
+            Some(Assumed::Gone) => false,
+            Some(Assumed::Wish(wish)) => wish.is_none() && worker.standing() == Standing::Ready,
+        }
+    }
+
+    fn shaped(&self) -> &BTreeMap<ShapeId, Differing<'a>> {
+        self.shaped.get_or_init(|| {
+            let mut shaped: BTreeMap<ShapeId, Differing<'a>> = BTreeMap::new();
+            for (id, touched) in &self.touched {
+                let Some(worker) = self.cluster.worker(id.as_str()) else { continue };
+                let Some((shape, all)) = shape_of(self.cluster, worker) else { continue };
+                let differing = shaped.entry(shape).or_insert_with(|| Differing::of(all));
+                differing.more += i64::try_from(i128::from(touched.payload) - i128::from(worker.payload)).unwrap_or_default();
+                if self.is_open(id, worker) {
+                    let share = self.cluster.rankings().share(all.shape.capacity);
+                    differing.ranked.insert(Rank { load: Load { payload: touched.payload, share }, worker: id.clone() });
+                }
+                trim(&mut differing.rest, id, &self.touched);
+            }
+            shaped
+        })
     }
 
     /// The open workers, least loaded first.
     pub(crate) fn ascending(&self) -> impl Iterator<Item = &Rank> {
-        let rest = self.rest.clone().filter(|rank| !self.touched.contains_key(&rank.worker)).map(shorten);
+        // The first is not touched: `trim` has seen to that.
+        let mut rest = self.rest.clone();
+        let first = rest.next();
+        let rest = first.into_iter().chain(rest.filter(|rank| !self.touched.contains_key(&rank.worker))).map(shorten);
         merge(self.ranked.iter(), rest, |a, b| a < b)
     }
 
@@ -228,11 +266,11 @@ impl<'a> Loads<'a> {
     }
 
     fn rest_of<'s>(&'s self, id: ShapeId, shaped: &'s Shaped) -> btree_set::Iter<'s, Rank> {
-        self.shaped.get(&id).map_or_else(|| shaped.ranks.iter(), |differing| differing.rest.clone())
+        self.shaped().get(&id).map_or_else(|| shaped.ranks.iter(), |differing| differing.rest.clone())
     }
 
     fn differing(&self, id: ShapeId) -> impl DoubleEndedIterator<Item = &Rank> {
-        self.shaped.get(&id).into_iter().flat_map(|differing| differing.ranked.iter())
+        self.shaped().get(&id).into_iter().flat_map(|differing| differing.ranked.iter())
     }
 
     /// Open workers that the Cluster does not rank, since they are open by assumption only.
@@ -281,13 +319,28 @@ impl<'a> Loads<'a> {
     }
 }
 
-/// Leaves out what has been touched at the ends of a ranking: most of it is there.
-fn trim(rest: &mut btree_set::Iter<'_, Rank>, touched: &BTreeMap<WorkerId, Touched>) {
-    while rest.clone().next().is_some_and(|rank| touched.contains_key(&rank.worker)) {
-        rest.next();
+impl<'a> Differing<'a> {
+    fn of(shaped: &'a Shaped) -> Self {
+        Self { ranked: BTreeSet::new(), more: 0, rest: shaped.ranks.iter() }
     }
-    while rest.clone().next_back().is_some_and(|rank| touched.contains_key(&rank.worker)) {
-        rest.next_back();
+}
+
+fn shape_of<'a>(cluster: &'a Cluster, worker: &Worker) -> Option<(ShapeId, &'a Shaped)> {
+    let shape = worker.shape?;
+    Some((shape, cluster.rankings().shape(shape)?))
+}
+
+/// Leaves out what has been touched at the ends of a ranking, now that this one has been: most of it is there.
+fn trim(rest: &mut btree_set::Iter<'_, Rank>, id: &WorkerId, touched: &BTreeMap<WorkerId, Touched>) {
+    if rest.clone().next().is_some_and(|rank| rank.worker == *id) {
+        while rest.clone().next().is_some_and(|rank| touched.contains_key(&rank.worker)) {
+            rest.next();
+        }
+    }
+    if rest.clone().next_back().is_some_and(|rank| rank.worker == *id) {
+        while rest.clone().next_back().is_some_and(|rank| touched.contains_key(&rank.worker)) {
+            rest.next_back();
+        }
     }
 }
 

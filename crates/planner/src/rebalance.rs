@@ -283,7 +283,7 @@ fn improves(turn: &Turn<'_>, definition: &Definition, home: &Candidate<'_>, to: 
 
 /// Balance never crowds a value more than the one that is left: neither with the resource's own group, nor, by the policy `spread`, with all
 /// that there is.
-fn keeps_spread(ask: &Ask<'_>, home: &Candidate<'_>, to: &Candidate<'_>) -> bool {
+fn keeps_spread(ask: &Ask<'_, '_>, home: &Candidate<'_>, to: &Candidate<'_>) -> bool {
     let labels = |candidate: &Candidate<'_>| candidate.place.registration.labels.clone();
     let (home, to) = (labels(home), labels(to));
     let rules = ask.definition.rules();

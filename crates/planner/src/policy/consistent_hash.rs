@@ -16,7 +16,7 @@ impl Policy for ConsistentHash {
         Walk::All
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         let payload = u128::from(candidate.load.payload) + u128::from(ask.definition.weight);
         let is_beyond = payload > bound(ask, candidate.load.share);
         let amount = distance(&ask.definition.name, candidate.place.id, candidate.load.share);
@@ -30,7 +30,7 @@ impl Policy for ConsistentHash {
 
 /// The most that a worker of this share is to have: its part of all that there is with the resource, and so many percent more; and the
 /// resource alone, however heavy it is.
-fn bound(ask: &Ask<'_>, share: u64) -> u128 {
+fn bound(ask: &Ask<'_, '_>, share: u64) -> u128 {
     let shares = ask.loads.cluster.rankings().total().1.max(1);
     let all = u128::from(ask.loads.total()) + u128::from(ask.definition.weight);
     let percent = 100 + u128::from(ask.loads.config.hash_bound_percent);

@@ -11,7 +11,7 @@ impl Policy for LeastPayload {
         Walk::LeastLoaded
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         Cost::of(fullness(ask, candidate))
     }
 

@@ -26,7 +26,7 @@ pub(crate) trait Policy: Sync {
     fn walk(&self) -> Walk;
 
     /// What a candidate costs: the least is chosen, of equals the one with the first id. Within a shape it must not contradict the walk.
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost;
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost;
 
     /// Whether the cost has the resource's preferences in it already; otherwise the preferred come first, whatever they cost.
     fn counts_preference(&self) -> bool {

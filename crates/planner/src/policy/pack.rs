@@ -11,7 +11,7 @@ impl Policy for Pack {
         Walk::MostLoaded
     }
 
-    fn cost(&self, _: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, _: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         let payload = i128::from(candidate.load.payload) + i128::from(candidate.preference);
         Cost::of(Amount { number: -payload, share: candidate.load.share })
     }

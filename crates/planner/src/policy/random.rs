@@ -13,7 +13,7 @@ impl Policy for Random {
         Walk::All
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         let lot = xxh3_64_with_seed(ask.definition.name.as_str().as_bytes(), ask.loads.config.seed);
         let drawn = xxh3_64_with_seed(candidate.place.id.as_str().as_bytes(), lot);
         Cost::of(Amount::whole(i128::from(drawn)))

@@ -11,7 +11,7 @@ impl Policy for RoundRobin {
         Walk::InTurn
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         let has_had_its_turn = ask.loads.cursor().is_some_and(|last| candidate.place.id <= last);
         Cost { tier: u8::from(has_had_its_turn), ..Cost::of(Amount::whole(0)) }
     }

@@ -12,7 +12,7 @@ impl Policy for Spread {
         Walk::LeastOfShape
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         Cost { group: ask.payload_of_value(candidate.place.registration.labels.get(ask.label)), ..Cost::of(fullness(ask, candidate)) }
     }
 

@@ -12,7 +12,7 @@ impl Policy for WeightedRoundRobin {
         Walk::All
     }
 
-    fn cost(&self, ask: &Ask<'_>, candidate: &Candidate<'_>) -> Cost {
+    fn cost(&self, ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Cost {
         let number = 2 * i128::from(ask.loads.number(candidate.place.id)) + 1;
         Cost::of(Amount { number, share: candidate.place.registration.capacity.unwrap_or(1).max(1) })
     }
