@@ -25,6 +25,22 @@ async fn logs(client: &mut WorkerClient<Channel>, name: &str, follow: bool, tail
     String::from_utf8(all).expect("text")
 }
 
+/// The leader may have seen an earlier registration of this worker, with other labels.
+#[tokio::test]
+async fn a_worker_refuses_what_its_own_labels_do_not_allow_until_its_rules_change() {
+    let bench = Bench::start("svc-refuses").await;
+    let _worker = bench.worker(json!({"labels": {"zone": "a"}}));
+    bench.admit_after(Session(0)).await;
+    let allowed = bench.assign_requiring("allowed", "zone in (a,b)").await;
+    let refused = bench.assign_requiring("refused", "gpu=true").await;
+    bench.phase("allowed", allowed, Observed::Running).await;
+    let why = bench.phase("refused", refused, Observed::Failed).await.message;
+    assert_eq!(why, "this worker may not run it: require: gpu=true does not hold");
+    // The same assignment with other rules, as the leader writes it when they change.
+    bench.assign_requiring("refused", "zone=a").await;
+    bench.phase("refused", refused, Observed::Running).await;
+}
+
 #[tokio::test]
 async fn what_runs_and_what_it_says_can_be_seen() {
     let bench = Bench::start("svc-seen").await;

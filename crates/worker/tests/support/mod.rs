@@ -15,7 +15,8 @@ use std::{
 };
 
 use evenkeel_model::{
-    Admission, Assignment, Epoch, Hash, Observed, Phase, Registration, ResourceName, Revision, Session, Spec, Status, StopReason, WorkerId,
+    Admission, Assignment, Epoch, Hash, Observed, Phase, Registration, ResourceName, Revision, Selector, Session, Spec, Status, StopReason,
+    WorkerId,
 };
 use evenkeel_store::{Client, Config, Kv, LocalCluster, LocalOptions, Op, Txn, keys::Keys};
 use nix::{
@@ -121,14 +122,23 @@ impl Bench {
     }
 
     async fn write(&self, resource: &str, kind: &str, spec: &Value, phase: Phase) -> Revision {
+        self.write_requiring(resource, kind, spec, phase, Selector::EMPTY).await
+    }
+
+    async fn write_requiring(&self, resource: &str, kind: &str, spec: &Value, phase: Phase, require: Selector) -> Revision {
         let spec = Spec::from_value(spec.clone()).expect("spec");
-        let assignment =
-            Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), require: evenkeel_model::Selector::EMPTY, spec, phase };
+        let assignment = Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), require, spec, phase };
         self.put(self.keys.assignment(&self.id, &name(resource)), serde_json::to_vec(&assignment).expect("json")).await
     }
 
     pub async fn assign(&self, resource: &str, kind: &str, spec: &Value) -> Epoch {
         Epoch(self.write(resource, kind, spec, Phase::Run).await.0)
+    }
+
+    /// Assigns a resource, or gives what is assigned other rules.
+    pub async fn assign_requiring(&self, resource: &str, require: &str) -> Epoch {
+        let require = require.parse().expect("a selector");
+        Epoch(self.write_requiring(resource, "noop", &json!({}), Phase::Run, require).await.0)
     }
 
     /// Assigns a shell script, which appends its start to `starts` and then runs on.
