@@ -20,12 +20,12 @@ const JOINED: Duration = Duration::from_secs(3600);
 /// Pulls from the most loaded workers until the spread is within tolerance or nothing more helps.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
     let limit = turn.config.moves_in_flight;
+    if limit == 0 || is_even(turn) {
+        return;
+    }
     let in_flight = turn.cluster.agenda().stopping_for.get(&StopReason::Rebalance).copied().unwrap_or_default();
     let mut budget = limit.saturating_sub(in_flight);
     let mut donors = Donors::of(turn);
-    if limit == 0 {
-        return;
-    }
     while !turn.is_full() {
         let Some((on, to)) = donors.next_move(turn) else { break };
         if budget == 0 {
@@ -39,6 +39,13 @@ pub(crate) fn turn(turn: &mut Turn<'_>) {
         turn.wake_at(until);
         turn.undone(Subject::Worker(worker), Pending::Cooling(until));
     }
+}
+
+/// Nobody has too much: most plans end here, whatever there is.
+fn is_even(turn: &Turn<'_>) -> bool {
+    let least = least_with(turn, turn.config.tolerance);
+    let most = turn.loads.descending().next().map(|rank| rank.load);
+    least.zip(most).is_none_or(|(least, most)| most <= least)
 }
 
 /// The workers that have too much, with what might go from each by weight. Looked at once in a plan: recipients only gain and donors
@@ -256,8 +263,8 @@ fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scop
     // Within a shape all are worth the same, so that one that gains nothing is followed by none that does.
     let firsts = suiting.filter_map(|(id, shaped)| {
         let preference = rules.preference(&shaped.shape.labels);
-        let gaining = turn.loads.of_shape(id, shaped).take_while(|rank| improves(turn, definition, &home, rank.load, preference));
-        gaining.into_iter().find(takes).map(|rank| (worth(rank.load, preference), rank.worker.clone()))
+        let mut gaining = turn.loads.of_shape(id, shaped).take_while(|rank| improves(turn, definition, &home, rank.load, preference));
+        gaining.find(takes).map(|rank| (worth(rank.load, preference), rank.worker.clone()))
     });
     let unshaped = turn.loads.unshaped().filter_map(|id| {
         let place = turn.loads.place(id)?;
