@@ -9,6 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind}
 use crate::{
     bench::BenchArgs,
     client, config_file,
+    health::HealthArgs,
     settings::{DevArgs, MasterArgs, WorkerArgs},
     tied::TiedArgs,
 };
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     WorkerAgent(WorkerArgs),
     /// Try it: etcd, masters and workers on this machine, until Ctrl+C
     Dev(DevArgs),
+    /// Ask the master or worker on this machine whether it is ready
+    Health(HealthArgs),
     /// Measure Evenkeel beside what etcd does by itself
     Bench(BenchArgs),
     /// Become a program that ends when the given parent does

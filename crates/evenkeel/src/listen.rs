@@ -23,6 +23,8 @@ pub(crate) struct Endpoint {
     pub(crate) listen: SocketAddr,
     /// The host as others reach it; an IPv6 address in brackets.
     pub(crate) host: String,
+    /// That host was found, and not given: it may be another one later.
+    pub(crate) is_found: bool,
 }
 
 /// Something about an address that the log is to say.
@@ -70,6 +72,11 @@ impl FromStr for Listen {
 }
 
 impl Listen {
+    /// Where a server that listens here is reached from this machine.
+    pub(crate) fn local(&self) -> String {
+        format!("{}:{}", crate::health::reached_at(self.host.as_deref()), self.port)
+    }
+
     /// Whether both ask for the very same place.
     pub(crate) fn collides(&self, other: &Self) -> bool {
         self.port != 0 && self == other
@@ -123,8 +130,9 @@ pub(crate) fn resolve(wish: Wish<'_>, host: &dyn Host) -> Result<(Endpoint, Vec<
             address
         }
     };
+    let is_found = wish.advertise.is_none() && address.is_unspecified();
     let told = told(wish, address, host, &mut notes);
-    Ok((Endpoint { listen: SocketAddr::new(address, listen.port), host: told }, notes))
+    Ok((Endpoint { listen: SocketAddr::new(address, listen.port), host: told, is_found }, notes))
 }
 
 fn told(wish: Wish<'_>, address: IpAddr, host: &dyn Host, notes: &mut Vec<Note>) -> String {
@@ -160,6 +168,11 @@ fn bracketed(address: IpAddr) -> String {
         IpAddr::V4(a) => a.to_string(),
         IpAddr::V6(a) => format!("[{a}]"),
     }
+}
+
+/// The address that others reach this machine by now, as it is told them.
+pub(crate) fn found_host() -> Option<String> {
+    ThisHost.primary().map(bracketed)
 }
 
 /// The machine that this runs on.

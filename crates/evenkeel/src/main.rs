@@ -12,11 +12,13 @@ mod client;
 mod config_file;
 mod dev;
 mod files;
+mod health;
 mod listen;
 mod log;
 mod output;
 mod placement;
 mod run;
+mod service_manager;
 mod settings;
 mod tied;
 mod timing;
@@ -24,6 +26,7 @@ mod timing;
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use cli::{Command, WRONG_USAGE};
+use service_manager::Manager;
 use settings::Surroundings;
 
 fn main() -> ExitCode {
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
             log::start(&args.common);
             settled(args.settle(&surroundings()), |settings| {
                 log::tell(&settings.common.notes);
-                run::master(settings)
+                run::master(settings, Manager::from_environment())
             })
         }
         Command::Worker(args) => {
@@ -52,10 +55,14 @@ fn main() -> ExitCode {
             log::start(&args.common);
             settled(args.settle(&surroundings()), |settings| {
                 log::tell(&settings.common.notes);
-                run::worker_agent(settings)
+                run::worker_agent(settings, Manager::from_environment())
             })
         }
         Command::Dev(args) => dev::run(&args),
+        Command::Health(args) => match health::run(&args) {
+            Ok(ready) => print(ready.as_bytes()),
+            Err(why) => failed(&why, 1),
+        },
         Command::Bench(args) => bench::run(&args),
         Command::Tied(args) => failed(&tied::run(args), 1),
         Command::Client(command) => client::run(command),

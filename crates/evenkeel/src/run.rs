@@ -11,15 +11,21 @@ use evenkeel_worker::{
     ContainmentMode, WorkerConfig, WorkerError, agent,
     guard::{self, GuardConfig, GuardLink},
 };
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::settings::{MasterSettings, WorkerSettings};
+use crate::{
+    listen::found_host,
+    service_manager::Manager,
+    settings::{MasterSettings, WorkerSettings},
+};
 
 /// See the guard's constant of this name.
 const ECHO: Duration = Duration::from_millis(300);
 
 /// Runs a master until it is told to end.
-pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
+pub(crate) fn master(settings: MasterSettings, manager: Option<Manager>) -> Result<u8, Failed> {
+    let http = settings.common.http.listen;
     let config = MasterConfig {
         id: settings.id,
         etcd: settings.common.etcd,
@@ -35,6 +41,10 @@ pub(crate) fn master(settings: MasterSettings) -> Result<u8, Failed> {
     };
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
+        if let Some(manager) = manager {
+            tokio::spawn(manager.tell_of(http));
+        }
+        reap_as_process_one().map_err(|e| Failed::new(format!("cannot listen for signals: {e}")))?;
         let stop = told_to_end().map_err(|e| Failed::new(format!("cannot listen for signals: {e}")))?;
         evenkeel_master::run(config, stop).await.map_err(|e| Failed::new(e.to_string()))
     });
@@ -65,6 +75,21 @@ fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// The first process of a container has those for children who have lost their parents there, and no others: a master starts none. A worker's
+/// guard reaps whatever comes to it anyway.
+fn reap_as_process_one() -> std::io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let mut ended = signal(SignalKind::child())?;
+    tokio::spawn(async move {
+        while ended.recv().await.is_some() {
+            while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+        }
+    });
+    Ok(())
+}
+
 /// Runs a worker's guard, which starts `evenkeel worker-agent` with the same arguments. No runtime exists yet when this is called.
 pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result<u8, Failed> {
     let program = std::env::current_exe().map_err(|e| Failed::new(format!("cannot find the own program: {e}")))?;
@@ -77,13 +102,15 @@ pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result
 }
 
 /// Runs a worker's agent, as the guard's child.
-pub(crate) fn worker_agent(settings: WorkerSettings) -> Result<u8, Failed> {
+pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -> Result<u8, Failed> {
+    let http = settings.common.http.listen;
     let failed = |e: WorkerError| Failed { status: e.exit_status(), line: e.to_string() };
     let client = Client::new(Config::new(settings.common.etcd)).map_err(|e| failed(e.into()))?;
     let mut config = WorkerConfig::new(settings.id, client, settings.data_dir);
     config.prefix = settings.common.prefix;
     config.grpc_listen = settings.common.grpc.listen;
     config.http_listen = settings.common.http.listen;
+    config.find_host = settings.common.grpc.is_found.then_some(found_host as _);
     config.advertise_host = settings.common.grpc.host;
     config.labels = settings.labels;
     config.capacity = settings.capacity;
@@ -93,7 +120,12 @@ pub(crate) fn worker_agent(settings: WorkerSettings) -> Result<u8, Failed> {
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     let link = GuardLink::open().map_err(|e| failed(e.into()))?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(agent::run(config, link)).map_err(failed);
+    let ended = runtime.block_on(async {
+        if let Some(manager) = manager {
+            tokio::spawn(manager.tell_of(http));
+        }
+        agent::run(config, link).await.map_err(failed)
+    });
     runtime.shutdown_background();
     ended.map(|()| 0)
 }

@@ -2,18 +2,24 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use evenkeel_model::{Brake, Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::sync::watch;
 
-use crate::time::Clock;
+use crate::{measures::Measures, time::Clock};
 
 /// How many entries of the history are kept in memory.
 const HISTORY: usize = 20_000;
 /// How many changes of resources are remembered for those who watch; who falls behind further lists again.
 const CHANGES: usize = 65_536;
+/// A control loop that has not turned for so long hangs: a timer turns it every few seconds, whatever else happens or does not.
+const HANGS: Duration = Duration::from_secs(30);
 
 /// The shared knowledge with the wake-ups of those who wait for it to change. A wake-up carries no data.
 #[derive(Debug)]
@@ -25,7 +31,11 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     /// Grows with every entry of the history.
     pub(crate) happened: watch::Sender<u64>,
+    /// What is counted and timed.
+    pub(crate) measures: Measures,
     clock: Arc<dyn Clock>,
+    /// When the control loop last turned, in milliseconds.
+    turned: AtomicU64,
 }
 
 /// Who leads, as far as this master knows.
@@ -53,6 +63,8 @@ pub(crate) struct Known {
     pub(crate) masters: BTreeMap<Revision, (String, MasterRecord)>,
     /// Whether a whole list has been taken in.
     pub(crate) is_synced: bool,
+    /// etcd cannot be followed at the moment.
+    pub(crate) is_cut_off: bool,
     /// How much the last plan of this master left undone.
     pub(crate) undone: usize,
     /// Whether that plan held what lost workers ran.
@@ -70,6 +82,8 @@ impl Shared {
             leadership: watch::Sender::new(Leadership::Nobody),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
+            measures: Measures::default(),
+            turned: AtomicU64::new(millis(clock.now())),
             clock,
         }
     }
@@ -85,6 +99,17 @@ impl Shared {
     /// This master's monotonic clock.
     pub(crate) fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// The control loop has turned.
+    pub(crate) fn turned(&self) {
+        self.turned.store(millis(self.now()), Ordering::Relaxed);
+    }
+
+    /// For how long the control loop has not turned, if that is too long.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        let since = millis(self.now()).saturating_sub(self.turned.load(Ordering::Relaxed));
+        Some(Duration::from_millis(since)).filter(|since| *since >= HANGS)
     }
 
     /// What it goes by.
@@ -107,6 +132,10 @@ impl Shared {
         self.changed.send_if_modified(|old| std::mem::replace(old, changes) != changes);
         self.happened.send_if_modified(|old| std::mem::replace(old, last_event) != last_event);
     }
+}
+
+fn millis(moment: Moment) -> u64 {
+    u64::try_from(moment.0.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Known {

@@ -11,6 +11,7 @@ mod config;
 mod control;
 pub mod engine;
 mod known;
+mod measures;
 mod source;
 mod time;
 

@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tracing::{debug, warn};
 
 use crate::{
@@ -26,6 +30,8 @@ pub struct Finished {
     pub batch: BatchId,
     /// What has become of it.
     pub outcome: Outcome,
+    /// How long it took until that was certain.
+    pub took: Duration,
 }
 
 /// Carries out batches side by side. Dropping it gives up those under way: they may be applied or not.
@@ -52,9 +58,10 @@ impl Executor {
         let (client, deadline, finished) = (self.client.clone(), self.deadline, self.finished.clone());
         self.tasks.spawn(of_this_process(async move {
             let id = batch.id;
+            let begun = Instant::now();
             let outcome = carry_out(&client, batch, deadline).await;
             // Nobody listens any more only when the owner has given up.
-            let _ = finished.send(Finished { batch: id, outcome });
+            let _ = finished.send(Finished { batch: id, outcome, took: begun.elapsed() });
         }));
     }
 }

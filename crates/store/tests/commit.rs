@@ -56,7 +56,7 @@ impl Leader {
     /// Until everything is done.
     async fn drain(&mut self) {
         while !self.pipeline.is_empty() {
-            let Finished { batch, outcome } = within(LONG, "a batch", self.finished.recv()).await.unwrap();
+            let Finished { batch, outcome, .. } = within(LONG, "a batch", self.finished.recv()).await.unwrap();
             for done in self.pipeline.finished(batch, outcome) {
                 assert_eq!(self.results.insert(done.token, done.result), None, "{} is done twice", done.token);
             }

@@ -25,6 +25,9 @@ pub const MAX_LOG_BYTES: u64 = 4 << 20;
 /// How long the first agent waits for etcd at its start.
 pub const ETCD_WAIT: Duration = Duration::from_secs(30);
 
+/// Finds the host under which others reach this machine now; none: it cannot be found.
+pub type FindHost = fn() -> Option<String>;
+
 /// What a worker is told at its start.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -40,6 +43,8 @@ pub struct WorkerConfig {
     pub http_listen: SocketAddr,
     /// The host under which others reach it.
     pub advertise_host: String,
+    /// Finds that host anew for each session, as a machine's address may change while it is cut off; none: it stays what it is.
+    pub find_host: Option<FindHost>,
     /// What `require` selects on.
     pub labels: Labels,
     /// The largest payload that it takes; none: no bound.
@@ -72,6 +77,7 @@ impl WorkerConfig {
             grpc_listen: loopback,
             http_listen: loopback,
             advertise_host: "127.0.0.1".to_owned(),
+            find_host: None,
             labels: Labels::new(),
             capacity: None,
             catalog: None,

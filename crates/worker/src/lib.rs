@@ -21,5 +21,5 @@ pub mod report;
 mod server;
 mod sys;
 
-pub use config::{WorkerConfig, WorkerError, default_data_dir};
+pub use config::{FindHost, WorkerConfig, WorkerError, default_data_dir};
 pub use containment::ContainmentMode;

@@ -6,7 +6,7 @@ mod crawler;
 mod explain;
 mod forward;
 mod logs;
-mod metrics;
+mod measured;
 mod plan;
 mod routes;
 pub(crate) mod service;
@@ -16,7 +16,13 @@ mod watch;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, sync::watch as signal};
@@ -26,7 +32,7 @@ use tonic::{
 };
 use tower::{Layer, util::BoxCloneSyncService};
 
-use self::{forward::ForwardLayer, service::Service, transcode::Transcoder};
+use self::{forward::ForwardLayer, measured::MeasuredLayer, service::Service, transcode::Transcoder};
 use crate::{
     config::MasterError,
     known::{Leadership, Shared},
@@ -45,10 +51,11 @@ pub(crate) async fn serve(service: Service, grpc: TcpListener, http: TcpListener
     let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str());
     let routes = grpc_routes(&service).map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
-    let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(forward.layer(routes.clone())));
-    let server = Server::builder().layer(forward).add_routes(routes);
+    let measured = MeasuredLayer::new(shared.measures.clone(), &pool);
+    let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(measured.layer(forward.layer(routes.clone()))));
+    let server = Server::builder().layer(measured).layer(forward).add_routes(routes);
     let grpc = server.serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), until(stop.clone()));
-    let http = axum::serve(http, http_router(shared, transcoder)).with_graceful_shutdown(until(stop));
+    let http = axum::serve(http, http_router(shared, &service.config.version, transcoder)).with_graceful_shutdown(until(stop));
     let (grpc, http) = tokio::join!(grpc, http);
     grpc.map_err(|e| failed("gRPC")(e.into()))?;
     http.map_err(|e| failed("HTTP")(e.into()))
@@ -96,13 +103,23 @@ async fn report_health(shared: Arc<Shared>, health: tonic_health::server::Health
     }
 }
 
-fn http_router(shared: Arc<Shared>, transcoder: Transcoder) -> Router {
+fn http_router(shared: Arc<Shared>, version: &str, transcoder: Transcoder) -> Router {
+    let registry = Arc::new(shared.measures.registry(version, shared.clone()));
+    let page = async move || ([(CONTENT_TYPE, evenkeel_metrics::CONTENT_TYPE)], evenkeel_metrics::page(&registry));
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(liveness))
         .route("/readyz", get(readiness))
-        .route("/metrics", get(metrics::show))
+        .route("/metrics", get(page))
         .with_state(shared)
         .fallback(move |request| transcoder.clone().answer(request))
+}
+
+/// Alive: the control loop turns. It does so without etcd, too.
+async fn liveness(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    match shared.hangs_for() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(span) => (StatusCode::SERVICE_UNAVAILABLE, format!("the control loop has not turned for {} s\n", span.as_secs())),
+    }
 }
 
 /// Ready: the cluster's state has been read, and somebody leads.

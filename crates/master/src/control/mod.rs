@@ -122,6 +122,7 @@ impl Control {
             }
             self.take_in(wake).await;
             self.turn();
+            self.shared.turned();
         }
         self.hand_over().await;
     }
@@ -186,7 +187,10 @@ impl Control {
 
     fn take_update(&mut self, update: Update) {
         match update {
-            Update::Lost { .. } => self.lost_since = Some(self.shared.now()),
+            Update::Lost { .. } => {
+                self.lost_since = Some(self.shared.now());
+                self.shared.write().is_cut_off = true;
+            }
             Update::Recovered => self.trust(),
             Update::Reset { kvs, revision } => {
                 self.trust();
@@ -225,6 +229,7 @@ impl Control {
     /// etcd is followed again.
     fn trust(&mut self) {
         self.lost_since = None;
+        self.shared.write().is_cut_off = false;
         if matches!(self.role, Role::Leading(_)) {
             self.shared.set_leadership(Leadership::Mine);
         }

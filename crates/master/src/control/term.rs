@@ -18,6 +18,7 @@ use super::{
 use crate::{
     config::MasterConfig,
     known::{Known, Shared},
+    measures::Measures,
     time::Clock,
 };
 
@@ -49,6 +50,7 @@ pub(super) struct Term {
     pub(super) planner: PlannerConfig,
     pub(super) own: OwnWrites,
     pub(super) snowflakes: Snowflakes,
+    measures: Measures,
     /// Something has changed since the last plan.
     pub(super) is_due: bool,
     pipeline: Pipeline,
@@ -119,6 +121,21 @@ pub(super) enum ListVerdict {
     WentBack,
 }
 
+impl ListVerdict {
+    /// Judges a list of this revision, where the last write that is known to be done has that one. `is_idle`: none is under way. `is_asked`: it
+    /// was asked for when none was.
+    fn of(revision: Revision, last_written: Revision, is_idle: bool, is_asked: bool) -> Self {
+        if revision >= last_written && is_idle {
+            Self::Good
+        } else if is_asked && is_idle {
+            // It would hold every write, if this were still the same history.
+            Self::WentBack
+        } else {
+            Self::TooEarly
+        }
+    }
+}
+
 impl Term {
     /// Takes over the Cluster as the watch has built it, up to the revision at which this master took office.
     pub(super) fn begin(config: &MasterConfig, keys: &Keys, shared: &Shared, candidate: &LeasedKey) -> Self {
@@ -139,6 +156,7 @@ impl Term {
             planner: config.planner.clone(),
             own: OwnWrites::default(),
             snowflakes: Snowflakes::new(fence.0),
+            measures: shared.measures.clone(),
             is_due: true,
             pipeline,
             next_token: 0,
@@ -193,15 +211,11 @@ impl Term {
 
     /// Whether a list of this revision can replace the Cluster: it must hold every write of this term.
     pub(super) fn judge_list(&mut self, revision: Revision) -> ListVerdict {
-        if revision >= self.last_written && self.is_idle() {
-            return ListVerdict::Good;
+        let verdict = ListVerdict::of(revision, self.last_written, self.is_idle(), self.list == List::Asked);
+        if verdict == ListVerdict::TooEarly {
+            self.list = List::Needed;
         }
-        if self.list == List::Asked && self.is_idle() {
-            // It was asked for when every write was done, so it would hold them, if this were still the same history.
-            return ListVerdict::WentBack;
-        }
-        self.list = List::Needed;
-        ListVerdict::TooEarly
+        verdict
     }
 
     /// A whole list has replaced the Cluster.
@@ -321,16 +335,19 @@ impl Term {
             }
             let happening = history::of_action(action, self.clock.unix_ns(), &self.master);
             self.decide(known, Decided { decision, name: action.resource(), happening, answer: None }, now);
+            self.measures.decided(action);
         }
         self.is_due = plan.actions.len() >= self.planner.max_actions;
         // However much there is to plan, most of the time is left to the callers.
         let took = self.clock.now().0.saturating_sub(began.0);
+        self.measures.planned(took);
         self.rests_until = Some(took).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
         plan.wake
     }
 
     /// Takes in what has become of a batch. True: the fence is lost.
     pub(super) fn finished(&mut self, known: &mut Known, finished: Finished, now: Moment) -> bool {
+        self.measures.finished(&finished.outcome, finished.took);
         let mut freed = Vec::new();
         for done in self.pipeline.finished(finished.batch, finished.outcome) {
             let Some(pending) = self.pending.remove(&done.token) else { continue };
@@ -455,5 +472,21 @@ impl Term {
         for busy in self.busy.into_values() {
             busy.waiting.into_iter().for_each(|request| request.refuse(refusal.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_good_only_if_it_holds_every_write() {
+        let judge = |revision, is_idle, is_asked| ListVerdict::of(Revision(revision), Revision(9), is_idle, is_asked);
+        let (idle, busy, asked, unasked) = (true, false, true, false);
+        assert_eq!((judge(9, idle, asked), judge(12, idle, unasked)), (ListVerdict::Good, ListVerdict::Good));
+        // What is under way may have been written after it was made.
+        assert_eq!((judge(12, busy, asked), judge(12, busy, unasked)), (ListVerdict::TooEarly, ListVerdict::TooEarly));
+        assert_eq!((judge(8, idle, unasked), judge(8, busy, unasked)), (ListVerdict::TooEarly, ListVerdict::TooEarly));
+        assert_eq!(judge(8, idle, asked), ListVerdict::WentBack);
     }
 }

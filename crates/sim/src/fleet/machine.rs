@@ -196,6 +196,7 @@ impl Machine {
             client: (site.connect)(),
             keys: Keys::new(""),
             registration,
+            find_host: None,
             timing: site.timing,
             clock,
             gate,

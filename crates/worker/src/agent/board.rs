@@ -4,16 +4,26 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
+    fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use evenkeel_metrics::{counter, gauge};
 use evenkeel_model::{Hash, ResourceName, Status, WorkerId};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType, registry::Registry};
 
-use crate::{agent::table::Row, authority::Gate};
+use crate::{
+    agent::table::Row,
+    authority::{BootTime, Clock, Gate},
+};
+
+/// An agent that has not turned for so long hangs: with a session, a proof turns it every second at the least. Its guard has killed its work by
+/// then, and has started another agent if there was any.
+const HANGS: Duration = Duration::from_secs(30);
 
 /// What is shown of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +39,9 @@ pub(crate) struct Shown {
 pub(crate) struct Board {
     pub(crate) worker: WorkerId,
     gate: Gate,
+    clock: Arc<dyn Clock>,
+    /// When the agent last turned within its session, in nanoseconds of boot time; 0: there is no session.
+    turned: AtomicU64,
     rows: Mutex<BTreeMap<ResourceName, Shown>>,
     pub(crate) starts: AtomicU64,
     pub(crate) restarts: AtomicU64,
@@ -39,10 +52,12 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(worker: WorkerId, gate: Gate) -> Self {
+    pub(crate) fn new(worker: WorkerId, gate: Gate, clock: Arc<dyn Clock>) -> Self {
         Self {
             worker,
             gate,
+            clock,
+            turned: AtomicU64::new(0),
             rows: Mutex::default(),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -85,23 +100,43 @@ impl Board {
         self.gate.is_open()
     }
 
-    /// Everything in the text format of Prometheus.
-    pub(crate) fn metrics(&self) -> String {
+    /// The agent has taken in what happened and acted on it, within a session.
+    pub(crate) fn turned(&self) {
+        self.turned.store(self.clock.now().0.max(1), Ordering::Relaxed);
+    }
+
+    /// There is no session at the moment: the agent waits for etcd, or for its id.
+    pub(crate) fn waits(&self) {
+        self.turned.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long the agent has not turned within a session, if that is too long.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        let turned = BootTime(self.turned.load(Ordering::Relaxed));
+        let span = self.clock.now().since(turned);
+        (turned != BootTime(0) && span >= HANGS).then_some(span)
+    }
+
+    /// A registry that shows all of it.
+    pub(crate) fn registry(self: &Arc<Self>, version: &str) -> Registry {
+        let mut registry = evenkeel_metrics::registry(version);
+        registry.register_collector(Box::new(Arc::clone(self)));
+        registry
+    }
+}
+
+impl Collector for Board {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut by_phase = BTreeMap::new();
         for shown in self.rows().values() {
-            *by_phase.entry(shown.status.phase.as_str()).or_insert(0_u64) += 1;
+            *by_phase.entry(shown.status.phase.as_str()).or_insert(0_u32) += 1;
         }
-        let mut text = String::new();
-        let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in samples {
-                let _ = writeln!(text, "{name}{labels} {value}");
-            }
-        };
-        let phases: Vec<(String, u64)> = by_phase.into_iter().map(|(phase, n)| (format!("{{phase=\"{phase}\"}}"), n)).collect();
-        metric("evenkeel_worker_resources", "gauge", "Resources on this worker by what they do.", &phases);
-        let ready = (String::new(), u64::from(self.is_ready()));
-        metric("evenkeel_worker_ready", "gauge", "1 while the worker is admitted and has authority.", &[ready]);
+        let help = "Resources on this worker by what they do.";
+        let mut resources = encoder.encode_descriptor("evenkeel_worker_resources", help, None, MetricType::Gauge)?;
+        for (phase, count) in by_phase {
+            resources.encode_family(&[("phase", phase)])?.encode_gauge(&count)?;
+        }
+        gauge(&mut encoder, "evenkeel_worker_ready", "1 while the worker is admitted and has authority.", u64::from(self.is_ready()))?;
         for (name, help, value) in [
             ("starts", "Resources started.", &self.starts),
             ("restarts", "Resources started again after they ended.", &self.restarts),
@@ -110,9 +145,46 @@ impl Board {
             ("sessions", "Sessions registered by this agent.", &self.sessions),
             ("statuses_written", "Statuses written to etcd.", &self.statuses_written),
         ] {
-            let sample = (String::new(), value.load(Ordering::Relaxed));
-            metric(&format!("evenkeel_worker_{name}_total"), "counter", help, &[sample]);
+            counter(&mut encoder, &format!("evenkeel_worker_{name}"), help, value.load(Ordering::Relaxed))?;
         }
-        text
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64 as Time;
+
+    use super::*;
+
+    /// A clock that the test sets.
+    #[derive(Debug, Default)]
+    struct Hand(Time);
+
+    impl Clock for Hand {
+        fn now(&self) -> BootTime {
+            BootTime(self.0.load(Ordering::Relaxed))
+        }
+        fn instant(&self, _: BootTime) -> tokio::time::Instant {
+            unreachable!("nobody waits")
+        }
+        fn unix_ns(&self) -> i64 {
+            0
+        }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_turn_within_a_session_hangs() {
+        let clock = Arc::new(Hand::default());
+        let board = Board::new(WorkerId::new("w").expect("id"), Gate::shut(clock.clone()), clock.clone());
+        let set = |span: Duration| clock.0.store(u64::try_from(span.as_nanos()).expect("small"), Ordering::Relaxed);
+        set(2 * HANGS);
+        assert_eq!(board.hangs_for(), None, "it has no session yet");
+        board.turned();
+        assert_eq!(board.hangs_for(), None);
+        set(3 * HANGS);
+        assert_eq!(board.hangs_for(), Some(HANGS));
+        board.waits();
+        assert_eq!(board.hangs_for(), None);
     }
 }

@@ -30,7 +30,7 @@ use self::{
 use crate::{
     authority::{BootTime, Clock, Gate, SystemClock, Timing},
     catalog::Catalog,
-    config::{WorkerConfig, WorkerError},
+    config::{FindHost, WorkerConfig, WorkerError},
     containment::Containment,
     desired::Desired,
     driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
@@ -85,7 +85,7 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
     let link_sender = link.sender();
     let leave = listen_to_guard(link, Arc::clone(&containment))?;
 
-    let board = Arc::new(Board::new(config.id.clone(), gate.clone()));
+    let board = Arc::new(Board::new(config.id.clone(), gate.clone(), clock.clone()));
     let registration = Registration {
         id: config.id.clone(),
         address: register::address(&config.advertise_host, listeners.grpc_port),
@@ -100,12 +100,13 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
         released: false,
     };
     let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
-    let _servers = server::serve(listeners, &board, &logs);
+    let _servers = server::serve(listeners, &board, &logs, &config.version);
 
     let parts = Parts {
         client: config.client,
         keys: Keys::new(config.prefix),
         registration,
+        find_host: config.find_host,
         timing: config.timing,
         clock,
         gate,
@@ -128,6 +129,8 @@ pub struct Parts {
     pub keys: Keys,
     /// What this worker says of itself; what it attests is filled in.
     pub registration: Registration,
+    /// Finds the host of its addresses anew for each session; none: they stay as they are.
+    pub find_host: Option<FindHost>,
     /// The spans of the ownership protocol.
     pub timing: Timing,
     /// Its clock, which is the guard's too.
@@ -153,15 +156,15 @@ pub struct Parts {
 /// # Errors
 /// Those of [`run`].
 pub async fn live(parts: Parts) -> Result<(), WorkerError> {
-    let board = Arc::new(Board::new(parts.registration.id.clone(), parts.gate.clone()));
+    let board = Arc::new(Board::new(parts.registration.id.clone(), parts.gate.clone(), parts.clock.clone()));
     live_shown_on(parts, board).await
 }
 
 async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerError> {
-    let Parts { client, keys, registration, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
+    let Parts { client, keys, registration, find_host, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
     let (events, heard) = mpsc::unbounded_channel();
     let id = registration.id.clone();
-    let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration };
+    let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration, find_host };
     let agent = Agent { id, keys, client, timing, clock, gate, link, registry, catalog, board, events };
     let state =
         State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_told: None };
@@ -244,6 +247,7 @@ impl Agent {
     async fn serve(&self, state: &mut State, begun: Begun) -> Result<Ended, WorkerError> {
         let ended = Serving::begin(self, state, begun).run().await;
         self.gate.open_until(None);
+        self.board.waits();
         state.desired.begin(None);
         ended
     }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     authority::Timing,
-    config::WorkerError,
+    config::{FindHost, WorkerError},
     guard::{LinkSender, Registered},
 };
 
@@ -32,6 +32,8 @@ pub(crate) struct Registrar {
     pub(crate) timing: Timing,
     /// What this worker says of itself; what it attests is filled in.
     pub(crate) registration: Registration,
+    /// See [`WorkerConfig`](crate::WorkerConfig).
+    pub(crate) find_host: Option<FindHost>,
 }
 
 /// A session that has begun.
@@ -77,6 +79,10 @@ impl Registrar {
 
     async fn try_once(&self, previous: Option<Registered>) -> Result<Begun, Attempt> {
         let mut registration = self.registration.clone();
+        if let Some(host) = self.find_host.and_then(|find| find()) {
+            registration.address = moved_to(&host, &registration.address);
+            registration.http = moved_to(&host, &registration.http);
+        }
         registration.attests = self.attests(previous).await.map_err(Attempt::Failed)?;
         let new = NewLeasedKey {
             key: KeyName::Exact(self.keys.worker(&registration.id).into_bytes()),
@@ -156,6 +162,11 @@ pub(crate) fn origin(guard: String) -> Origin {
     Origin { boot_id: boot_id.trim().to_owned(), guard }
 }
 
+/// The same port on another host.
+fn moved_to(host: &str, address: &str) -> String {
+    address.rsplit_once(':').map_or_else(|| address.to_owned(), |(_, port)| format!("{host}:{port}"))
+}
+
 /// `host:port`, with brackets where the host is an IPv6 address.
 pub(crate) fn address(host: &str, port: u16) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
@@ -206,5 +217,7 @@ mod tests {
         assert_eq!(address("worker-1.example", 9090), "worker-1.example:9090");
         assert_eq!(address("::1", 9090), "[::1]:9090");
         assert_eq!(address("[::1]", 9090), "[::1]:9090");
+        assert_eq!(moved_to("10.0.0.9", "10.0.0.5:9090"), "10.0.0.9:9090");
+        assert_eq!(moved_to("[fd00::1]", "[::1]:9090"), "[fd00::1]:9090");
     }
 }

@@ -129,6 +129,7 @@ impl<'a> Serving<'a> {
     pub(super) async fn run(mut self) -> Result<Ended, WorkerError> {
         loop {
             self.act();
+            self.agent.board.turned();
             if self.lost && !self.state.table.is_busy() {
                 return Ok(if self.leaving { Ended::Left } else { Ended::Lost });
             }

@@ -39,7 +39,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u
 }
 
 /// Serves until what is returned is dropped.
-pub(crate) fn serve(listeners: Listeners, board: &Arc<Board>, logs: &Logs) -> JoinSet<()> {
+pub(crate) fn serve(listeners: Listeners, board: &Arc<Board>, logs: &Logs, version: &str) -> JoinSet<()> {
     let mut servers = JoinSet::new();
     let worker = grpc::Service { board: Arc::clone(board), logs: logs.clone() };
     servers.spawn(async move {
@@ -47,7 +47,7 @@ pub(crate) fn serve(listeners: Listeners, board: &Arc<Board>, logs: &Logs) -> Jo
             tracing::error!(error, "the gRPC server has ended");
         }
     });
-    let routes = http::routes(Arc::clone(board));
+    let routes = http::routes(Arc::clone(board), version);
     servers.spawn(async move {
         if let Err(error) = axum::serve(listeners.http, routes).await {
             tracing::error!(%error, "the HTTP server has ended");

@@ -64,6 +64,12 @@ enum Next {
     Over,
 }
 
+/// Whether a variable of the environment is meant for the worker: its settings, and the ear of its service manager, which would take work's
+/// word for the worker's.
+fn is_the_workers(name: &[u8]) -> bool {
+    name.starts_with(b"EVENKEEL_") || matches!(name, b"NOTIFY_SOCKET" | b"WATCHDOG_USEC" | b"WATCHDOG_PID")
+}
+
 impl Keeper {
     pub(super) async fn keep(mut self) {
         loop {
@@ -201,7 +207,7 @@ impl Keeper {
     fn command(&self, cell: &Cell, output: std::io::PipeWriter) -> std::io::Result<Command> {
         let mut command = Command::new(&self.spec.command[0]);
         command.args(&self.spec.command[1..]).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"EVENKEEL_")) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_the_workers(name.as_encoded_bytes())) {
             command.env_remove(name);
         }
         command

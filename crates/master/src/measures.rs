@@ -1,0 +1,181 @@
+//! What a master counts and times, and the page that shows it beside what it knows. Nothing is decided from it.
+//!
+//! Beside the wheel: the control loop and the API add to it, a scrape reads it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use evenkeel_metrics::gauge;
+use evenkeel_model::{Action, Standing, WorkerWish};
+use evenkeel_store::Outcome;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::known::{Leadership, Shared};
+
+/// What is counted and timed. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Measures {
+    plans: Histogram,
+    actions: Family<ActionLabels, Counter>,
+    commits: Family<OutcomeLabels, Counter>,
+    commit_times: Histogram,
+    calls: Family<CallLabels, Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabels {
+    action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: String,
+    code: &'static str,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        Self {
+            // From 10 us to 10 s by fours.
+            plans: Histogram::new(exponential_buckets(0.000_01, 4.0, 11)),
+            actions: Family::default(),
+            commits: Family::default(),
+            commit_times: latencies(),
+            calls: Family::new_with_constructor(latencies),
+        }
+    }
+}
+
+/// From half a millisecond to some sixteen seconds by doubling: a call waits no longer than ten.
+fn latencies() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_5, 2.0, 16))
+}
+
+impl Measures {
+    /// A plan was made.
+    pub(crate) fn planned(&self, took: Duration) {
+        self.plans.observe(took.as_secs_f64());
+    }
+
+    /// An action of a plan was handed to the pipeline.
+    pub(crate) fn decided(&self, action: &Action) {
+        let action = match action {
+            Action::Admit { .. } => "admit",
+            Action::Forget { .. } => "forget",
+            Action::Place { .. } => "place",
+            Action::Stop { .. } => "stop",
+            Action::Move { .. } => "move",
+            Action::End { .. } => "end",
+            Action::View { .. } => "view",
+        };
+        self.actions.get_or_create(&ActionLabels { action }).inc();
+    }
+
+    /// It is certain what has become of a transaction.
+    pub(crate) fn finished(&self, outcome: &Outcome, took: Duration) {
+        let outcome = match outcome {
+            Outcome::Applied { .. } => "written",
+            Outcome::Refused { .. } => "refused",
+            Outcome::Void { .. } => "void",
+            Outcome::FenceLost => "fence_lost",
+            Outcome::NoSpace => "no_space",
+            Outcome::Rejected { .. } => "rejected",
+            Outcome::GivenUp => "unknown",
+        };
+        self.commits.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.commit_times.observe(took.as_secs_f64());
+    }
+
+    /// A call was answered, or its stream has begun.
+    pub(crate) fn called(&self, method: &str, code: tonic::Code, took: Duration) {
+        let labels = CallLabels { method: method.to_owned(), code: code_name(code) };
+        self.calls.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A registry that shows all of it, with what this master knows.
+    pub(crate) fn registry(&self, version: &str, shared: Arc<Shared>) -> Registry {
+        let mut registry = evenkeel_metrics::registry(version);
+        registry.register_collector(Box::new(Sight(shared)));
+        let seconds = || Unit::Seconds;
+        registry.register_with_unit("evenkeel_plan_duration", "Making one plan, while this master leads", seconds(), self.plans.clone());
+        registry.register("evenkeel_actions", "Actions of plans that this master has handed on to be written", self.actions.clone());
+        let help = "One transaction of the leader, from its sending until it was certain what had become of it";
+        registry.register_with_unit("evenkeel_commit_duration", help, seconds(), self.commit_times.clone());
+        registry.register("evenkeel_commits", "Transactions of the leader by what has become of them", self.commits.clone());
+        let help = "One call of the API at this master, be it passed on to the leader; a stream until it begins";
+        registry.register_with_unit("evenkeel_rpc_duration", help, seconds(), self.calls.clone());
+        registry
+    }
+}
+
+/// The names that gRPC itself gives to its codes.
+fn code_name(code: tonic::Code) -> &'static str {
+    use tonic::Code;
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// What a master knows at the time of a scrape.
+#[derive(Debug)]
+struct Sight(Arc<Shared>);
+
+impl Collector for Sight {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let leads = *self.0.leadership.borrow() == Leadership::Mine;
+        let known = self.0.read();
+        let ready = known.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).count();
+        let lost = known.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning)).count();
+        let agenda = known.cluster.agenda();
+        let (mut cordoned, mut draining) = (0, 0);
+        for (_, worker) in known.cluster.workers() {
+            cordoned += usize::from(worker.wish().is_some());
+            draining += usize::from(worker.wish().is_some_and(WorkerWish::is_drain));
+        }
+        let gauges = [
+            ("evenkeel_leader", "1 if this master leads.", usize::from(leads)),
+            ("evenkeel_etcd_up", "1 while this master follows etcd.", usize::from(known.is_synced && !known.is_cut_off)),
+            ("evenkeel_masters", "Masters that lead or campaign.", known.masters.len()),
+            ("evenkeel_resources", "Resources that are wanted or still assigned.", known.cluster.len()),
+            ("evenkeel_resources_unplaced", "Resources that are assigned nowhere.", agenda.unplaced.len()),
+            ("evenkeel_resources_stopping", "Assignments that were told to stop and have not ended.", agenda.stopping.len()),
+            ("evenkeel_undone", "What the last plan of this leader left undone.", known.undone),
+            ("evenkeel_brake_engaged", "1 if so many workers are gone that what they ran is held.", usize::from(known.brake.is_some())),
+            ("evenkeel_workers_cordoned", "Workers on which nothing more is placed.", cordoned),
+            ("evenkeel_workers_draining", "Workers that are being drained, or are drained.", draining),
+            ("evenkeel_workers_ready", "Workers that are registered and admitted.", ready),
+            ("evenkeel_workers_lost", "Workers whose admitted session is gone.", lost),
+        ];
+        drop(known);
+        gauges.into_iter().try_for_each(|(name, help, value)| gauge(&mut encoder, name, help, value as u64))
+    }
+}
