@@ -84,6 +84,11 @@ impl Reaper {
             ContainmentMode::Auto => make_cgroup(worker),
             ContainmentMode::Groups => None,
         };
+        #[cfg(target_os = "linux")]
+        if work.is_none() && !sees_all(std::path::Path::new("/proc")) {
+            let way_out = "let it see them (no hidepid= on /proc, no ProtectProc=), or give it a cgroup of its own (Delegate=)";
+            return Err(io::Error::other(format!("some processes are hidden from it, and so could work be that has to die: {way_out}")));
+        }
         let session = nix::unistd::getsid(None)?.as_raw();
         Ok(Self { processes: Processes::open()?, work, seen: PidSet::new(), pid: nix::unistd::getpid().as_raw(), session })
     }
@@ -205,5 +210,23 @@ fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
             }
             group.remove();
         }
+    }
+}
+
+/// Whether processes that are not this user's to look into are shown all the same: as long as the first one is, work is, whatever it does.
+/// Without a cgroup the guard finds what it kills by looking.
+#[cfg(target_os = "linux")]
+fn sees_all(proc: &std::path::Path) -> bool {
+    std::fs::read(proc.join("1/stat")).is_ok()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_processes_are_noticed() {
+        assert!(sees_all(std::path::Path::new("/proc")));
+        assert!(!sees_all(tempfile::tempdir().expect("a folder").path()));
     }
 }
