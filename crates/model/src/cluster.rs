@@ -394,3 +394,7 @@ fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, unit:
         relations.add(definition, worker, labels, by);
     }
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -289,14 +289,19 @@ impl Control {
     /// What has come may change who leads.
     fn reconsider(&mut self) {
         let shared = self.shared.clone();
+        let known = shared.read();
+        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
+        let mine = self.office.fence();
+        let is_gone = mine.is_some_and(|mine| mine <= self.revision && !known.masters.contains_key(&mine));
+        drop(known);
+        if is_gone {
+            // Somebody has deleted the key; its lease lives, and says nothing.
+            return self.step_down("its key in etcd is gone");
+        }
         if let Role::Leading(term) = &mut self.role {
             term.is_due = true;
             return;
         }
-        let known = shared.read();
-        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
-        drop(known);
-        let mine = self.office.fence();
         match (&self.role, leader) {
             (Role::TakingOffice { until }, _) if self.revision >= *until => self.begin_term(),
             (Role::Standby, Some((created, _))) if Some(created) == mine => self.office.take(),
