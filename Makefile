@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak build lint fmt model mutants bench bench-placement prepare prepare-test clean
+.PHONY: help demo test chaos compose-test deploy-check soak build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,15 @@ test: lint ## every check that a change must pass
 
 chaos: prepare ## attacks on real processes, all of them, and a table of what came of it; a part of the names in ARGS="..."
 	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
+
+compose-test: prepare-compose ## docker-compose.yml as it is, on images that are made here where none can be pulled, and broken on purpose
+	scripts/compose-images
+	cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
+
+deploy-check: ## what can be checked of deploy/ without running it: units, manifests, scrape configuration, alerts, dashboard
+	deploy/systemd/check
+	deploy/kubernetes/check
+	deploy/prometheus/check
 
 soak: ## simulated fleets for as long as you like, 1000 cluster-hours by default; others in ARGS="--hours 5000 --jobs 4 --first 100000"
 	cargo run --locked --release --package evenkeel-sim --bin fleet -- $(or $(ARGS),--hours 1000 --jobs 2)
@@ -65,6 +74,9 @@ prepare: ## install what building and the demo need, as far as it is missing
 
 prepare-test: ## the same, and what the checks need
 	@scripts/prepare --test
+
+prepare-compose: ## the same, and what the compose tests need
+	@scripts/prepare --test --compose
 
 clean: ## remove everything that was built
 	cargo clean

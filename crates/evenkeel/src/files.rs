@@ -43,8 +43,11 @@ pub(crate) fn read_resources(path: &Path) -> Result<BTreeMap<ResourceName, Defin
     Ok(manifest::read(contents.iter().map(|(label, bytes)| File { label, bytes }))?)
 }
 
-/// Whether a file of resources can be read and is right.
+/// Whether a file of resources can be read and is right. A master follows one file, and no folder.
 pub(crate) fn check_resources(path: &Path) -> Result<(), String> {
+    if is_stdin(path) || path.is_dir() {
+        return Err(format!("{}: is no file; name one, which is read again and again", path.display()));
+    }
     read_resources(path).map(drop).map_err(|e| e.to_string())
 }
 
@@ -80,4 +83,21 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
         std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_follows_a_file_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.yaml");
+        std::fs::write(&file, "{name: a}").expect("written");
+        assert_eq!(check_resources(&file), Ok(()));
+        for other in [folder.path(), Path::new("-")] {
+            assert!(check_resources(other).expect_err("refused").contains("is no file"), "{}", other.display());
+        }
+        assert_eq!(read_resources(folder.path()).expect("a folder of files").len(), 1);
+    }
 }

@@ -27,6 +27,7 @@ pub(crate) struct Measures {
     actions: Family<ActionLabels, Counter>,
     commits: Family<OutcomeLabels, Counter>,
     commit_times: Histogram,
+    losses: Counter,
     calls: Family<CallLabels, Histogram>,
 }
 
@@ -46,16 +47,22 @@ struct CallLabels {
     code: &'static str,
 }
 
+/// What actions are called here.
+const ACTIONS: [&str; 7] = ["admit", "forget", "place", "stop", "move", "end", "view"];
+/// What may become of a transaction.
+const OUTCOMES: [&str; 7] = ["written", "refused", "void", "fence_lost", "no_space", "rejected", "unknown"];
+
 impl Default for Measures {
     fn default() -> Self {
-        Self {
-            // From 10 us to 10 s by fours.
-            plans: Histogram::new(exponential_buckets(0.000_01, 4.0, 11)),
-            actions: Family::default(),
-            commits: Family::default(),
-            commit_times: latencies(),
-            calls: Family::new_with_constructor(latencies),
+        let measures = Self::empty();
+        // A series that begins with its first event hides that event from rates.
+        for action in ACTIONS {
+            drop(measures.actions.get_or_create(&ActionLabels { action }));
         }
+        for outcome in OUTCOMES {
+            drop(measures.commits.get_or_create(&OutcomeLabels { outcome }));
+        }
+        measures
     }
 }
 
@@ -65,6 +72,23 @@ fn latencies() -> Histogram {
 }
 
 impl Measures {
+    fn empty() -> Self {
+        Self {
+            // From 10 us to 10 s by fours.
+            plans: Histogram::new(exponential_buckets(0.000_01, 4.0, 11)),
+            actions: Family::default(),
+            commits: Family::default(),
+            commit_times: latencies(),
+            losses: Counter::default(),
+            calls: Family::new_with_constructor(latencies),
+        }
+    }
+
+    /// A worker that was ready is gone without having left.
+    pub(crate) fn lost(&self) {
+        self.losses.inc();
+    }
+
     /// A plan was made.
     pub(crate) fn planned(&self, took: Duration) {
         self.plans.observe(took.as_secs_f64());
@@ -115,6 +139,7 @@ impl Measures {
         let help = "One transaction of the leader, from its sending until it was certain what had become of it";
         registry.register_with_unit("evenkeel_commit_duration", help, seconds(), self.commit_times.clone());
         registry.register("evenkeel_commits", "Transactions of the leader by what has become of them", self.commits.clone());
+        registry.register("evenkeel_worker_losses", "Workers that this leader has seen go without having left", self.losses.clone());
         let help = "One call of the API at this master, be it passed on to the leader; a stream until it begins";
         registry.register_with_unit("evenkeel_rpc_duration", help, seconds(), self.calls.clone());
         registry
@@ -177,5 +202,28 @@ impl Collector for Sight {
         ];
         drop(known);
         gauges.into_iter().try_for_each(|(name, help, value)| gauge(&mut encoder, name, help, value as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_on_the_page_from_the_start_under_its_name() {
+        let measures = Measures::default();
+        let mut registry = Registry::default();
+        registry.register("evenkeel_actions", "", measures.actions.clone());
+        registry.register("evenkeel_commits", "", measures.commits.clone());
+        measures.finished(&Outcome::NoSpace, Duration::from_millis(3));
+        let page = evenkeel_metrics::page(&registry);
+        assert_eq!(page.lines().filter(|line| line.ends_with(" 0")).count(), ACTIONS.len() + OUTCOMES.len() - 1, "{page}");
+        assert!(page.contains("evenkeel_commits_total{outcome=\"no_space\"} 1\n"), "{page}");
+        for (outcome, name) in
+            [(Outcome::FenceLost, "fence_lost"), (Outcome::GivenUp, "unknown"), (Outcome::Refused { reads: vec![] }, "refused")]
+        {
+            measures.finished(&outcome, Duration::ZERO);
+            assert!(evenkeel_metrics::page(&registry).contains(&format!("{{outcome=\"{name}\"}} 1\n")), "{name} is one of OUTCOMES");
+        }
     }
 }

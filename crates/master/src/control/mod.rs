@@ -347,7 +347,9 @@ impl Control {
             Role::TakingOffice { .. } => tracing::info!(why, "this master does not take office"),
             Role::Standby => {}
         }
-        self.shared.write().brake = None;
+        let mut known = self.shared.write();
+        (known.undone, known.brake) = (0, None);
+        drop(known);
         self.office.lost();
         self.shared.set_leadership(Leadership::Nobody);
     }

@@ -231,6 +231,7 @@ impl Term {
         let worker = known.cluster.worker(id.as_str());
         if worker.is_some_and(|w| w.standing() == Standing::Ready) {
             let resources = worker.map_or(0, |w| w.names.len());
+            self.measures.lost();
             tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
             let entry =
                 history::about_resource(HappeningKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
