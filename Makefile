@@ -27,7 +27,7 @@ chaos: prepare ## attacks on real processes, all of them, and a table of what ca
 
 compose-test: prepare-compose ## docker-compose.yml as it is, on images that are made here where none can be pulled, and broken on purpose
 	scripts/compose-images
-	cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
+	@cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS); status=$$?; scripts/compose-images --remove; exit $$status
 
 deploy-check: ## what can be checked of deploy/ without running it: units, manifests, scrape configuration, alerts, dashboard
 	deploy/systemd/check

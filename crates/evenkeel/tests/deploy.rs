@@ -22,6 +22,32 @@ fn the_image_is_built_from_the_manifest_of_each_crate() {
     }
 }
 
+/// What a source includes from outside of crates/ is there when the image is built.
+#[test]
+fn the_image_is_built_with_what_sources_include() {
+    let (dockerfile, let_through) = (read("deploy/docker/Dockerfile"), read(".dockerignore"));
+    let mut found = 0;
+    let mut folders = vec![root().join("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.extend((path.file_name().unwrap() != "tests").then_some(path));
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            for include in text.split("include_str!(\"").skip(1) {
+                let outside = include.split('"').next().unwrap().trim_start_matches("../");
+                let Some((folder, _)) = outside.split_once('/').filter(|_| root().join(outside).exists()) else { continue };
+                found += 1;
+                assert!(dockerfile.contains(&format!("COPY {folder} {folder}\n")), "{}: {outside} is not copied", path.display());
+                assert!(let_through.lines().any(|line| line == format!("!{outside}")), "{}: .dockerignore keeps {outside}", path.display());
+            }
+        }
+    }
+    assert!(found > 0, "dev includes its examples");
+}
+
 #[test]
 fn images_bear_the_version_of_the_sources() {
     let version = env!("CARGO_PKG_VERSION");

@@ -89,9 +89,9 @@ pub(crate) fn run() -> io::Result<()> {
         worker: word("EVENKEEL_WORKER"),
         content: word(CONTENT),
     };
-    let lock = work.lock()?;
-    work.note("start")?;
     let manner = Manner::of(&word(MANNER));
+    let lock = work.lock(manner)?;
+    work.note("start")?;
     match manner {
         Manner::Good | Manner::Deaf => {}
         Manner::Escapes => hostile(&lock, "setsid sh -c \"trap '' TERM; setsid sleep 1000 & sleep 1000\" &")?,
@@ -124,14 +124,17 @@ fn hostile(lock: &File, script: &str) -> io::Result<()> {
 
 impl Work {
     /// The lock, held. If somebody has it, that is written down before it is waited for.
-    fn lock(&self) -> io::Result<File> {
+    fn lock(&self, manner: Manner) -> io::Result<File> {
         let path = self.folder.join(format!("{}.lock", self.resource));
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 self.note("overlap")?;
-                file.lock()?;
+                // Who asks a sink need not wait: the sink knows who is late.
+                if manner != Manner::Sinks {
+                    file.lock()?;
+                }
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }

@@ -9,7 +9,8 @@ use crate::{
     Scenario,
     field::{Assigned, Field},
     stack::{self, Container, ETCD, MASTERS, connect, disconnect, docker},
-    work::Manner,
+    work::{Manner, boot_time},
+    wrong::Extra,
 };
 
 pub(crate) const ALL: &[Scenario] = &[
@@ -52,11 +53,12 @@ fn worker_killed(field: &mut Field) {
     let before = field.under_load();
     let (worker, count) = busy_worker(field, &before);
     field.did(format!("docker kill of a worker with {count} of 9; docker start once all runs elsewhere"));
+    let killed = boot_time();
     docker(&["kill", &worker.name]);
     field.healed();
+    let moved = field.eventually("some of its work runs elsewhere", |field| field.first_start_since(killed));
+    field.note(format!("first of it elsewhere after {:.1} s", moved.as_secs_f64()));
     field.eventually("its work runs elsewhere", |field| field.settled()?.values().all(|at| at.worker != worker.id).then_some(()));
-    let moved = field.first_start();
-    field.note(format!("first of it elsewhere after {:.1} s", moved.unwrap_or_default().as_secs_f64()));
     docker(&["start", &worker.name]);
     field.until_healthy();
     let is_back = |field: &Field| field.settled()?.values().any(|at| at.worker == worker.id).then_some(());
@@ -83,9 +85,11 @@ fn agent_killed(field: &mut Field) {
     let before = field.under_load();
     let (worker, count) = busy_worker(field, &before);
     field.did(format!("kill -9 of the agent in a worker's container with {count} of 9"));
+    let killed = boot_time();
     let script = "for p in /proc/[0-9]*; do grep -qs evenkeel-agent $p/comm && kill -9 ${p#/proc/}; done; true";
     docker(&["exec", &worker.name, "sh", "-c", script]);
-    field.eventually("it was seen", |field| field.first_start());
+    let back = field.eventually("it is back", |field| field.first_start_since(killed));
+    field.note(format!("back after {:.1} s", back.as_secs_f64()));
     field.judge(count..=count);
     assert_eq!(stack::inspect(&worker.name, "{{.RestartCount}}"), "0", "its guard has started another");
 }
@@ -124,7 +128,7 @@ fn etcd_leader_away(field: &mut Field, away: fn(&Container), back: fn(&Container
     let others: Vec<Container> = ETCD.into_iter().map(|name| field.stack.one(name)).filter(|other| *other != member).collect();
     field.watch_etcd(&others);
     away(&member);
-    std::thread::sleep(LONG);
+    field.answered_during(|_| std::thread::sleep(LONG));
     back(&member);
     field.healed();
     field.until_healthy();
@@ -149,15 +153,19 @@ fn worker_cut_off(field: &mut Field) {
     let before = field.under_load();
     let (worker, count) = busy_worker(field, &before);
     field.did(format!("docker network disconnect of a worker with {count} of 9 for 15 s"));
+    let address = stack::address(&worker);
     disconnect(&worker);
+    // Somebody else gets its address meanwhile.
+    let squatter = Extra::run("squatter", &["--entrypoint", "sleep"], "evenkeel/worker:0.1.0", &["600"]);
     std::thread::sleep(LONG);
     connect(&worker);
+    drop(squatter);
     field.healed();
     field.until_healthy();
-    let is_back = |field: &Field| field.settled()?.into_iter().find(|(_, at)| at.worker == worker.id).map(|(name, _)| name);
-    let name = field.eventually("it has work again", is_back);
-    // The engine may have given it another address: a master must find it there.
-    field.eventually("a master reads its logs", |_| {
+    assert_ne!(stack::address(&worker), address, "it has another address");
+    // A master must find it there.
+    field.eventually("it has work again, and a master reads its logs", |field| {
+        let name = field.settled()?.into_iter().find(|(_, at)| at.worker == worker.id).map(|(name, _)| name)?;
         let url = format!("http://localhost:{}/v1/resources/{name}:logs", MASTERS[0].1);
         let mut command = Command::new("curl");
         let read = stack::output(command.args(["--silent", "--fail", "--max-time", "5", &url]).stdin(Stdio::null()));
@@ -171,7 +179,8 @@ fn leader_cut_off(field: &mut Field) {
     let leader = field.leader();
     field.did("docker network disconnect of the leader for 15 s");
     disconnect(&leader);
-    std::thread::sleep(LONG);
+    field.eventually("another leads, and callers are answered", |field| (field.leader() != leader).then_some(()));
+    field.answered_during(|_| std::thread::sleep(LONG));
     connect(&leader);
     field.healed();
     field.until_healthy();
@@ -211,6 +220,11 @@ fn worker_paused_for_long(field: &mut Field) {
     field.healed();
     field.until_healthy();
     field.eventually("it has work again", |field| field.settled()?.values().any(|at| at.worker == worker.id).then_some(()));
+    for number in 1..=3 {
+        let sink = std::fs::read_to_string(field.folder().join(format!("sink-{number}.sink"))).expect("a sink");
+        let epochs: Vec<u64> = sink.lines().map(|line| line.parse().expect("an epoch")).collect();
+        assert!(epochs.is_sorted(), "sink-{number} took an older epoch after a newer one");
+    }
     let refused = field.refusals();
     field.note(format!("the sink has refused {refused} late writers"));
     (1..=3).for_each(|number| field.delete(&format!("sink-{number}")));
@@ -223,7 +237,8 @@ fn leader_paused(field: &mut Field) {
     let leader = field.leader();
     field.did("docker pause of the leader for 15 s");
     docker(&["pause", &leader.name]);
-    std::thread::sleep(LONG);
+    field.eventually("another leads, and callers are answered", |field| (field.leader() != leader).then_some(()));
+    field.answered_during(|_| std::thread::sleep(LONG));
     docker(&["unpause", &leader.name]);
     field.healed();
     field.until_healthy();

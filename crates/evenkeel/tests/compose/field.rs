@@ -73,7 +73,7 @@ impl Field {
         let over = folder.join("override.yml");
         fs::write(&over, format!("services:\n  worker:\n    volumes: {volumes}\n")).expect("written");
         let stack = Stack::new(over);
-        stack.remove();
+        stack.sweep();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         Self {
             stack,
@@ -173,9 +173,10 @@ impl Field {
         let leader = self.eventually("etcd has a leader", |_| {
             ETCD.into_iter().find(|member| {
                 let Some(name) = container_name(member) else { return false };
-                // endpoint, id, version, size, is leader, ...
-                let status = try_docker(&["exec", &name, "/usr/local/bin/etcdctl", "endpoint", "status"]);
-                status.is_some_and(|line| line.split(", ").nth(4) == Some("true"))
+                let status = try_docker(&["exec", &name, "/usr/local/bin/etcdctl", "endpoint", "status", "--write-out=json"]);
+                let status: serde_json::Value = status.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+                let status = &status[0]["Status"];
+                status["leader"].is_number() && status["leader"] == status["header"]["member_id"]
             })
         });
         self.stack.one(leader)
@@ -251,11 +252,11 @@ impl Field {
         (assigned.len() == BASE && assigned.iter().all(runs)).then_some(assigned)
     }
 
-    /// The first start of work in this scenario.
-    pub(crate) fn first_start(&self) -> Option<Duration> {
-        let log = self.log();
-        let first = log.iter().filter(|line| line.what == What::Start && line.stamp > self.began).map(|line| line.stamp).min()?;
-        Some(Duration::from_nanos(first - self.began))
+    /// How long after this time the first work was started that nobody has changed since the beginning.
+    pub(crate) fn first_start_since(&self, stamp: u64) -> Option<Duration> {
+        let is_meant = |line: &&Line| line.what == What::Start && line.stamp > stamp && !line.resource.starts_with("call-");
+        let first = self.log().iter().filter(is_meant).map(|line| line.stamp).min()?;
+        Some(Duration::from_nanos(first - stamp))
     }
 
     pub(crate) fn has_overlap(&self) -> bool {
@@ -331,6 +332,13 @@ impl Field {
         self.eventually("the callers are at work", |field| field.answered_since(0));
         self.began = boot_time();
         before
+    }
+
+    /// A fault in which the cluster goes on: every caller is told of the success of something that it begins within it.
+    pub(crate) fn answered_during(&self, fault: impl FnOnce(&Self)) {
+        let begun = boot_time();
+        fault(self);
+        self.answered_since(begun).unwrap_or_else(|| panic!("the callers are not answered during the fault"));
     }
 
     fn answered_since(&self, stamp: u64) -> Option<()> {
@@ -443,11 +451,7 @@ impl Field {
 impl Drop for Field {
     fn drop(&mut self) {
         drop(self.callers.take());
-        // Nothing of a paused container can be ended.
-        for container in self.stack.all() {
-            let _ = try_docker(&["unpause", &container.name]);
-        }
-        self.stack.remove();
+        self.stack.sweep();
     }
 }
 

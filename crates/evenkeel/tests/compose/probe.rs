@@ -28,8 +28,7 @@ pub(crate) struct Probe {
 impl Probe {
     /// Asks these members, whichever answers.
     pub(crate) fn start(runtime: &Runtime, members: &[Container]) -> Self {
-        let template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
-        let urls: Vec<String> = members.iter().map(|member| format!("http://{}:2379", stack::inspect(&member.name, template))).collect();
+        let urls: Vec<String> = members.iter().map(|member| format!("http://{}:2379", stack::address(member))).collect();
         let (end, mut ends) = watch::channel(false);
         let task = runtime.spawn(async move {
             let clients: Vec<Client> = urls.into_iter().map(|url| Client::new(Config::new([url])).expect("a URL")).collect();

@@ -135,15 +135,38 @@ impl Stack {
         services.flat_map(|service| self.containers(service)).collect()
     }
 
+    /// Takes down whatever an earlier run, or an interrupted one, has left.
+    pub(crate) fn sweep(&self) {
+        let ours = docker(&["ps", "--all", "--filter", &format!("name=^{PROJECT}_"), "--format", "{{.Names}}"]);
+        for name in ours.lines() {
+            // Nothing of a paused container can be ended.
+            let _ = try_docker(&["unpause", name]);
+            if name.starts_with(&extra_name("")) {
+                let _ = try_docker(&["rm", "--force", name]);
+            }
+        }
+        self.remove();
+    }
+
     /// Ends all of it, with what it has kept.
     pub(crate) fn remove(&self) {
-        self.compose(&["down", "--volumes", "--remove-orphans", "--timeout", "5"]);
+        self.compose(&["--profile", "metrics", "down", "--volumes", "--remove-orphans", "--timeout", "5"]);
     }
+}
+
+/// What a container beside those of the compose file is called.
+pub(crate) fn extra_name(name: &str) -> String {
+    format!("{PROJECT}_extra-{name}")
 }
 
 /// The network that all of it is on.
 pub(crate) fn network() -> String {
     format!("{PROJECT}_default")
+}
+
+/// The address of a container.
+pub(crate) fn address(container: &Container) -> String {
+    inspect(&container.name, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 }
 
 /// Cuts a container off from all others.

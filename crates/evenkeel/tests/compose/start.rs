@@ -46,7 +46,7 @@ fn up_from_nothing(field: &mut Field) {
     let begun = boot_time();
     field.stack.compose(&["up", "--detach", "--no-build"]);
     field.add(&field.resource("first", Manner::Good));
-    let first = field.eventually("it runs", Field::first_start);
+    let first = field.eventually("it runs", |field| field.first_start_since(begun));
     field.note(format!("running after {:.1} s", first.as_secs_f64()));
     field.until_healthy();
     field.note(format!("all healthy after {:.1} s", Duration::from_nanos(boot_time() - begun).as_secs_f64()));

@@ -18,11 +18,11 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 /// A container beside those of the compose file, which goes when this is dropped.
-struct Extra(String);
+pub(crate) struct Extra(String);
 
 impl Extra {
-    fn run(name: &str, more: &[&str], image: &str, command: &[&str]) -> Self {
-        let name = format!("{}_{name}", stack::PROJECT);
+    pub(crate) fn run(name: &str, more: &[&str], image: &str, command: &[&str]) -> Self {
+        let name = stack::extra_name(name);
         let extra = Self(name.clone());
         let network = network();
         let fixed = ["run", "--detach", "--restart", "unless-stopped", "--name", &name, "--network", &network];

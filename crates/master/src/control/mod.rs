@@ -183,6 +183,8 @@ impl Control {
 
     fn list_again(&mut self) {
         self.updates = mirror(&self.client, self.keys.everything());
+        // Nothing has been taken in of it, and it may begin earlier than the one before has come: etcd can be put back.
+        self.revision = Revision::default();
     }
 
     fn take_update(&mut self, update: Update) {
@@ -193,8 +195,8 @@ impl Control {
             }
             Update::Recovered => self.trust(),
             Update::Reset { kvs, revision } => {
-                self.trust();
                 self.take_list(&kvs, revision);
+                self.trust();
             }
             Update::Changes { changes, revision } => {
                 let shared = self.shared.clone();
@@ -292,7 +294,8 @@ impl Control {
         let known = shared.read();
         let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
         let mine = self.office.fence();
-        let is_gone = mine.is_some_and(|mine| mine <= self.revision && !known.masters.contains_key(&mine));
+        let is_followed = |mine: Revision| mine <= self.revision && !known.is_cut_off;
+        let is_gone = mine.is_some_and(|mine| is_followed(mine) && !known.masters.contains_key(&mine));
         drop(known);
         if is_gone {
             // Somebody has deleted the key; its lease lives, and says nothing.

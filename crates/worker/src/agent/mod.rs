@@ -235,7 +235,7 @@ impl Agent {
                 () = asked() => return Ok(()),
             };
             let registered = Registered { session: Session(begun.key.created().0), lease: begun.key.lease() };
-            tracing::info!(id = %self.id, session = %registered.session, address = registrar.registration.address, "registered");
+            tracing::info!(id = %self.id, session = %registered.session, address = begun.registration.address, "registered");
             self.board.sessions.fetch_add(1, Ordering::Relaxed);
             match self.serve(&mut state, begun).await? {
                 Ended::Left => return Ok(()),

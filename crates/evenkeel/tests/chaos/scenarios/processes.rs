@@ -144,7 +144,7 @@ async fn frozen_and_fenced(row: Shared, what: &str, is_meant: fn(&Found) -> bool
     let frozen: Vec<Found> = field.host("worker-1").into_iter().filter(is_meant).collect();
     field.did(format!("SIGSTOP to {what} of worker-1 until all of it was assigned to others, then SIGCONT"));
     processes::signal_all(&frozen, Signal::SIGSTOP);
-    // A new owner cannot take the lock, so it says that there is an overlap, and waits for its end.
+    // A new owner cannot take the lock, so it says that there is an overlap; the sink tells who is late.
     field
         .stage
         .eventually("the others try to run it", async || {
