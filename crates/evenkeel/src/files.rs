@@ -43,12 +43,12 @@ pub(crate) fn read_resources(path: &Path) -> Result<BTreeMap<ResourceName, Defin
     Ok(manifest::read(contents.iter().map(|(label, bytes)| File { label, bytes }))?)
 }
 
-/// Whether a file of resources can be read and is right. A master follows one file, and no folder.
-pub(crate) fn check_resources(path: &Path) -> Result<(), String> {
+/// The resources of a file that a master is to follow: one file, and no folder.
+pub(crate) fn read_source(path: &Path) -> Result<BTreeMap<ResourceName, Definition>, String> {
     if is_stdin(path) || path.is_dir() {
         return Err(format!("{}: is no file; name one, which is read again and again", path.display()));
     }
-    read_resources(path).map(drop).map_err(|e| e.to_string())
+    read_resources(path).map_err(|e| e.to_string())
 }
 
 fn is_stdin(path: &Path) -> bool {
@@ -94,9 +94,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.yaml");
         std::fs::write(&file, "{name: a}").expect("written");
-        assert_eq!(check_resources(&file), Ok(()));
+        assert_eq!(read_source(&file).map(|found| found.len()), Ok(1));
         for other in [folder.path(), Path::new("-")] {
-            assert!(check_resources(other).expect_err("refused").contains("is no file"), "{}", other.display());
+            assert!(read_source(other).expect_err("refused").contains("is no file"), "{}", other.display());
         }
         assert_eq!(read_resources(folder.path()).expect("a folder of files").len(), 1);
     }

@@ -3,7 +3,10 @@
 //!
 //! Beside the wheel: it reads one page, and changes nothing.
 
-use std::{net::IpAddr, net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use clap::Args;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -53,14 +56,12 @@ pub(crate) async fn ask(address: &str, path: &str) -> Result<(StatusCode, String
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// Where a server on this machine is reached that listens on this host: one that listens everywhere listens on the loopback, too.
-pub(crate) fn reached_at(host: Option<&str>) -> String {
-    let bare = host.map(|host| host.trim_start_matches('[').trim_end_matches(']'));
-    match bare.map(str::parse::<IpAddr>) {
-        None => Ipv4Addr::LOCALHOST.to_string(),
-        Some(Ok(IpAddr::V4(address))) if address.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
-        Some(Ok(IpAddr::V6(address))) if address.is_unspecified() => "[::1]".to_owned(),
-        Some(_) => host.unwrap_or_default().to_owned(),
+/// Where a server on this machine is reached that listens there: one that listens everywhere listens on the loopback, too.
+pub(crate) fn reached_at(listens: IpAddr) -> IpAddr {
+    match listens {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        other => other,
     }
 }
 
@@ -81,7 +82,8 @@ mod tests {
             (Some("localhost"), "localhost"),
         ];
         for (host, expected) in cases {
-            assert_eq!(reached_at(host), expected, "{host:?}");
+            let listen: Listen = format!("{}:7", host.unwrap_or_default()).parse().expect("valid");
+            assert_eq!(listen.local(), format!("{expected}:7"), "{host:?}");
         }
     }
 

@@ -74,7 +74,11 @@ impl FromStr for Listen {
 impl Listen {
     /// Where a server that listens here is reached from this machine.
     pub(crate) fn local(&self) -> String {
-        format!("{}:{}", crate::health::reached_at(self.host.as_deref()), self.port)
+        let host = self.host.as_deref().unwrap_or("127.0.0.1");
+        match host.trim_start_matches('[').trim_end_matches(']').parse() {
+            Ok(address) => SocketAddr::new(crate::health::reached_at(address), self.port).to_string(),
+            Err(_) => format!("{host}:{}", self.port),
+        }
     }
 
     /// Whether both ask for the very same place.

@@ -4,16 +4,13 @@
 //! Beside the wheel. It is told what `/healthz` and `/readyz` say, asked for as anybody asks: whoever looks at a master or a worker by
 //! whatever means hears the same. It decides nothing.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use hyper::StatusCode;
 use sd_notify::NotifyState;
 use tokio::time::{sleep, timeout};
 
-use crate::health::{self, ask};
+use crate::health::{ask, reached_at};
 
 /// How often it is looked, where no watchdog asks for more.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -44,7 +41,7 @@ impl Manager {
             tracing::warn!("the service manager hears nothing of a process whose --http has port 0");
             return;
         }
-        let address = local(http);
+        let address = SocketAddr::new(reached_at(http.ip()), http.port()).to_string();
         let (mut serves, mut said) = (false, String::new());
         let period = self.watchdog.map_or(PERIOD, |span| PERIOD.min(span / 3));
         loop {
@@ -74,13 +71,4 @@ fn notify(state: NotifyState<'_>) {
 
 async fn look(address: &str, path: &str) -> Option<(StatusCode, String)> {
     timeout(DEADLINE, ask(address, path)).await.ok()?.ok()
-}
-
-/// Where a server on this machine is reached that listens there.
-fn local(http: SocketAddr) -> String {
-    let host = match http.ip() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    };
-    format!("{}:{}", health::reached_at(Some(&host)), http.port())
 }

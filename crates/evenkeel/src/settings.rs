@@ -188,7 +188,7 @@ impl MasterArgs {
         let id = MasterId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
         let spans = self.timing.settle()?;
         if let Some(path) = &self.resources {
-            crate::files::check_resources(path).map_err(|e| format!("--resources {e}"))?;
+            crate::files::read_source(path).map_err(|e| format!("--resources {e}"))?;
         }
         let planner = self.placement.settle(spans.timing.wait);
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;

@@ -103,10 +103,7 @@ impl Ends {
 
 async fn dev(args: &DevArgs) -> Result<(), DevError> {
     let resources = match &args.resources {
-        Some(path) => {
-            files::check_resources(path).map_err(|e| DevError::Usage(format!("--resources {e}")))?;
-            files::read_resources(path).map_err(|e| DevError::Usage(format!("--resources {e}")))?.len()
-        }
+        Some(path) => files::read_source(path).map_err(|e| DevError::Usage(format!("--resources {e}")))?.len(),
         None => cluster::examples()?.len(),
     };
     let mut ends = Ends::listen()?;

@@ -292,12 +292,11 @@ impl Control {
     fn reconsider(&mut self) {
         let shared = self.shared.clone();
         let known = shared.read();
-        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
         let mine = self.office.fence();
         let is_followed = |mine: Revision| mine <= self.revision && !known.is_cut_off;
         let is_gone = mine.is_some_and(|mine| is_followed(mine) && !known.masters.contains_key(&mine));
-        drop(known);
         if is_gone {
+            drop(known);
             // Somebody has deleted the key; its lease lives, and says nothing.
             return self.step_down("its key in etcd is gone");
         }
@@ -305,6 +304,8 @@ impl Control {
             term.is_due = true;
             return;
         }
+        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
+        drop(known);
         match (&self.role, leader) {
             (Role::TakingOffice { until }, _) if self.revision >= *until => self.begin_term(),
             (Role::Standby, Some((created, _))) if Some(created) == mine => self.office.take(),
