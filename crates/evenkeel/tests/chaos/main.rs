@@ -29,14 +29,8 @@ use crate::{scenarios::Scenario, summary::Row};
 type Rows = Arc<Mutex<Vec<Row>>>;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("work") {
-        return match work::run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::FAILURE
-            }
-        };
+    if let Some(ended) = work::run_if_asked() {
+        return ended;
     }
     let mut arguments = Arguments::from_args();
     let all = arguments.include_ignored || arguments.ignored;

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     os::fd::IntoRawFd,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -75,8 +75,22 @@ struct Work {
     content: String,
 }
 
+/// Runs as a piece of work if this program was started as one.
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
+    if std::env::args().nth(1).as_deref() != Some("work") {
+        return None;
+    }
+    Some(run().map_or_else(
+        |error| {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    ))
+}
+
 /// Runs until it is told to end.
-pub(crate) fn run() -> io::Result<()> {
+fn run() -> io::Result<()> {
     // Before any child exists: the request to end is waited for, so that nothing interrupts a line of the log.
     let mut asked = SigSet::empty();
     asked.add(Signal::SIGTERM);

@@ -49,6 +49,16 @@ fn share(count: usize) -> std::ops::RangeInclusive<usize> {
     count..=2 * count + 1
 }
 
+/// A worker that is gone has nothing left; then it is started again, and gets work again.
+fn moved_and_back(field: &mut Field, worker: &Container, count: usize) {
+    field.eventually("its work runs elsewhere", |field| field.settled()?.values().all(|at| at.worker != worker.id).then_some(()));
+    docker(&["start", &worker.name]);
+    field.until_healthy();
+    let is_back = |field: &Field| field.settled()?.values().any(|at| at.worker == worker.id).then_some(());
+    field.eventually("it has work again", is_back);
+    field.judge(share(count));
+}
+
 fn worker_killed(field: &mut Field) {
     let before = field.under_load();
     let (worker, count) = busy_worker(field, &before);
@@ -58,12 +68,7 @@ fn worker_killed(field: &mut Field) {
     field.healed();
     let moved = field.eventually("some of its work runs elsewhere", |field| field.first_start_since(killed));
     field.note(format!("first of it elsewhere after {:.1} s", moved.as_secs_f64()));
-    field.eventually("its work runs elsewhere", |field| field.settled()?.values().all(|at| at.worker != worker.id).then_some(()));
-    docker(&["start", &worker.name]);
-    field.until_healthy();
-    let is_back = |field: &Field| field.settled()?.values().any(|at| at.worker == worker.id).then_some(());
-    field.eventually("it has work again", is_back);
-    field.judge(share(count));
+    moved_and_back(field, &worker, count);
 }
 
 fn worker_stopped(field: &mut Field) {
@@ -73,12 +78,7 @@ fn worker_stopped(field: &mut Field) {
     docker(&["stop", &worker.name]);
     assert_eq!(stack::inspect(&worker.name, "{{.State.ExitCode}}"), "0", "it has left in order");
     field.healed();
-    field.eventually("its work runs elsewhere", |field| field.settled()?.values().all(|at| at.worker != worker.id).then_some(()));
-    docker(&["start", &worker.name]);
-    field.until_healthy();
-    let is_back = |field: &Field| field.settled()?.values().any(|at| at.worker == worker.id).then_some(());
-    field.eventually("it has work again", is_back);
-    field.judge(share(count));
+    moved_and_back(field, &worker, count);
 }
 
 fn agent_killed(field: &mut Field) {
@@ -175,13 +175,18 @@ fn worker_cut_off(field: &mut Field) {
 }
 
 fn leader_cut_off(field: &mut Field) {
+    field.did("docker network disconnect of the leader for 15 s");
+    leader_away(field, disconnect, connect);
+}
+
+/// Another leads meanwhile, and callers are answered; nothing restarts.
+fn leader_away(field: &mut Field, away: fn(&Container), back: fn(&Container)) {
     field.under_load();
     let leader = field.leader();
-    field.did("docker network disconnect of the leader for 15 s");
-    disconnect(&leader);
+    away(&leader);
     field.eventually("another leads, and callers are answered", |field| (field.leader() != leader).then_some(()));
     field.answered_during(|_| std::thread::sleep(LONG));
-    connect(&leader);
+    back(&leader);
     field.healed();
     field.until_healthy();
     field.judge(0..=0);
@@ -233,16 +238,9 @@ fn worker_paused_for_long(field: &mut Field) {
 }
 
 fn leader_paused(field: &mut Field) {
-    field.under_load();
-    let leader = field.leader();
     field.did("docker pause of the leader for 15 s");
-    docker(&["pause", &leader.name]);
-    field.eventually("another leads, and callers are answered", |field| (field.leader() != leader).then_some(()));
-    field.answered_during(|_| std::thread::sleep(LONG));
-    docker(&["unpause", &leader.name]);
-    field.healed();
-    field.until_healthy();
-    field.judge(0..=0);
+    let (pause, unpause) = (|one: &Container| drop(docker(&["pause", &one.name])), |one: &Container| drop(docker(&["unpause", &one.name])));
+    leader_away(field, pause, unpause);
 }
 
 fn etcd_leader_paused(field: &mut Field) {

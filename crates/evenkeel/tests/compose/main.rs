@@ -40,14 +40,8 @@ use crate::{field::Field, summary::Row};
 type Scenario = (&'static str, fn(&mut Field));
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("work") {
-        return match work::run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::FAILURE
-            }
-        };
+    if let Some(ended) = work::run_if_asked() {
+        return ended;
     }
     let mut arguments = Arguments::from_args();
     // They follow on each other, in the order in which they are listed.
