@@ -8,7 +8,8 @@ use std::{
 
 use evenkeel_model::{
     Definition, ResourceName,
-    manifest::{self, File, MAX_FILE, ManifestErrors},
+    limits::MAX_FILE,
+    manifest::{self, File, ManifestErrors},
 };
 
 /// Why there are no resources.

@@ -6,8 +6,7 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The longest name, in bytes.
-pub const MAX_NAME: usize = 253;
+use crate::limits::MAX_NAME;
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -9,12 +9,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use crate::{Definition, DefinitionError, Draft, ResourceName};
+use crate::{Definition, DefinitionError, Draft, ResourceName, limits::MAX_FILE};
 
 mod text;
 
-/// The largest file, in bytes.
-pub const MAX_FILE: usize = 64 << 20;
 /// The most errors that are collected.
 const MAX_ERRORS: usize = 100;
 

@@ -5,16 +5,10 @@ use serde_json::Value;
 
 use crate::{
     Hash, Labels, NameError, ResourceName, Selector, SelectorError, Spec, WorkerId,
+    limits::{MAX_LABEL, MAX_LABELS, MAX_WEIGHT},
     process::{self, ProcessSpec},
     rules::{self, Rules},
 };
-
-/// The largest weight.
-pub const MAX_WEIGHT: u32 = 1_000_000;
-/// The most labels that one resource or worker has.
-pub const MAX_LABELS: usize = 64;
-/// The longest key or value of a label, in bytes.
-pub const MAX_LABEL: usize = 253;
 
 /// Whether a resource may ever run twice for a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -6,12 +6,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{DefinitionError, Labels, Selector, check_labels, resource::field_error};
-
-/// The most preferences of one resource.
-pub(crate) const MAX_PREFERENCES: usize = 16;
-/// The largest weight of a preference.
-pub(crate) const MAX_PREFERENCE: u32 = 1_000_000;
+use crate::{
+    DefinitionError, Labels, Selector, check_labels,
+    limits::{MAX_PREFERENCE, MAX_PREFERENCES},
+    resource::field_error,
+};
 
 macro_rules! policies {
     ($($(#[$doc:meta])* $variant:ident = $word:literal, $reason:literal;)+) => {

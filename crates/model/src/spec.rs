@@ -5,10 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 
-use crate::{DefinitionError, resource::field_error};
-
-/// The largest spec, in bytes of canonical JSON.
-pub const MAX_SPEC: usize = 64 * 1024;
+use crate::{DefinitionError, limits::MAX_SPEC, resource::field_error};
 
 /// What a driver is given: a JSON object as canonical text (keys in order, no spaces), empty for none.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]

@@ -23,6 +23,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use evenkeel_model::limits::MAX_MESSAGE;
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, sync::watch as signal};
@@ -37,9 +38,6 @@ use crate::{
     config::MasterError,
     known::{Leadership, Shared},
 };
-
-/// The largest message of a request: a resource with the largest spec fits well.
-const MAX_MESSAGE: usize = 1 << 20;
 
 /// What reflection tells of.
 const SERVED: [&str; 3] = ["CrawlerMaster", "evenkeel.v1.Master", "grpc.health.v1.Health"];

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish};
+use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_PAGE};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
 use tokio::{
@@ -23,8 +23,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many resources of one stream may wait for their commits.
 const STREAM_WINDOW: usize = 2048;
-/// The most and the usual number of entries on one page.
-const MAX_PAGE: usize = 5000;
+/// The usual number of entries on one page.
 const USUAL_PAGE: usize = 500;
 
 /// What all services of a master share.

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use evenkeel_model::limits::MAX_MESSAGE;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
@@ -17,9 +18,6 @@ use tonic::{Code, Status, body::Body};
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 use super::routes::{Match, Routes};
-
-/// The largest body of a request.
-const MAX_BODY: usize = 1 << 20;
 
 /// The services of a master behind their gRPC interface.
 pub(crate) type Grpc = BoxCloneSyncService<Request<Body>, http::Response<Body>, std::convert::Infallible>;
@@ -58,8 +56,9 @@ impl Transcoder {
                 return Err(Failure::Http(StatusCode::NOT_FOUND, message));
             }
         };
-        let body = axum::body::to_bytes(body, MAX_BODY).await;
-        let body = body.map_err(|_| Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_BODY} bytes")))?;
+        let body = axum::body::to_bytes(body, MAX_MESSAGE).await;
+        let body =
+            body.map_err(|_| Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_MESSAGE} bytes")))?;
         let message = found.message(&body, parts.uri.query().unwrap_or_default())?;
         let call = grpc_request(&found.path, &message)?;
         let response = match self.grpc.oneshot(call).await {

@@ -6,12 +6,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Options, UserMessageFormatter};
 
-use super::{MAX_FILE, ManifestError, Place, shown};
-
-/// The most nodes of one file: keys, values, lists and maps. A million resources of four fields fit.
-const MAX_NODES: usize = 12_000_000;
-/// The deepest nesting.
-const MAX_DEPTH: usize = 64;
+use super::{ManifestError, Place, shown};
+use crate::limits::{MAX_DEPTH, MAX_FILE, MAX_NODES};
 
 /// The text of a file.
 pub(super) fn decode<'a>(file: &Arc<str>, bytes: &'a [u8]) -> Result<&'a str, ManifestError> {
