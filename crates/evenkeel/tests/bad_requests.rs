@@ -193,7 +193,8 @@ async fn what_stands_already_is_not_overwritten_and_one_bad_request_does_not_end
         (Code::AlreadyExists, "resource a exists with other content; update it, or delete it first")
     );
 
-    let request = |name: &str, weight, replace| AddResourcesRequest { resource: resource(name, weight), replace, source: String::new() };
+    let request =
+        |name: &str, weight, replace| AddResourcesRequest { resource: resource(name, weight), replace, ..AddResourcesRequest::default() };
     let requests = vec![
         request("b", 1, false),
         request("b c", 1, false),

@@ -29,6 +29,7 @@ pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
     api::service::Service,
     engine::{Engine, Handle},
+    source::FileSource,
     time::SystemClock,
 };
 
@@ -64,13 +65,11 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
     let engine = Engine::new(config.clone(), client, record, Arc::new(SystemClock::start()));
     let Handle { shared, requests } = engine.handle();
-    let service = Service { config: config.clone(), shared, wishes: requests };
+    let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
+    let service = Service { config, shared, wishes: requests, source: source_handle };
     let (stop_control, control_stops) = oneshot::channel();
     let control = tokio::spawn(engine.run(control_stops));
-    let source = config.resources.clone().map(|path| {
-        let service = service.clone();
-        tokio::spawn(async move { source::run(service, &path).await })
-    });
+    let source = source.map(|source| tokio::spawn(source.run(service.clone())));
     let (stop_servers, servers_stop) = watch::channel(false);
     let mut servers = tokio::spawn(api::serve(service, grpc, http, servers_stop));
     let ended = tokio::select! {

@@ -1,28 +1,48 @@
-//! The first source: a file of resources that the leader keeps in sync. What is new in it is added, what has changed is changed, what has
-//! gone from it is deleted; what came by the API stays. It only wishes; the control loop decides.
+//! The first source: a file of resources that the leader keeps the cluster in sync with. What is new in it is added, what has changed is
+//! changed, what it lacks is deleted as far as the guard allows (`evenkeel_model::source`); what came by the API stays.
+//!
+//! The wheel: it stands before it, beside the API. It only asks; the control loop decides. It must not act on anything but a file that this
+//! master has itself read whole in this very turn.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use evenkeel_model::{
     Definition, ResourceName,
-    diff::{self, Counts},
+    diff::{self, Counts, Diff},
+    limits::MAX_FILE,
     manifest::{self, File},
+    source::{Answer, Content, DeleteGuard, DeleteLimit, Deletes, HeldDigest},
 };
 use futures::{StreamExt, stream};
-use tokio::time::sleep;
-
-use crate::{
-    api::service::{Service, definitions_of, leads},
-    config::MasterError,
-    control::request::PutMode,
+use tokio::{
+    io::AsyncReadExt,
+    sync::{mpsc, oneshot, watch},
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
 };
 
-/// What the records of this source are marked with.
-const SOURCE: &str = "file";
-/// How often the file is looked at.
+use crate::{
+    api::service::{Service, leads},
+    config::MasterError,
+    control::request::PutMode,
+    known::Known,
+};
+
+/// The name of this source, with which the records of its resources are marked.
+pub(crate) const NAME: &str = "file";
+/// How often the file is read. What it lacks goes with the second reading that says so.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How many wishes are under way at a time.
+/// How many requests are under way at a time.
 const WINDOW: usize = 256;
+/// How many resources are looked at before others may have the lock.
+const STEP: usize = 1000;
+/// How many callers may wait for a turn.
+const ORDERS: usize = 16;
 
 /// Reads and checks the file.
 ///
@@ -30,91 +50,325 @@ const WINDOW: usize = 256;
 /// What is wrong with it, one line each.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<ResourceName, Definition>, MasterError> {
     let bytes = std::fs::read(path).map_err(|e| MasterError::Resources(format!("{}: {e}", path.display())))?;
-    parse(path, &bytes)
+    parse(path, &bytes).map_err(MasterError::Resources)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<ResourceName, Definition>, MasterError> {
+fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<ResourceName, Definition>, String> {
     let label = path.display().to_string();
-    manifest::read([File { label: &label, bytes }]).map_err(|errors| MasterError::Resources(errors.to_string()))
+    manifest::read([File { label: &label, bytes }]).map_err(|errors| errors.to_string())
 }
 
-/// Keeps the cluster in sync with the file for as long as this master leads, and waits while it does not.
-pub(crate) async fn run(service: Service, path: &Path) {
-    let mut leadership = service.shared.leadership.subscribe();
-    let mut seen: Option<Vec<u8>> = None;
-    let mut wanted = BTreeMap::new();
-    let mut synced_at = None;
-    loop {
-        if !leads(&service.shared) {
-            synced_at = None;
-            if leadership.changed().await.is_err() {
-                return;
-            }
-            continue;
-        }
-        match tokio::fs::read(path).await {
-            Ok(bytes) if seen.as_ref() != Some(&bytes) => {
-                match parse(path, &bytes) {
-                    Ok(definitions) => wanted = definitions,
-                    // The last good state stays. The same mistake is not told twice.
-                    Err(error) => tracing::error!(%error, "the file of resources is wrong, and nothing of it is applied"),
+/// What a person asks of the source. Answered when the turn has ended; a caller who is gone needs no answer.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Run a turn now.
+    Sync(oneshot::Sender<State>),
+    /// Delete what is held under this digest.
+    Release(HeldDigest, oneshot::Sender<Result<State, NotReleased>>),
+}
+
+/// Why nothing was released.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotReleased {
+    #[error("digest: the source holds nothing")]
+    Nothing,
+    #[error("digest: other deletes are held now: {0} of them, under {1}; look at them, then release those")]
+    Other(usize, HeldDigest),
+    #[error("the source is failing, so it deletes nothing: {0}")]
+    Failing(String),
+}
+
+/// How the last turn of this master went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    /// It has run one since it leads.
+    pub(crate) has_turned: bool,
+    /// Why the answer was not complete.
+    pub(crate) failure: Option<String>,
+    pub(crate) records: usize,
+    pub(crate) present: usize,
+    /// Of the last turn that found anything to do.
+    pub(crate) wanted: Counts,
+    pub(crate) done: Counts,
+    /// How many deletes are held, and the digest that names them.
+    pub(crate) held: Option<(usize, HeldDigest)>,
+    pub(crate) conflict: usize,
+    /// Nanoseconds since the Unix epoch; 0: never.
+    pub(crate) last_success: i64,
+}
+
+/// A source as the API sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceHandle {
+    pub(crate) path: Arc<Path>,
+    pub(crate) state: watch::Receiver<State>,
+    pub(crate) orders: mpsc::Sender<Order>,
+}
+
+/// The task that follows the file.
+pub(crate) struct FileSource {
+    path: Arc<Path>,
+    guard: DeleteGuard,
+    /// The last file that was read whole, and what stands in it.
+    read: Option<(Content, BTreeMap<ResourceName, Definition>)>,
+    /// The changes of the cluster up to which it is as the file says; none: it may not be.
+    settled: Option<u64>,
+    state: watch::Sender<State>,
+    orders: mpsc::Receiver<Order>,
+}
+
+impl FileSource {
+    pub(crate) fn new(path: PathBuf) -> (Self, SourceHandle) {
+        let (state, shown) = watch::channel(State::default());
+        let (sender, orders) = mpsc::channel(ORDERS);
+        let path: Arc<Path> = path.into();
+        let source = Self { path: path.clone(), guard: DeleteGuard::new(DeleteLimit::default()), read: None, settled: None, state, orders };
+        (source, SourceHandle { path, state: shown, orders: sender })
+    }
+
+    /// Keeps the cluster in sync with the file for as long as this master leads, and waits while it does not.
+    pub(crate) async fn run(mut self, service: Service) {
+        let mut leadership = service.shared.leadership.subscribe();
+        loop {
+            if !leads(&service.shared) {
+                self.forget();
+                if leadership.changed().await.is_err() {
+                    return;
                 }
-                seen = Some(bytes);
-                synced_at = None;
+                continue;
             }
-            Ok(_) => {}
-            Err(error) if seen.take().is_some() => {
-                tracing::error!(path = %path.display(), %error, "the file of resources cannot be read; what it said last stays");
+            let next = Instant::now() + PERIOD;
+            self.turn(&service).await;
+            let order = tokio::select! {
+                order = self.orders.recv() => order,
+                () = sleep_until(next) => None,
+                _ = leadership.changed() => None,
+            };
+            match order {
+                Some(order) if leads(&service.shared) => self.obey(&service, order).await,
+                // Whoever asked is answered by the closed channel: this master does not lead.
+                Some(_) | None => {}
             }
-            Err(_) => {}
         }
+    }
+
+    /// What was read and seen before counts no more: another leader may have gone by another file since.
+    fn forget(&mut self) {
+        self.guard = DeleteGuard::new(DeleteLimit::default());
+        (self.read, self.settled) = (None, None);
+        self.state.send_replace(State::default());
+        while self.orders.try_recv().is_ok() {}
+    }
+
+    async fn obey(&mut self, service: &Service, order: Order) {
+        match order {
+            Order::Sync(reply) => {
+                self.settled = None;
+                self.turn(service).await;
+                // Who asked may have gone.
+                let _ = reply.send(self.state.borrow().clone());
+            }
+            Order::Release(digest, reply) => {
+                let released = self.release(service, digest).await;
+                let _ = reply.send(released);
+            }
+        }
+    }
+
+    /// Lets what is held go, if the file still lacks just that when it is read once more.
+    async fn release(&mut self, service: &Service, digest: HeldDigest) -> Result<State, NotReleased> {
+        let held = self.state.borrow().held;
+        match held {
+            Some((_, held)) if held == digest => {}
+            Some((count, held)) => return Err(NotReleased::Other(count, held)),
+            None => return Err(self.state.borrow().failure.clone().map_or(NotReleased::Nothing, NotReleased::Failing)),
+        }
+        self.guard.release(digest);
+        self.settled = None;
+        self.turn(service).await;
+        if self.guard.is_released() {
+            // The file says it in other words by now: the second reading confirms them.
+            self.turn(service).await;
+        }
+        let state = self.state.borrow().clone();
+        match (&state.failure, state.held) {
+            (Some(failure), _) => Err(NotReleased::Failing(failure.clone())),
+            (None, Some((count, held))) => Err(NotReleased::Other(count, held)),
+            (None, None) => Ok(state),
+        }
+    }
+
+    /// Reads the file, and brings the cluster to what it says as far as that may be.
+    async fn turn(&mut self, service: &Service) {
+        match self.look().await {
+            Ok(content) => self.sync(service, content).await,
+            Err(failure) => {
+                self.guard.incomplete();
+                self.settled = None;
+                if self.state.borrow().failure.as_ref() != Some(&failure) {
+                    tracing::error!(source = NAME, error = %failure, "the file of resources cannot be used: nothing of it is added, changed or deleted");
+                }
+                self.state.send_modify(|state| {
+                    (state.has_turned, state.failure, state.held) = (true, Some(failure), None);
+                });
+            }
+        }
+    }
+
+    /// Reads the file whole. What it says is kept as long as its content stays the same.
+    async fn look(&mut self) -> Result<Content, String> {
+        let bytes = read_file(&self.path).await.map_err(|e| format!("{}: {e}", self.path.display()))?;
+        let content = Content::of(&bytes);
+        if self.read.as_ref().is_none_or(|(known, _)| *known != content) {
+            let path = self.path.clone();
+            // A large file takes seconds.
+            let parsed = spawn_blocking(move || parse(&path, &bytes)).await.map_err(|e| e.to_string())?;
+            self.read = Some((content, parsed?));
+            self.settled = None;
+        }
+        Ok(content)
+    }
+
+    async fn sync(&mut self, service: &Service, content: Content) {
+        let Some((_, wanted)) = &self.read else { return };
         let changes = service.shared.read().next_change();
-        if synced_at != Some(changes) {
-            sync(&service, &wanted).await;
-            synced_at = Some(changes);
+        if self.settled == Some(changes) {
+            return;
         }
-        sleep(PERIOD).await;
+        let standing = definitions_of(service, NAME).await;
+        let diff = diff::diff(&standing, wanted);
+        let missing: Vec<ResourceName> = diff.delete.iter().map(|definition| definition.name.clone()).collect();
+        let answer = Answer { content, records: wanted.len(), present: standing.len(), missing: &missing };
+        let verdict = self.guard.judge(answer);
+        let (requests, conflict) = requests(service, &diff, if verdict == Deletes::Allowed { missing } else { Vec::new() }).await;
+        let held = if let Deletes::Held(digest) = verdict { Some((diff.delete.len(), digest)) } else { None };
+        let tally = requests.tally(diff.unchanged);
+        let (wanted_before, done_before) = (self.state.borrow().wanted, self.state.borrow().done);
+        let finds_nothing = tally.add + tally.change + diff.delete.len() == 0;
+        let (found, nothing) = (Counts { delete: diff.delete.len(), ..tally }, Counts { unchanged: diff.unchanged, ..Counts::default() });
+        let state = State {
+            has_turned: true,
+            failure: None,
+            records: wanted.len(),
+            present: standing.len(),
+            wanted: if finds_nothing { wanted_before } else { found },
+            done: if finds_nothing { done_before } else { nothing },
+            held,
+            conflict,
+            last_success: service.shared.clock().unix_ns(),
+        };
+        self.say(&state);
+        self.state.send_replace(state.clone());
+        if tally.add + tally.change + tally.delete > 0 {
+            let done = Counts { unchanged: diff.unchanged, ..requests.carry_out(service).await };
+            tracing::info!(source = NAME, wanted = %tally, %done, "synced the file of resources");
+            let present = standing.len() + done.add - done.delete;
+            self.state.send_replace(State { done, present, ..state });
+            return self.settled = None;
+        }
+        // What is missing for the first time is looked at again.
+        self.settled = (verdict != Deletes::Unconfirmed).then_some(changes);
+    }
+
+    /// What a person should know, once.
+    fn say(&self, state: &State) {
+        let before = self.state.borrow();
+        if let Some((count, digest)) = state.held
+            && before.held != state.held
+        {
+            tracing::warn!(
+                source = NAME, missing = count, of = state.present, records = state.records, %digest,
+                "the file of resources lacks so many that nothing is deleted: `evenkeel source get {NAME}` shows it, `evenkeel source release {NAME} {digest}` deletes them"
+            );
+        }
+        if state.conflict > 0 && before.conflict != state.conflict {
+            tracing::warn!(
+                source = NAME,
+                names = state.conflict,
+                "names of the file belong to the API or another source: those stay as they are"
+            );
+        }
     }
 }
 
-/// Carries out the difference between what the file wants and what stands of it, whatever has made it.
-async fn sync(service: &Service, wanted: &BTreeMap<ResourceName, Definition>) {
-    let (puts, deletes, counts) = {
-        let known = service.shared.read();
-        let stands = definitions_of(&known, SOURCE);
-        let diff = diff::diff(&stands, wanted);
-        // What came by the API stays, though the file has it too.
-        let adds = diff.add.iter().copied().filter(|d| known.cluster.unit(d.name.as_str()).is_none_or(|u| u.record.is_none()));
-        let adds: Vec<(Definition, PutMode)> = adds.map(|d| (d.clone(), PutMode::Add)).collect();
-        let kept = diff.add.len() - adds.len();
-        let counts = Counts { add: adds.len(), change: diff.change.len(), delete: diff.delete.len(), unchanged: diff.unchanged };
-        let changes = diff.change.iter().map(|change| (change.new.clone(), PutMode::Apply));
-        let puts: Vec<(Definition, PutMode)> = adds.into_iter().chain(changes).collect();
-        let deletes: Vec<ResourceName> = diff.delete.iter().map(|definition| definition.name.clone()).collect();
-        if kept > 0 && !(puts.is_empty() && deletes.is_empty()) {
-            tracing::warn!(kept, "names of the file stand already and came by the API: those stay as they are");
+/// The content of a file; what has no end, and what has more than is taken, is refused.
+async fn read_file(path: &Path) -> Result<Vec<u8>, std::io::Error> {
+    if !tokio::fs::metadata(path).await?.is_file() {
+        return Err(std::io::Error::other("is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // One byte more shows that it is too much, and `manifest` says so.
+    tokio::fs::File::open(path).await?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// What a turn asks of the control loop.
+struct Requests {
+    puts: Vec<(Definition, PutMode)>,
+    deletes: Vec<ResourceName>,
+}
+
+/// The requests that a diff comes to, and how many names of it belong to somebody else.
+async fn requests(service: &Service, diff: &Diff<'_>, deletes: Vec<ResourceName>) -> (Requests, usize) {
+    let mut puts = Vec::with_capacity(diff.add.len() + diff.change.len());
+    for some in diff.add.chunks(STEP) {
+        let is_free = |known: &Known, name: &ResourceName| known.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
+        {
+            let known = service.shared.read();
+            puts.extend(some.iter().filter(|d| is_free(&known, &d.name)).map(|d| ((*d).clone(), PutMode::Add)));
         }
-        (puts, deletes, counts)
-    };
-    if puts.is_empty() && deletes.is_empty() {
-        return;
+        tokio::task::yield_now().await;
     }
-    let put = async |(definition, mode): (Definition, PutMode)| {
-        let change = usize::from(mode == PutMode::Apply);
-        let done = is_done(service.put(definition.clone(), mode, SOURCE).await.map(drop), &definition.name);
-        Counts { add: done * (1 - change), change: done * change, ..Counts::default() }
-    };
-    let delete = async |name: ResourceName| Counts { delete: is_done(service.delete(name.clone()).await, &name), ..Counts::default() };
-    let mut done = Counts { unchanged: counts.unchanged, ..Counts::default() };
-    let mut puts = stream::iter(puts).map(put).buffer_unordered(WINDOW);
-    while let Some(one) = puts.next().await {
-        (done.add, done.change) = (done.add + one.add, done.change + one.change);
+    let conflict = diff.add.len() - puts.len();
+    puts.extend(diff.change.iter().map(|change| (change.new.clone(), PutMode::Apply)));
+    (Requests { puts, deletes }, conflict)
+}
+
+impl Requests {
+    fn tally(&self, unchanged: usize) -> Counts {
+        let add = self.puts.iter().filter(|(_, mode)| *mode == PutMode::Add).count();
+        Counts { add, change: self.puts.len() - add, delete: self.deletes.len(), unchanged }
     }
-    let mut deletes = stream::iter(deletes).map(delete).buffer_unordered(WINDOW);
-    while let Some(one) = deletes.next().await {
-        done.delete += one.delete;
+
+    /// Asks for all of it, many at a time, and counts what was done.
+    async fn carry_out(self, service: &Service) -> Counts {
+        let put = async |(definition, mode): (Definition, PutMode)| {
+            let name = definition.name.clone();
+            let done = is_done(service.put_of_source(definition, mode, NAME).await.map(drop), &name);
+            if mode == PutMode::Add { Counts { add: done, ..Counts::default() } } else { Counts { change: done, ..Counts::default() } }
+        };
+        let mut done = Counts::default();
+        let mut puts = stream::iter(self.puts).map(put).buffer_unordered(WINDOW);
+        while let Some(one) = puts.next().await {
+            (done.add, done.change) = (done.add + one.add, done.change + one.change);
+        }
+        let delete = async |name: ResourceName| is_done(service.delete_of_source(name.clone(), NAME).await, &name);
+        let mut deletes = stream::iter(self.deletes).map(delete).buffer_unordered(WINDOW);
+        while let Some(one) = deletes.next().await {
+            done.delete += one;
+        }
+        done
     }
-    tracing::info!(wanted = %counts, done = %done, "synced the file of resources");
+}
+
+/// The resources of a source, by name, for a diff.
+async fn definitions_of(service: &Service, source: &str) -> BTreeMap<ResourceName, Definition> {
+    let mut found = BTreeMap::new();
+    let mut after: Option<ResourceName> = None;
+    loop {
+        {
+            let known = service.shared.read();
+            let some: Vec<_> = known.cluster.units_after(after.as_ref().map(ResourceName::as_str)).take(STEP).collect();
+            let records = some.iter().filter_map(|(name, unit)| Some((*name, unit.record.as_deref()?)));
+            let kept = records.filter(|(_, record)| *record.value.source == *source);
+            found.extend(kept.map(|(name, record)| (name.clone(), record.value.definition.clone())));
+            if some.len() < STEP {
+                return found;
+            }
+            after = some.last().map(|(name, _)| (*name).clone());
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// One, if it was done.
@@ -122,7 +376,7 @@ fn is_done(result: Result<(), tonic::Status>, name: &ResourceName) -> usize {
     match result {
         Ok(()) => 1,
         Err(status) => {
-            tracing::warn!(resource = %name, reason = status.message(), "could not be synced");
+            tracing::warn!(source = NAME, resource = %name, reason = status.message(), "could not be synced");
             0
         }
     }

@@ -144,7 +144,7 @@ fn bar(total: usize) -> ProgressBar {
 /// Adds and changes, as one stream. When it breaks, what has no answer yet is sent once more: the same content again has no effect.
 async fn send(session: &Session, diff: &Diff<'_>, done: &mut Done, bar: &ProgressBar) -> Result<(), ClientError> {
     let request = |definition: &Definition, replace| -> Result<_, ClientError> {
-        Ok(AddResourcesRequest { resource: Some(convert::to_resource(definition)?), replace, source: String::new() })
+        Ok(AddResourcesRequest { resource: Some(convert::to_resource(definition)?), replace, ..AddResourcesRequest::default() })
     };
     let added = diff.add.iter().map(|definition| request(definition, false));
     let changed = diff.change.iter().map(|change| request(change.new, true));

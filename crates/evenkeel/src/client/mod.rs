@@ -14,6 +14,7 @@ mod logs;
 mod nodes;
 mod plan;
 pub(crate) mod session;
+mod source;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     Drain(drain::DrainArgs),
     /// Show whether too many workers are gone for their work to be moved, or release it all the same
     Brake(brake::BrakeArgs),
+    /// Show the inventories that the leader follows, and release what they hold
+    Source(source::SourceArgs),
 }
 
 /// Runs one command to its exit status.
@@ -110,6 +113,7 @@ async fn dispatch(command: Command) -> Result<(), ClientError> {
         Command::Uncordon(args) => nodes::uncordon(args).await,
         Command::Drain(args) => drain::run(args).await,
         Command::Brake(args) => brake::run(args).await,
+        Command::Source(args) => source::run(args).await,
     }
 }
 

@@ -10,6 +10,7 @@ mod measured;
 mod plan;
 mod routes;
 pub(crate) mod service;
+mod sources;
 mod states;
 mod transcode;
 mod watch;

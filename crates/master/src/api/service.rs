@@ -1,7 +1,7 @@
 //! The gRPC services: requests become wishes for the control loop or views of what is known. They run on the leader; standbys pass
 //! calls on before they come here.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_PAGE};
 use evenkeel_proto::v1::{self, master_server::Master};
@@ -12,11 +12,12 @@ use tokio::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{convert, states};
+use super::{convert, sources, states};
 use crate::{
     config::MasterConfig,
     control::request::{Effect, PutAnswer, PutMode, Refusal, Request as Wish},
     known::{Known, Leadership, Shared},
+    source::SourceHandle,
 };
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
@@ -32,6 +33,8 @@ pub(crate) struct Service {
     pub(crate) config: Arc<MasterConfig>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) wishes: mpsc::Sender<Wish>,
+    /// The file of resources, if this master follows one.
+    pub(crate) source: Option<SourceHandle>,
 }
 
 /// A stream of answers.
@@ -46,7 +49,7 @@ impl From<Refusal> for Status {
             Refusal::Conflict(_) => Self::aborted(message),
             Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
-            Refusal::Rejected(_) => Self::failed_precondition(message),
+            Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
         }
     }
 }
@@ -68,17 +71,24 @@ pub(crate) fn selector(text: &str) -> Result<Selector, Status> {
 
 impl Service {
     /// Puts a resource and waits for the commit.
-    pub(crate) async fn put(&self, definition: Definition, mode: PutMode, source: &str) -> Result<PutAnswer, Status> {
+    pub(crate) async fn put(&self, definition: Definition, mode: PutMode) -> Result<PutAnswer, Status> {
         let (reply, answer) = oneshot::channel();
         let name = definition.name.clone();
-        self.wish(Wish::Put { definition: Box::new(definition), mode, source: source.into(), reply })?;
+        self.wish(Wish::Put { definition: Box::new(definition), mode, source: "".into(), reply })?;
         settled(answer, || Refusal::Unknown(name)).await
     }
 
     /// Deletes a resource and waits for the commit.
     pub(crate) async fn delete(&self, name: ResourceName) -> Result<(), Status> {
         let (reply, answer) = oneshot::channel();
-        self.wish(Wish::Delete { name: name.clone(), reply })?;
+        self.wish(Wish::Delete { name: name.clone(), source: "".into(), reply })?;
+        settled(answer, || Refusal::Unknown(name)).await
+    }
+
+    /// As [`Service::delete`], for a source: only what it keeps.
+    pub(crate) async fn delete_of_source(&self, name: ResourceName, source: &str) -> Result<(), Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Wish::Delete { name: name.clone(), source: source.into(), reply }).await?;
         settled(answer, || Refusal::Unknown(name)).await
     }
 
@@ -122,7 +132,7 @@ impl Service {
         let name = request.resource.as_ref().map(|r| r.name.clone()).unwrap_or_default();
         let mode = if request.replace { PutMode::Apply } else { PutMode::Add };
         let result = match convert::definition(request.resource) {
-            Ok(definition) => self.put_patiently(definition, mode, &request.source).await,
+            Ok(definition) => self.put_of_source(definition, mode, "").await,
             Err(status) => Err(status),
         };
         match result {
@@ -142,14 +152,20 @@ impl Service {
         }
     }
 
-    /// Puts a resource; where the loop is busy it waits, since a stream is held back by its own window.
-    async fn put_patiently(&self, definition: Definition, mode: PutMode, source: &str) -> Result<PutAnswer, Status> {
+    /// Puts a resource of a source, or of a stream of the API's with an empty source; where the loop is busy it waits, since who asks for
+    /// many is held back by its own window.
+    pub(crate) async fn put_of_source(&self, definition: Definition, mode: PutMode, source: &str) -> Result<PutAnswer, Status> {
         let (reply, answer) = oneshot::channel();
         let name = definition.name.clone();
         let wish = Wish::Put { definition: Box::new(definition), mode, source: source.into(), reply };
-        let sent = timeout(PATIENCE, self.wishes.send(wish)).await.map_err(|_| Status::from(Refusal::Busy))?;
-        sent.map_err(|_| Status::from(Refusal::NotLeader))?;
+        self.send(wish).await?;
         settled(answer, || Refusal::Unknown(name)).await
+    }
+
+    /// Waits until the loop takes one more request.
+    async fn send(&self, wish: Wish) -> Result<(), Status> {
+        let sent = timeout(PATIENCE, self.wishes.send(wish)).await.map_err(|_| Status::from(Refusal::Busy))?;
+        sent.map_err(|_| Status::from(Refusal::NotLeader))
     }
 }
 
@@ -187,7 +203,7 @@ fn page_token(text: &str) -> Result<Option<ResourceName>, Status> {
 impl Master for Service {
     async fn add_resource(&self, request: Request<v1::AddResourceRequest>) -> Result<Response<v1::AddResourceResponse>, Status> {
         let definition = convert::definition(request.into_inner().resource)?;
-        let answer = self.put(definition, PutMode::Add, "").await?;
+        let answer = self.put(definition, PutMode::Add).await?;
         let created = answer.effect == Effect::Created;
         Ok(Response::new(v1::AddResourceResponse { resource: Some(Self::put_state(&answer)), created }))
     }
@@ -209,7 +225,7 @@ impl Master for Service {
 
     async fn update_resource(&self, request: Request<v1::UpdateResourceRequest>) -> Result<Response<v1::UpdateResourceResponse>, Status> {
         let definition = convert::definition(request.into_inner().resource)?;
-        let answer = self.put(definition, PutMode::Update, "").await?;
+        let answer = self.put(definition, PutMode::Update).await?;
         let changed = answer.effect != Effect::Unchanged;
         Ok(Response::new(v1::UpdateResourceResponse { resource: Some(Self::put_state(&answer)), changed }))
     }
@@ -341,6 +357,26 @@ impl Master for Service {
         Ok(Response::new(super::watch::events(self.clone(), request.into_inner().after)))
     }
 
+    async fn list_sources(&self, _: Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        Ok(Response::new(v1::ListSourcesResponse { sources: sources::list(self).await? }))
+    }
+
+    async fn get_source(&self, request: Request<v1::GetSourceRequest>) -> Result<Response<v1::GetSourceResponse>, Status> {
+        let source = Some(sources::get(self, &request.into_inner().name).await?);
+        Ok(Response::new(v1::GetSourceResponse { source }))
+    }
+
+    async fn sync_source(&self, request: Request<v1::SyncSourceRequest>) -> Result<Response<v1::SyncSourceResponse>, Status> {
+        let source = Some(sources::sync(self, &request.into_inner().name).await?);
+        Ok(Response::new(v1::SyncSourceResponse { source }))
+    }
+
+    async fn release_source(&self, request: Request<v1::ReleaseSourceRequest>) -> Result<Response<v1::ReleaseSourceResponse>, Status> {
+        let request = request.into_inner();
+        let source = Some(sources::release(self, &request.name, &request.digest).await?);
+        Ok(Response::new(v1::ReleaseSourceResponse { source }))
+    }
+
     type ReadLogsStream = Answers<v1::ReadLogsResponse>;
 
     async fn read_logs(&self, request: Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
@@ -361,10 +397,4 @@ fn last_name(resources: &[v1::ResourceState]) -> String {
 /// Whether this master leads.
 pub(crate) fn leads(shared: &Shared) -> bool {
     *shared.leadership.borrow() == Leadership::Mine
-}
-
-/// The resources of a source, by name, for a diff.
-pub(crate) fn definitions_of(known: &Known, source: &str) -> BTreeMap<ResourceName, Definition> {
-    let units = known.cluster.units_after(None).filter_map(|(name, unit)| Some((name, unit.record.as_deref()?)));
-    units.filter(|(_, r)| *r.value.source == *source).map(|(name, r)| (name.clone(), r.value.definition.clone())).collect()
 }

@@ -14,7 +14,8 @@ pub enum Request {
         definition: Box<Definition>,
         /// What may stand already.
         mode: PutMode,
-        /// The inventory that keeps it; empty: the API.
+        /// The inventory that asks, which keeps what it adds and changes only what it keeps; empty: the API. It is the door's to say, never
+        /// the caller's.
         source: Box<str>,
         /// For the answer.
         reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
@@ -37,6 +38,8 @@ pub enum Request {
     Delete {
         /// Which.
         name: ResourceName,
+        /// The inventory that asks, which deletes only what it keeps; empty: the API, which deletes anything.
+        source: Box<str>,
         /// For the answer.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
@@ -93,6 +96,9 @@ pub enum Refusal {
     /// It is there, and differs.
     #[error("resource {0} exists with other content; update it, or delete it first")]
     AlreadyExists(ResourceName),
+    /// A source asks for what it does not keep.
+    #[error("resource {0} belongs to {1}, and stays as it is")]
+    OfAnother(ResourceName, Box<str>),
     /// It led when it was asked, perhaps, and does not any more: it may have been written all the same.
     #[error("this master does not lead any more; try again")]
     NotLeader,

@@ -72,7 +72,7 @@ impl Term {
             Request::Put { definition, mode, source, reply } => {
                 self.put(known, Put { definition: *definition, mode, source, reply }, now);
             }
-            Request::Delete { name, reply } => self.delete(known, &name, reply, now),
+            Request::Delete { name, source, reply } => self.delete(known, &name, &source, reply, now),
             Request::Wish { worker, wish, reply } => self.want(known, &worker, wish, reply, now),
             Request::ReleaseBrake { reply } => self.release_brake(known, reply, now),
         }
@@ -91,6 +91,10 @@ impl Term {
                 self.confirm(known, &name, Revision::default(), answer, now);
             }
             (None, PutMode::Add | PutMode::Apply) => self.create(known, put, now),
+            (Some(old), _) if !put.source.is_empty() && old.value.source != put.source => {
+                let answer = Answer::NoPut(put.reply, Refusal::OfAnother(name.clone(), source_of(&old.value).into()));
+                self.confirm(known, &name, old.revision, answer, now);
+            }
             (Some(old), _) if old.value.definition == put.definition => {
                 let answer = Box::new(self.standing_answer(known, &name, old.value, Effect::Unchanged, now));
                 self.confirm(known, &name, old.revision, Answer::Put { reply: put.reply, answer, assigns: false }, now);
@@ -177,11 +181,16 @@ impl Term {
     }
 
     /// The resource goes and its work is told to stop, in one transaction.
-    fn delete(&mut self, known: &mut Known, name: &ResourceName, reply: oneshot::Sender<Result<(), Refusal>>, now: Moment) {
+    fn delete(&mut self, known: &mut Known, name: &ResourceName, source: &str, reply: oneshot::Sender<Result<(), Refusal>>, now: Moment) {
         let Some(unit) = known.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
             let answer = Answer::NoDelete(reply, Refusal::NotFound(name.clone()));
             return self.confirm(known, name, Revision::default(), answer, now);
         };
+        if let Some(record) = unit.record.as_deref().filter(|r| !source.is_empty() && *r.value.source != *source) {
+            let answer = Answer::NoDelete(reply, Refusal::OfAnother(name.clone(), source_of(&record.value).into()));
+            let revision = record.revision;
+            return self.confirm(known, name, revision, answer, now);
+        }
         let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
         if let Some(record) = unit.record.as_deref() {
             decision.guards.push(Guard::Resource(name.clone(), record.revision));
@@ -189,7 +198,13 @@ impl Term {
         for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
-        let entry = history::about_resource(HappeningKind::Deleted, self.clock.unix_ns(), &self.master, name.as_str(), "api");
+        let entry = history::about_resource(
+            HappeningKind::Deleted,
+            self.clock.unix_ns(),
+            &self.master,
+            name.as_str(),
+            if source.is_empty() { "api" } else { source },
+        );
         let happening = Some(Happening { from: holder_of(unit), ..entry });
         self.decide(known, Decided { decision, name: Some(name), happening, answer: Some(Answer::Delete(reply)) }, now);
     }

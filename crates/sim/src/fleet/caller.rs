@@ -144,7 +144,7 @@ impl Caller {
             }
             Call::Delete => {
                 let (reply, answer) = oneshot::channel();
-                handle.ask(Request::Delete { name: self.name.clone(), reply }).ok()?;
+                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), reply }).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(()))) => Reply::Certain(Answer::Deleted),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
@@ -174,7 +174,9 @@ fn of_refusal(refusal: &Refusal) -> Reply {
     match refusal {
         Refusal::NotFound(_) | Refusal::NoWorker(_) => Reply::Certain(Answer::NotFound),
         Refusal::AlreadyExists(_) => Reply::Certain(Answer::AlreadyExists),
-        Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::Busy => Reply::Certain(Answer::Refused),
+        Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::OfAnother(..) | Refusal::Busy => {
+            Reply::Certain(Answer::Refused)
+        }
         Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Reply::Unknown,
     }
 }
