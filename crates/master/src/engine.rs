@@ -5,17 +5,20 @@
 
 use std::sync::Arc;
 
-use evenkeel_model::MasterRecord;
+use evenkeel_model::{MasterRecord, limits::MAX_WAITING};
 use evenkeel_store::{Client, keys::Keys};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use crate::{
     config::MasterConfig,
-    control::{Control, WISHES, office::Office},
+    control::{Control, OPERATIONS, Queues, intake::Intake, office::Office},
     known::Shared,
 };
 pub use crate::{
-    control::request::{Effect, PutAnswer, PutMode, Refusal, Request},
+    control::request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
     known::Leadership,
     time::Clock,
 };
@@ -23,15 +26,16 @@ pub use crate::{
 /// A control loop that is ready to run.
 pub struct Engine {
     control: Control,
-    shared: Arc<Shared>,
-    requests: mpsc::Sender<Request>,
+    handle: Handle,
 }
 
 /// What is asked of a control loop, and what it shows.
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) intake: Intake,
+    operations: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Engine {
@@ -41,20 +45,22 @@ impl Engine {
         let keys = Keys::new(config.prefix.clone());
         let office = Office::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
         let shared = Arc::new(Shared::new(clock));
-        let (requests, queue) = mpsc::channel(WISHES);
-        let control = Control::new(config, client, Arc::clone(&shared), queue, office);
-        Self { control, shared, requests }
+        let (operations, operations_asked) = mpsc::channel(OPERATIONS);
+        let (requests, requests_asked) = mpsc::channel(MAX_WAITING);
+        let queues = Queues { operations: operations_asked, requests: requests_asked };
+        let control = Control::new(config, client, Arc::clone(&shared), queues, office);
+        Self { control, handle: Handle { shared, intake: Intake::default(), operations, requests } }
     }
 
     /// The way to ask it.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { shared: Arc::clone(&self.shared), requests: self.requests.clone() }
+        self.handle.clone()
     }
 
     /// Runs until it is told to stop (or `stop` is dropped); then hands leadership over.
     pub async fn run(self, stop: oneshot::Receiver<()>) {
-        let Self { control, shared: _, requests: _ } = self;
+        let Self { control, handle: _ } = self;
         control.run(stop).await;
     }
 }
@@ -63,9 +69,13 @@ impl Handle {
     /// Asks for something. It is answered by the request's own channel, after the commit.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] with more requests waiting than can be written.
+    /// [`Refusal::Busy`] with more requests waiting than can be written; [`Refusal::NotLeader`] when the loop has ended.
     pub fn ask(&self, request: Request) -> Result<(), Refusal> {
-        self.requests.try_send(request).map_err(|_| Refusal::Busy)
+        let queue = if request.is_operators() { &self.operations } else { &self.requests };
+        queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::Busy,
+            TrySendError::Closed(_) => Refusal::NotLeader,
+        })
     }
 
     /// Who leads, as far as this master knows.

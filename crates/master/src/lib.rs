@@ -3,7 +3,7 @@
 //! The wheel: **store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit** -> etcd, and back by
 //! worker::desired -> worker::reconcile -> worker::driver -> worker::report.
 //!
-//! The control loop is the one writer; the API and the sources wish, the planner decides, the pipeline writes. A master never talks to
+//! The control loop is the one writer; the API and the sources ask, the planner decides, the pipeline writes. A master never talks to
 //! a worker about what to run: that goes through etcd alone.
 
 mod api;
@@ -26,12 +26,7 @@ use tokio::{
 };
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
-use self::{
-    api::service::Service,
-    engine::{Engine, Handle},
-    source::FileSource,
-    time::SystemClock,
-};
+use self::{api::service::Service, engine::Engine, source::FileSource, time::SystemClock};
 
 /// How long etcd may take to answer at the start.
 const ETCD_PATIENCE: Duration = Duration::from_secs(20);
@@ -64,9 +59,8 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     };
     tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
     let engine = Engine::new(config.clone(), client, record, Arc::new(SystemClock::start()));
-    let Handle { shared, requests } = engine.handle();
     let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
-    let service = Service { config, shared, wishes: requests, source: source_handle };
+    let service = Service { config, engine: engine.handle(), source: source_handle };
     let (stop_control, control_stops) = oneshot::channel();
     let control = tokio::spawn(engine.run(control_stops));
     let source = source.map(|source| tokio::spawn(source.run(service.clone())));

@@ -128,9 +128,9 @@ impl FileSource {
 
     /// Keeps the cluster in sync with the file for as long as this master leads, and waits while it does not.
     pub(crate) async fn run(mut self, service: Service) {
-        let mut leadership = service.shared.leadership.subscribe();
+        let mut leadership = service.shared().leadership.subscribe();
         loop {
-            if !leads(&service.shared) {
+            if !leads(service.shared()) {
                 self.forget();
                 if leadership.changed().await.is_err() {
                     return;
@@ -145,7 +145,7 @@ impl FileSource {
                 _ = leadership.changed() => None,
             };
             match order {
-                Some(order) if leads(&service.shared) => self.obey(&service, order).await,
+                Some(order) if leads(service.shared()) => self.obey(&service, order).await,
                 // Whoever asked is answered by the closed channel: this master does not lead.
                 Some(_) | None => {}
             }
@@ -231,7 +231,7 @@ impl FileSource {
 
     async fn sync(&mut self, service: &Service, content: Content) {
         let Some((_, wanted)) = &self.read else { return };
-        let changes = service.shared.read().next_change();
+        let changes = service.shared().read().next_change();
         if self.settled == Some(changes) {
             return;
         }
@@ -255,7 +255,7 @@ impl FileSource {
             done: if finds_nothing { done_before } else { nothing },
             held,
             conflict,
-            last_success: service.shared.clock().unix_ns(),
+            last_success: service.shared().clock().unix_ns(),
         };
         self.say(&state);
         self.state.send_replace(state.clone());
@@ -314,7 +314,7 @@ async fn requests(service: &Service, diff: &Diff<'_>, deletes: Vec<ResourceName>
     for some in diff.add.chunks(STEP) {
         let is_free = |known: &Known, name: &ResourceName| known.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
         {
-            let known = service.shared.read();
+            let known = service.shared().read();
             puts.extend(some.iter().filter(|d| is_free(&known, &d.name)).map(|d| ((*d).clone(), PutMode::Add)));
         }
         tokio::task::yield_now().await;
@@ -357,7 +357,7 @@ async fn definitions_of(service: &Service, source: &str) -> BTreeMap<ResourceNam
     let mut after: Option<ResourceName> = None;
     loop {
         {
-            let known = service.shared.read();
+            let known = service.shared().read();
             let some: Vec<_> = known.cluster.units_after(after.as_ref().map(ResourceName::as_str)).take(STEP).collect();
             let records = some.iter().filter_map(|(name, unit)| Some((*name, unit.record.as_deref()?)));
             let kept = records.filter(|(_, record)| *record.value.source == *source);

@@ -68,6 +68,15 @@ limits! {
         MAX_MESSAGE: usize = 1 << 20, "bytes";
         /// Entries of one page.
         MAX_PAGE: usize = 5000, "entries";
+        /// One page, as it is encoded. gRPC clients take 4 MiB unless they are told otherwise, and a page ends before that.
+        MAX_PAGE_BYTES: usize = 3 << 20, "bytes";
+        /// Requests to change something that are read and not yet answered, over all callers. A leader writes that many within
+        /// a second.
+        MAX_WAITING: usize = 8192, "requests";
+        /// Of those, what all streams and sources may take together. Who asks for one thing finds a place beside them.
+        MAX_WAITING_OF_STREAMS: usize = 2048, "requests";
+        /// The requests that are read and not yet answered. Two thousand of the largest specs.
+        MAX_WAITING_BYTES: usize = 128 << 20, "bytes";
     }
 }
 

@@ -46,7 +46,7 @@ const SERVED: [&str; 3] = ["CrawlerMaster", "evenkeel.v1.Master", "grpc.health.v
 /// Serves until `stop` becomes true, then ends in order.
 pub(crate) async fn serve(service: Service, grpc: TcpListener, http: TcpListener, stop: signal::Receiver<bool>) -> Result<(), MasterError> {
     let failed = |what: &'static str| move |e: Box<dyn std::error::Error + Send + Sync>| MasterError::Server(what, e.to_string());
-    let shared = service.shared.clone();
+    let shared = service.engine.shared.clone();
     let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str());
     let routes = grpc_routes(&service).map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
@@ -81,7 +81,7 @@ fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::server::Er
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    tokio::spawn(report_health(service.shared.clone(), health));
+    tokio::spawn(report_health(service.engine.shared.clone(), health));
     Ok(routes.routes())
 }
 

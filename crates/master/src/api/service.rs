@@ -1,29 +1,32 @@
-//! The gRPC services: requests become wishes for the control loop or views of what is known. They run on the leader; standbys pass
+//! The gRPC services: calls become requests to the control loop, or views of what is known. They run on the leader; standbys pass
 //! calls on before they come here.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_PAGE};
+use evenkeel_model::{
+    Definition, ResourceName, Selector, WorkerId, WorkerWish,
+    limits::{MAX_PAGE, MAX_WAITING_OF_STREAMS},
+};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
-use tonic::{Request, Response, Status, Streaming};
+use prost::Message;
+use tokio::{sync::oneshot, time::timeout};
+use tonic::{Response, Status, Streaming};
 
 use super::{convert, sources, states};
 use crate::{
     config::MasterConfig,
-    control::request::{Effect, PutAnswer, PutMode, Refusal, Request as Wish},
+    control::{
+        intake::Ticket,
+        request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
+    },
+    engine::Handle,
     known::{Known, Leadership, Shared},
     source::SourceHandle,
 };
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many resources of one stream may wait for their commits.
-const STREAM_WINDOW: usize = 2048;
 /// The usual number of entries on one page.
 const USUAL_PAGE: usize = 500;
 
@@ -31,8 +34,7 @@ const USUAL_PAGE: usize = 500;
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) config: Arc<MasterConfig>,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) wishes: mpsc::Sender<Wish>,
+    pub(crate) engine: Handle,
     /// The file of resources, if this master follows one.
     pub(crate) source: Option<SourceHandle>,
 }
@@ -49,6 +51,7 @@ impl From<Refusal> for Status {
             Refusal::Conflict(_) => Self::aborted(message),
             Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
+            Refusal::TooLarge(_) => Self::invalid_argument(message),
             Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
         }
     }
@@ -69,50 +72,66 @@ pub(crate) fn selector(text: &str) -> Result<Selector, Status> {
     text.parse().map_err(|e: evenkeel_model::SelectorError| Status::invalid_argument(format!("selector: {e}")))
 }
 
+/// What a resource is worth in places, beside the text of its message: names, epochs, and what the loop notes of it.
+const OVERHEAD: usize = 512;
+
 impl Service {
     /// Puts a resource and waits for the commit.
-    pub(crate) async fn put(&self, definition: Definition, mode: PutMode) -> Result<PutAnswer, Status> {
-        let (reply, answer) = oneshot::channel();
+    pub(crate) async fn put(&self, definition: Definition, mode: PutMode, bytes: usize) -> Result<PutAnswer, Status> {
+        let ticket = self.engine.intake.one(bytes + OVERHEAD)?;
+        self.put_with(definition, mode, "", ticket).await
+    }
+
+    /// As [`Service::put`], for who asks for many: it waits for its place.
+    pub(crate) async fn put_of_source(&self, definition: Definition, mode: PutMode, source: &str) -> Result<PutAnswer, Status> {
+        let ticket = self.engine.intake.one_of_many(definition.spec.as_str().len() + OVERHEAD).await;
+        self.put_with(definition, mode, source, ticket).await
+    }
+
+    async fn put_with(&self, definition: Definition, mode: PutMode, source: &str, ticket: Ticket) -> Result<PutAnswer, Status> {
         let name = definition.name.clone();
-        self.wish(Wish::Put { definition: Box::new(definition), mode, source: "".into(), reply })?;
+        let (reply, answer) = Reply::new(ticket);
+        self.engine.ask(Request::Put { definition: Box::new(definition), mode, source: source.into(), reply })?;
         settled(answer, || Refusal::Unknown(name)).await
     }
 
     /// Deletes a resource and waits for the commit.
     pub(crate) async fn delete(&self, name: ResourceName) -> Result<(), Status> {
-        let (reply, answer) = oneshot::channel();
-        self.wish(Wish::Delete { name: name.clone(), source: "".into(), reply })?;
-        settled(answer, || Refusal::Unknown(name)).await
+        let ticket = self.engine.intake.one(OVERHEAD)?;
+        self.delete_with(name, "", ticket).await
     }
 
     /// As [`Service::delete`], for a source: only what it keeps.
     pub(crate) async fn delete_of_source(&self, name: ResourceName, source: &str) -> Result<(), Status> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Wish::Delete { name: name.clone(), source: source.into(), reply }).await?;
+        let ticket = self.engine.intake.one_of_many(OVERHEAD).await;
+        self.delete_with(name, source, ticket).await
+    }
+
+    async fn delete_with(&self, name: ResourceName, source: &str, ticket: Ticket) -> Result<(), Status> {
+        let (reply, answer) = Reply::new(ticket);
+        self.engine.ask(Request::Delete { name: name.clone(), source: source.into(), reply })?;
         settled(answer, || Refusal::Unknown(name)).await
     }
 
     /// Wants something of a worker, or nothing more, and waits for the commit; then shows the worker.
-    async fn want(&self, id: &str, wish: Option<WorkerWish>) -> Result<Option<v1::WorkerState>, Status> {
+    async fn want(&self, id: &str, intent: Option<WorkerWish>) -> Result<Option<v1::WorkerState>, Status> {
         let worker = worker_id("id", id)?;
-        let (reply, answer) = oneshot::channel();
-        self.wish(Wish::Wish { worker: worker.clone(), wish, reply })?;
+        let (reply, answer) = Reply::new(Ticket::default());
+        self.engine.ask(Request::Intent { worker: worker.clone(), intent, reply })?;
         settled(answer, || Refusal::UnknownOf(worker.clone())).await?;
-        let now = self.shared.now();
-        let known = self.shared.read();
+        let shared = self.shared();
+        let now = shared.now();
+        let known = shared.read();
         Ok(known.cluster.worker(worker.as_str()).map(|found| states::worker(&known.cluster, &worker, found, now, &self.config.planner)))
     }
 
-    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn wish(&self, wish: Wish) -> Result<(), Status> {
-        self.wishes.try_send(wish).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Status::from(Refusal::Busy),
-            mpsc::error::TrySendError::Closed(_) => Status::from(Refusal::NotLeader),
-        })
+    /// What this master knows.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.engine.shared
     }
 
     fn state(&self, known: &Known, name: &str) -> Option<v1::ResourceState> {
-        states::resource(&known.cluster, name, self.shared.now(), &self.config.planner)
+        states::resource(&known.cluster, name, self.shared().now(), &self.config.planner)
     }
 
     fn put_state(answer: &PutAnswer) -> v1::ResourceState {
@@ -128,11 +147,11 @@ impl Service {
     }
 
     /// One request of a stream; what is wrong with it is its result, and the stream goes on.
-    async fn put_one(self, request: v1::AddResourcesRequest) -> v1::AddResourcesResponse {
+    async fn put_one(self, request: v1::AddResourcesRequest, ticket: Ticket) -> v1::AddResourcesResponse {
         let name = request.resource.as_ref().map(|r| r.name.clone()).unwrap_or_default();
         let mode = if request.replace { PutMode::Apply } else { PutMode::Add };
         let result = match convert::definition(request.resource) {
-            Ok(definition) => self.put_of_source(definition, mode, "").await,
+            Ok(definition) => self.put_with(definition, mode, "", ticket).await,
             Err(status) => Err(status),
         };
         match result {
@@ -150,22 +169,6 @@ impl Service {
                 ..v1::AddResourcesResponse::default()
             },
         }
-    }
-
-    /// Puts a resource of a source, or of a stream of the API's with an empty source; where the loop is busy it waits, since who asks for
-    /// many is held back by its own window.
-    pub(crate) async fn put_of_source(&self, definition: Definition, mode: PutMode, source: &str) -> Result<PutAnswer, Status> {
-        let (reply, answer) = oneshot::channel();
-        let name = definition.name.clone();
-        let wish = Wish::Put { definition: Box::new(definition), mode, source: source.into(), reply };
-        self.send(wish).await?;
-        settled(answer, || Refusal::Unknown(name)).await
-    }
-
-    /// Waits until the loop takes one more request.
-    async fn send(&self, wish: Wish) -> Result<(), Status> {
-        let sent = timeout(PATIENCE, self.wishes.send(wish)).await.map_err(|_| Status::from(Refusal::Busy))?;
-        sent.map_err(|_| Status::from(Refusal::NotLeader))
     }
 }
 
@@ -201,9 +204,10 @@ fn page_token(text: &str) -> Result<Option<ResourceName>, Status> {
 
 #[tonic::async_trait]
 impl Master for Service {
-    async fn add_resource(&self, request: Request<v1::AddResourceRequest>) -> Result<Response<v1::AddResourceResponse>, Status> {
-        let definition = convert::definition(request.into_inner().resource)?;
-        let answer = self.put(definition, PutMode::Add).await?;
+    async fn add_resource(&self, request: tonic::Request<v1::AddResourceRequest>) -> Result<Response<v1::AddResourceResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.encoded_len();
+        let answer = self.put(convert::definition(request.resource)?, PutMode::Add, bytes).await?;
         let created = answer.effect == Effect::Created;
         Ok(Response::new(v1::AddResourceResponse { resource: Some(Self::put_state(&answer)), created }))
     }
@@ -212,41 +216,64 @@ impl Master for Service {
 
     async fn add_resources(
         &self,
-        request: Request<Streaming<v1::AddResourcesRequest>>,
+        request: tonic::Request<Streaming<v1::AddResourcesRequest>>,
     ) -> Result<Response<Self::AddResourcesStream>, Status> {
         let service = self.clone();
-        let answers = request.into_inner().map(move |item| {
+        let intake = self.engine.intake.clone();
+        // The next request is read when this one has its place: so one stream has one at most that waits for that.
+        let admitted = request.into_inner().then(move |item| {
+            let intake = intake.clone();
+            async move {
+                let request = item?;
+                let ticket = intake.one_of_many(request.encoded_len() + OVERHEAD).await;
+                Ok::<_, Status>((request, ticket))
+            }
+        });
+        let answers = admitted.map(move |admitted| {
             let service = service.clone();
-            async move { Ok(service.put_one(item?).await) }
+            async move {
+                let (request, ticket) = admitted?;
+                Ok(service.put_one(request, ticket).await)
+            }
         });
         // In the order of the requests, with many commits under way.
-        Ok(Response::new(answers.buffered(STREAM_WINDOW).boxed()))
+        Ok(Response::new(answers.buffered(MAX_WAITING_OF_STREAMS).boxed()))
     }
 
-    async fn update_resource(&self, request: Request<v1::UpdateResourceRequest>) -> Result<Response<v1::UpdateResourceResponse>, Status> {
-        let definition = convert::definition(request.into_inner().resource)?;
-        let answer = self.put(definition, PutMode::Update).await?;
+    async fn update_resource(
+        &self,
+        request: tonic::Request<v1::UpdateResourceRequest>,
+    ) -> Result<Response<v1::UpdateResourceResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.encoded_len();
+        let answer = self.put(convert::definition(request.resource)?, PutMode::Update, bytes).await?;
         let changed = answer.effect != Effect::Unchanged;
         Ok(Response::new(v1::UpdateResourceResponse { resource: Some(Self::put_state(&answer)), changed }))
     }
 
-    async fn delete_resource(&self, request: Request<v1::DeleteResourceRequest>) -> Result<Response<v1::DeleteResourceResponse>, Status> {
+    async fn delete_resource(
+        &self,
+        request: tonic::Request<v1::DeleteResourceRequest>,
+    ) -> Result<Response<v1::DeleteResourceResponse>, Status> {
         self.delete(name(&request.into_inner().name)?).await?;
         Ok(Response::new(v1::DeleteResourceResponse {}))
     }
 
-    async fn get_resource(&self, request: Request<v1::GetResourceRequest>) -> Result<Response<v1::GetResourceResponse>, Status> {
+    async fn get_resource(&self, request: tonic::Request<v1::GetResourceRequest>) -> Result<Response<v1::GetResourceResponse>, Status> {
         let name = name(&request.into_inner().name)?;
-        let state = self.state(&self.shared.read(), name.as_str());
+        let state = self.state(&self.shared().read(), name.as_str());
         let resource = state.ok_or_else(|| Status::from(Refusal::NotFound(name)))?;
         Ok(Response::new(v1::GetResourceResponse { resource: Some(resource) }))
     }
 
-    async fn list_resources(&self, request: Request<v1::ListResourcesRequest>) -> Result<Response<v1::ListResourcesResponse>, Status> {
+    async fn list_resources(
+        &self,
+        request: tonic::Request<v1::ListResourcesRequest>,
+    ) -> Result<Response<v1::ListResourcesResponse>, Status> {
         let request = request.into_inner();
         let (selector, size) = (selector(&request.selector)?, page_size(request.page_size)?);
         let after = page_token(&request.page_token)?;
-        let known = self.shared.read();
+        let known = self.shared().read();
         let mut resources = Vec::new();
         let mut next_page_token = String::new();
         for (name, unit) in known.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
@@ -268,23 +295,26 @@ impl Master for Service {
 
     type WatchResourcesStream = Answers<v1::WatchResourcesResponse>;
 
-    async fn watch_resources(&self, request: Request<v1::WatchResourcesRequest>) -> Result<Response<Self::WatchResourcesStream>, Status> {
+    async fn watch_resources(
+        &self,
+        request: tonic::Request<v1::WatchResourcesRequest>,
+    ) -> Result<Response<Self::WatchResourcesStream>, Status> {
         let request = request.into_inner();
         let selector = selector(&request.selector)?;
         let only = if request.name.is_empty() { None } else { Some(name(&request.name)?) };
         Ok(Response::new(super::watch::resources(self.clone(), selector, only)))
     }
 
-    async fn list_workers(&self, _: Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        let now = self.shared.now();
-        let known = self.shared.read();
+    async fn list_workers(&self, _: tonic::Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let now = self.shared().now();
+        let known = self.shared().read();
         let workers = states::workers(&known.cluster, now, &self.config.planner);
         let brake = evenkeel_planner::brake(&known.cluster, &self.config.planner).map(|brake| brake.to_string()).unwrap_or_default();
         Ok(Response::new(v1::ListWorkersResponse { workers, brake }))
     }
 
-    async fn list_masters(&self, _: Request<v1::ListMastersRequest>) -> Result<Response<v1::ListMastersResponse>, Status> {
-        let known = self.shared.read();
+    async fn list_masters(&self, _: tonic::Request<v1::ListMastersRequest>) -> Result<Response<v1::ListMastersResponse>, Status> {
+        let known = self.shared().read();
         let masters = known.masters.values().enumerate().map(|(place, (_, record))| v1::MasterState {
             id: record.id.to_string(),
             grpc_address: record.address.clone(),
@@ -295,33 +325,36 @@ impl Master for Service {
         Ok(Response::new(v1::ListMastersResponse { masters: masters.collect() }))
     }
 
-    async fn cordon_worker(&self, request: Request<v1::CordonWorkerRequest>) -> Result<Response<v1::CordonWorkerResponse>, Status> {
+    async fn cordon_worker(&self, request: tonic::Request<v1::CordonWorkerRequest>) -> Result<Response<v1::CordonWorkerResponse>, Status> {
         let worker = self.want(&request.into_inner().id, Some(WorkerWish::Cordon)).await?;
         Ok(Response::new(v1::CordonWorkerResponse { worker }))
     }
 
-    async fn uncordon_worker(&self, request: Request<v1::UncordonWorkerRequest>) -> Result<Response<v1::UncordonWorkerResponse>, Status> {
+    async fn uncordon_worker(
+        &self,
+        request: tonic::Request<v1::UncordonWorkerRequest>,
+    ) -> Result<Response<v1::UncordonWorkerResponse>, Status> {
         let worker = self.want(&request.into_inner().id, None).await?;
         Ok(Response::new(v1::UncordonWorkerResponse { worker }))
     }
 
-    async fn drain_worker(&self, request: Request<v1::DrainWorkerRequest>) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+    async fn drain_worker(&self, request: tonic::Request<v1::DrainWorkerRequest>) -> Result<Response<v1::DrainWorkerResponse>, Status> {
         let request = request.into_inner();
         let worker = self.want(&request.id, Some(WorkerWish::Drain { deadline_ms: request.deadline_ms })).await?;
         Ok(Response::new(v1::DrainWorkerResponse { worker }))
     }
 
-    async fn release_brake(&self, _: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
-        let (reply, answer) = oneshot::channel();
-        self.wish(Wish::ReleaseBrake { reply })?;
+    async fn release_brake(&self, _: tonic::Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
+        let (reply, answer) = Reply::new(Ticket::default());
+        self.engine.ask(Request::ReleaseBrake { reply })?;
         let sessions = settled(answer, || Refusal::NotLeader).await?;
         Ok(Response::new(v1::ReleaseBrakeResponse { workers: sessions.keys().map(ToString::to_string).collect() }))
     }
 
-    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+    async fn plan(&self, request: tonic::Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
         let supposed = request.into_inner().suppose;
-        let (now, planner) = (self.shared.now(), &self.config.planner);
-        let known = self.shared.read();
+        let (now, planner) = (self.shared().now(), &self.config.planner);
+        let known = self.shared().read();
         let plan = match supposed {
             None => evenkeel_planner::plan(&known.cluster, now, planner),
             Some(supposed) => {
@@ -332,16 +365,16 @@ impl Master for Service {
         Ok(Response::new(super::plan::show(&plan)))
     }
 
-    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+    async fn explain(&self, request: tonic::Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let name = name(&request.into_inner().name)?;
-        let explained = super::explain::explain(&self.shared.read(), &name, self.shared.now(), &self.config.planner);
+        let explained = super::explain::explain(&self.shared().read(), &name, self.shared().now(), &self.config.planner);
         explained.map(Response::new).ok_or_else(|| Refusal::NotFound(name).into())
     }
 
-    async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
+    async fn list_events(&self, request: tonic::Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
-        let known = self.shared.read();
+        let known = self.shared().read();
         let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
         let wanted = known.history_after(request.after);
         let wanted = wanted.filter(|(_, h)| about(&request.resource, &[&h.resource]) && about(&request.worker, &[&h.worker, &h.from]));
@@ -353,25 +386,28 @@ impl Master for Service {
 
     type WatchEventsStream = Answers<v1::WatchEventsResponse>;
 
-    async fn watch_events(&self, request: Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
+    async fn watch_events(&self, request: tonic::Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
         Ok(Response::new(super::watch::events(self.clone(), request.into_inner().after)))
     }
 
-    async fn list_sources(&self, _: Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
+    async fn list_sources(&self, _: tonic::Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
         Ok(Response::new(v1::ListSourcesResponse { sources: sources::list(self).await? }))
     }
 
-    async fn get_source(&self, request: Request<v1::GetSourceRequest>) -> Result<Response<v1::GetSourceResponse>, Status> {
+    async fn get_source(&self, request: tonic::Request<v1::GetSourceRequest>) -> Result<Response<v1::GetSourceResponse>, Status> {
         let source = Some(sources::get(self, &request.into_inner().name).await?);
         Ok(Response::new(v1::GetSourceResponse { source }))
     }
 
-    async fn sync_source(&self, request: Request<v1::SyncSourceRequest>) -> Result<Response<v1::SyncSourceResponse>, Status> {
+    async fn sync_source(&self, request: tonic::Request<v1::SyncSourceRequest>) -> Result<Response<v1::SyncSourceResponse>, Status> {
         let source = Some(sources::sync(self, &request.into_inner().name).await?);
         Ok(Response::new(v1::SyncSourceResponse { source }))
     }
 
-    async fn release_source(&self, request: Request<v1::ReleaseSourceRequest>) -> Result<Response<v1::ReleaseSourceResponse>, Status> {
+    async fn release_source(
+        &self,
+        request: tonic::Request<v1::ReleaseSourceRequest>,
+    ) -> Result<Response<v1::ReleaseSourceResponse>, Status> {
         let request = request.into_inner();
         let source = Some(sources::release(self, &request.name, &request.digest).await?);
         Ok(Response::new(v1::ReleaseSourceResponse { source }))
@@ -379,10 +415,10 @@ impl Master for Service {
 
     type ReadLogsStream = Answers<v1::ReadLogsResponse>;
 
-    async fn read_logs(&self, request: Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
+    async fn read_logs(&self, request: tonic::Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
         let request = request.into_inner();
         let name = name(&request.name)?;
-        let state = self.state(&self.shared.read(), name.as_str()).ok_or_else(|| Status::from(Refusal::NotFound(name.clone())))?;
+        let state = self.state(&self.shared().read(), name.as_str()).ok_or_else(|| Status::from(Refusal::NotFound(name.clone())))?;
         if state.worker.is_empty() {
             return Err(Status::failed_precondition(format!("{name} is pending, so no worker has output of it: {}", state.reason)));
         }

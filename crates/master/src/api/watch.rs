@@ -43,10 +43,10 @@ enum At {
 
 /// Every resource that matches, then SYNCED, then each change.
 pub(super) fn resources(service: Service, selector: Selector, only: Option<ResourceName>) -> Answers<v1::WatchResourcesResponse> {
-    let since = service.shared.read().next_change();
+    let since = service.shared().read().next_change();
     let watcher = Resources {
-        changed: service.shared.changed.subscribe(),
-        leadership: service.shared.leadership.subscribe(),
+        changed: service.shared().changed.subscribe(),
+        leadership: service.shared().leadership.subscribe(),
         at: At::Listing { after: None, since, unseen: BTreeSet::new(), is_first: true },
         shown: BTreeSet::new(),
         ready: VecDeque::new(),
@@ -60,7 +60,7 @@ pub(super) fn resources(service: Service, selector: Selector, only: Option<Resou
             if let Some(answer) = watcher.ready.pop_front() {
                 return Some((Ok(answer), Some(watcher)));
             }
-            if !leads(&watcher.service.shared) {
+            if !leads(watcher.service.shared()) {
                 return Some((Err(Status::unavailable("this master does not lead any more; watch again")), None));
             }
             watcher.step().await;
@@ -88,7 +88,7 @@ impl Resources {
 
     fn list(&mut self) {
         let service = self.service.clone();
-        let known = service.shared.read();
+        let known = service.shared().read();
         let At::Listing { after, since, unseen, is_first } = &mut self.at else { return };
         let names: Vec<ResourceName> = match &self.only {
             Some(only) => vec![only.clone()],
@@ -115,7 +115,7 @@ impl Resources {
     /// True: there was something to see, or too much to follow it.
     fn follow(&mut self, since: u64) -> bool {
         let service = self.service.clone();
-        let known = service.shared.read();
+        let known = service.shared().read();
         let next = known.next_change();
         let Some(changes) = known.changes_since(since) else {
             let unseen = self.shown.clone();
@@ -134,7 +134,7 @@ impl Resources {
         let unit = known.cluster.unit(name.as_str());
         let labels = unit.and_then(|u| u.record.as_deref()).map(|r| &r.value.definition.labels);
         let state = match labels.is_some_and(|labels| self.selector.matches(labels)) {
-            true => states::resource(&known.cluster, name.as_str(), self.service.shared.now(), &self.service.config.planner),
+            true => states::resource(&known.cluster, name.as_str(), self.service.shared().now(), &self.service.config.planner),
             false => None,
         };
         let (kind, resource) = match state {
@@ -152,22 +152,22 @@ impl Resources {
 
 /// The history after a sequence number, then each entry as it is written.
 pub(super) fn events(service: Service, after: i64) -> Answers<v1::WatchEventsResponse> {
-    let happened = service.shared.happened.subscribe();
-    let leadership = service.shared.leadership.subscribe();
+    let happened = service.shared().happened.subscribe();
+    let leadership = service.shared().leadership.subscribe();
     let state = (service, happened, leadership, after);
     stream::unfold(Some(state), |state| async {
         let (service, mut happened, mut leadership, after) = state?;
         loop {
             happened.mark_unchanged();
             let found: Vec<v1::Event> = {
-                let known = service.shared.read();
+                let known = service.shared().read();
                 known.history_after(after).take(EVENTS).map(|(sequence, happening)| convert::event(*sequence, happening)).collect()
             };
             if let Some(last) = found.last().map(|event| event.sequence) {
                 let answers = found.into_iter().map(|event| Ok(v1::WatchEventsResponse { event: Some(event) }));
                 return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last))));
             }
-            if !leads(&service.shared) {
+            if !leads(service.shared()) {
                 let ended = Err(Status::unavailable("this master does not lead any more; watch again"));
                 return Some((stream::iter(vec![ended]), None));
             }

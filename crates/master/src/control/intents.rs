@@ -1,4 +1,4 @@
-//! What becomes of a wish about workers: cordon, drain, the end of either, and the release of the brake. Only what is wanted is written;
+//! What becomes of a request about workers: cordon, drain, the end of either, and the release of the brake. Only what is wanted is written;
 //! what follows from it is the next plan's.
 
 use std::collections::BTreeMap;
@@ -6,59 +6,44 @@ use std::collections::BTreeMap;
 use evenkeel_model::{
     Brake, Decision, Guard, Happening, HappeningKind, Intent, Moment, Revision, Session, Standing, WorkerId, WorkerWish, Write,
 };
-use tokio::sync::oneshot;
 
 use super::{
     history,
-    request::Refusal,
+    request::{Refusal, Reply},
+    resources::Answer,
     term::{Decided, Term},
-    wishes::Answer,
 };
 use crate::known::Known;
 
 impl Term {
     /// Writes what is wanted of a worker, or that nothing is any more.
-    pub(super) fn want(
-        &mut self,
-        known: &mut Known,
-        id: &WorkerId,
-        wish: Option<WorkerWish>,
-        reply: oneshot::Sender<Result<(), Refusal>>,
-        now: Moment,
-    ) {
+    pub(super) fn want(&mut self, known: &mut Known, id: &WorkerId, intent: Option<WorkerWish>, reply: Reply<()>, now: Moment) {
         let worker = known.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
         let Some(worker) = worker else {
-            // What is answered from memory waits for a transaction that shows it true: see `confirm`.
+            // What is answered from memory waits for a transaction that shows it true: see `decide_requests`.
             let guards = vec![Guard::Registration(id.clone(), Session::default()), Guard::Admission(id.clone(), Revision::default())];
-            let answer = Some(Answer::NoWish(reply, Refusal::NoWorker(id.clone())));
-            return self.decide(
-                known,
-                Decided { decision: Decision { guards, writes: Vec::new() }, name: None, happening: None, answer },
-                now,
-            );
+            let answers = vec![Answer::Intent(reply, Err(Refusal::NoWorker(id.clone())))];
+            let decision = Decision { guards, writes: Vec::new() };
+            self.decide(known, Decided { decision, name: None, happening: None, answers }, now);
+            return;
         };
         let before = worker.intent;
         let time = self.clock.unix_ns();
-        let since = before.filter(|intent| Some(intent.wish) == wish).map_or(time, |intent| intent.since);
-        let intent = wish.map(|wish| Intent { wish, since });
-        let kind = match wish {
+        let since = before.filter(|before| Some(before.wish) == intent).map_or(time, |before| before.since);
+        let kind = match intent {
             None => HappeningKind::Uncordoned,
             Some(WorkerWish::Cordon) => HappeningKind::Cordoned,
             Some(WorkerWish::Drain { .. }) => HappeningKind::Draining,
         };
+        let intent = intent.map(|wish| Intent { wish, since });
         let entry = history::about_resource(kind, time, &self.master, "", "api");
         let happening = (before != intent).then(|| Happening { worker: id.to_string(), ..entry });
         let decision = Decision { guards: Vec::new(), writes: vec![Write::Intent(id.clone(), intent)] };
-        self.decide(known, Decided { decision, name: None, happening, answer: Some(Answer::Wish(reply)) }, now);
+        self.decide(known, Decided { decision, name: None, happening, answers: vec![Answer::Intent(reply, Ok(()))] }, now);
     }
 
     /// Lets all sessions go that are gone now. Those that were let go before and stand no more are forgotten.
-    pub(super) fn release_brake(
-        &mut self,
-        known: &mut Known,
-        reply: oneshot::Sender<Result<BTreeMap<WorkerId, Session>, Refusal>>,
-        now: Moment,
-    ) {
+    pub(super) fn release_brake(&mut self, known: &mut Known, reply: Reply<BTreeMap<WorkerId, Session>>, now: Moment) {
         let is_gone = |standing| matches!(standing, Standing::Lost | Standing::Returning);
         let gone = known.cluster.workers().filter(|(_, w)| is_gone(w.standing()));
         let sessions: BTreeMap<WorkerId, Session> =
@@ -67,7 +52,7 @@ impl Term {
         let entry = history::about_resource(HappeningKind::LetGo, self.clock.unix_ns(), &self.master, "", &reason);
         let happening = (!sessions.is_empty()).then_some(entry);
         let decision = Decision { guards: Vec::new(), writes: vec![Write::LetGo(sessions.clone())] };
-        self.decide(known, Decided { decision, name: None, happening, answer: Some(Answer::Brake(reply, sessions)) }, now);
+        self.decide(known, Decided { decision, name: None, happening, answers: vec![Answer::Brake(reply, sessions)] }, now);
     }
 
     /// Tells when the brake begins to hold, and when it does no longer.

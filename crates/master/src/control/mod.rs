@@ -1,15 +1,16 @@
-//! The control loop of a master: the one writer of the Cluster. It takes in the watch, the wishes of the API and the outcomes of
+//! The control loop of a master: the one writer of the Cluster. It takes in the watch, the requests of the API and the outcomes of
 //! commits; where this master leads it plans, checks the plan, and commits it. Everything of the wheel between store::watch and
 //! store::commit is turned here; what is to be done is decided by the planner, not here.
 
 mod history;
+pub(crate) mod intake;
 mod intents;
 pub(crate) mod office;
 mod own_writes;
 pub(crate) mod request;
+mod resources;
 mod snowflake;
 mod term;
-mod wishes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,10 +37,10 @@ use crate::{
     known::{Known, Leadership, Shared},
 };
 
-/// How many wishes may wait for the loop; more are refused.
-pub(crate) const WISHES: usize = 8192;
-/// How many wishes one turn takes on, so that commits are answered in between.
-const WISHES_A_TURN: usize = 512;
+/// How many requests of operators may wait for the loop; more are refused. Nobody cordons thousands of workers at once.
+pub(crate) const OPERATIONS: usize = 1024;
+/// How many requests one turn takes on, so that commits are answered in between.
+const REQUESTS_A_TURN: usize = 512;
 /// A slow timer stands behind every wake-up.
 const SLOW: Duration = Duration::from_secs(5);
 /// The deadline of one request of the commit pipeline.
@@ -52,7 +53,7 @@ pub(crate) struct Control {
     keys: Keys,
     shared: Arc<Shared>,
     updates: mpsc::Receiver<Update>,
-    wishes: mpsc::Receiver<Request>,
+    queues: Queues,
     executor: Executor,
     finished: mpsc::UnboundedReceiver<Finished>,
     office: Office,
@@ -63,6 +64,12 @@ pub(crate) struct Control {
     wake: Option<Moment>,
     /// Since when etcd cannot be followed.
     lost_since: Option<Moment>,
+}
+
+/// What is asked of the loop: operators do not wait behind callers.
+pub(crate) struct Queues {
+    pub(crate) operations: mpsc::Receiver<Request>,
+    pub(crate) requests: mpsc::Receiver<Request>,
 }
 
 /// What this master is at the moment.
@@ -78,7 +85,7 @@ enum Role {
 /// What woke the loop.
 enum Wake {
     Update(Option<Update>),
-    Wish(Option<Request>),
+    Request(Request),
     Finished(Finished),
     Office(OfficeEvent),
     Timer,
@@ -86,13 +93,7 @@ enum Wake {
 }
 
 impl Control {
-    pub(crate) fn new(
-        config: Arc<MasterConfig>,
-        client: Client,
-        shared: Arc<Shared>,
-        wishes: mpsc::Receiver<Request>,
-        office: Office,
-    ) -> Self {
+    pub(crate) fn new(config: Arc<MasterConfig>, client: Client, shared: Arc<Shared>, queues: Queues, office: Office) -> Self {
         let keys = Keys::new(config.prefix.clone());
         let updates = mirror(&client, keys.everything());
         let (executor, finished) = Executor::new(client.clone(), COMMIT_DEADLINE);
@@ -102,7 +103,7 @@ impl Control {
             keys,
             shared,
             updates,
-            wishes,
+            queues,
             executor,
             finished,
             office,
@@ -129,10 +130,10 @@ impl Control {
 
     async fn next_wake(&mut self, stop: &mut oneshot::Receiver<()>) -> Wake {
         let timer = self.timer();
-        let takes_wishes = match &self.role {
-            Role::Leading(term) => term.takes_wishes(),
-            Role::Standby => true,
-            Role::TakingOffice { .. } => false,
+        let (takes_operations, takes_requests) = match &self.role {
+            Role::Leading(term) => (term.takes_operations(), term.takes_requests()),
+            Role::Standby => (true, true),
+            Role::TakingOffice { .. } => (false, false),
         };
         // What is done comes before what is asked: a flood of the one kind can not hold up the other for long.
         tokio::select! {
@@ -141,7 +142,8 @@ impl Control {
             Some(finished) = self.finished.recv() => Wake::Finished(finished),
             update = self.updates.recv() => Wake::Update(update),
             event = self.office.event() => Wake::Office(event),
-            wish = self.wishes.recv(), if takes_wishes => Wake::Wish(wish),
+            Some(request) = self.queues.operations.recv(), if takes_operations => Wake::Request(request),
+            Some(request) = self.queues.requests.recv(), if takes_requests => Wake::Request(request),
             () = tokio::time::sleep_until(timer) => Wake::Timer,
         }
     }
@@ -163,8 +165,8 @@ impl Control {
             Wake::Update(Some(update)) => self.take_update(update),
             // The mirror ends only with its receiver; it is started again all the same.
             Wake::Update(None) => self.list_again(),
-            Wake::Wish(Some(wish)) => self.take_wishes(wish),
-            Wake::Wish(None) | Wake::Stop => {}
+            Wake::Request(request) => self.take_requests(request),
+            Wake::Stop => {}
             Wake::Timer => self.mark_due(),
             Wake::Finished(finished) => self.take_finished(finished),
             Wake::Office(event) => self.take_office(event),
@@ -358,17 +360,16 @@ impl Control {
         self.shared.set_leadership(Leadership::Nobody);
     }
 
-    fn take_wishes(&mut self, first: Request) {
+    fn take_requests(&mut self, first: Request) {
         let Role::Leading(term) = &mut self.role else { return first.refuse(Refusal::NotLeader) };
         let shared = self.shared.clone();
         let mut known = shared.write();
         let now = shared.now();
-        term.wish(&mut known, first, now);
-        for _ in 1..WISHES_A_TURN {
-            match self.wishes.try_recv() {
-                Ok(wish) => term.wish(&mut known, wish, now),
-                Err(_) => break,
-            }
+        term.take_on(&mut known, first, now);
+        for _ in 1..REQUESTS_A_TURN {
+            let next = self.queues.operations.try_recv().or_else(|_| self.queues.requests.try_recv());
+            let Ok(request) = next else { break };
+            term.take_on(&mut known, request, now);
         }
     }
 

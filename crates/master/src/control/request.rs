@@ -5,7 +5,40 @@ use std::collections::BTreeMap;
 use evenkeel_model::{Definition, Epoch, Pending, PlaceReason, Record, ResourceName, Session, WorkerId, WorkerWish};
 use tokio::sync::oneshot;
 
-/// A wish to change what is wanted. It is answered after the commit.
+use super::intake::Ticket;
+
+/// The way back to who asked, with the place that the request takes up until it is answered.
+#[derive(Debug)]
+pub struct Reply<T> {
+    sender: oneshot::Sender<Result<T, Refusal>>,
+    _ticket: Ticket,
+}
+
+impl<T> Reply<T> {
+    pub(crate) fn new(ticket: Ticket) -> (Self, oneshot::Receiver<Result<T, Refusal>>) {
+        let (sender, answer) = oneshot::channel();
+        (Self { sender, _ticket: ticket }, answer)
+    }
+
+    /// Who asked has gone: nothing has to be done for it that has not been begun.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Answers. Who asked may have gone.
+    pub(crate) fn give(self, answer: Result<T, Refusal>) {
+        drop(self.sender.send(answer));
+    }
+}
+
+/// For who takes no place: a simulator.
+impl<T> From<oneshot::Sender<Result<T, Refusal>>> for Reply<T> {
+    fn from(sender: oneshot::Sender<Result<T, Refusal>>) -> Self {
+        Self { sender, _ticket: Ticket::default() }
+    }
+}
+
+/// Asks to change what is wanted. It is answered after the commit.
 #[derive(Debug)]
 pub enum Request {
     /// Add a resource, or replace its definition where that is allowed.
@@ -18,21 +51,21 @@ pub enum Request {
         /// the caller's.
         source: Box<str>,
         /// For the answer.
-        reply: oneshot::Sender<Result<PutAnswer, Refusal>>,
+        reply: Reply<PutAnswer>,
     },
-    /// Want something of a worker, or nothing more.
-    Wish {
+    /// Want a cordon or a drain of a worker, or neither any more.
+    Intent {
         /// The worker.
         worker: WorkerId,
         /// What is wanted; none: nothing.
-        wish: Option<WorkerWish>,
+        intent: Option<WorkerWish>,
         /// For the answer.
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        reply: Reply<()>,
     },
     /// Wait no longer for the workers that are gone, so that what they ran moves though the brake holds.
     ReleaseBrake {
-        /// For the answer: whose sessions were let go.
-        reply: oneshot::Sender<Result<BTreeMap<WorkerId, Session>, Refusal>>,
+        /// For the answer: whose sessions are waited for no longer.
+        reply: Reply<BTreeMap<WorkerId, Session>>,
     },
     /// Delete a resource.
     Delete {
@@ -41,7 +74,7 @@ pub enum Request {
         /// The inventory that asks, which deletes only what it keeps; empty: the API, which deletes anything.
         source: Box<str>,
         /// For the answer.
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        reply: Reply<()>,
     },
 }
 
@@ -111,6 +144,9 @@ pub enum Refusal {
     /// etcd takes it for wrong.
     #[error("etcd refused the write, and nothing was written: {0}")]
     Rejected(String),
+    /// It is more than one transaction of etcd takes.
+    #[error("it is larger than etcd takes in one transaction, and nothing was written: {0}")]
+    TooLarge(String),
     /// The term ended before the commit was known.
     #[error("it is not known whether {0} was written; trying again is safe")]
     Unknown(ResourceName),
@@ -128,16 +164,30 @@ impl Request {
         match self {
             Self::Put { definition, .. } => Some(&definition.name),
             Self::Delete { name, .. } => Some(name),
-            Self::Wish { .. } | Self::ReleaseBrake { .. } => None,
+            Self::Intent { .. } | Self::ReleaseBrake { .. } => None,
         }
     }
 
-    /// Answers that nothing was done. Who asked may have gone.
+    /// It is an operator's: about workers, and rare. It does not wait behind what callers ask about resources.
+    pub(crate) fn is_operators(&self) -> bool {
+        self.name().is_none()
+    }
+
+    /// See [`Reply::is_abandoned`].
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Put { reply, .. } => reply.is_abandoned(),
+            Self::Delete { reply, .. } | Self::Intent { reply, .. } => reply.is_abandoned(),
+            Self::ReleaseBrake { reply } => reply.is_abandoned(),
+        }
+    }
+
+    /// Answers that nothing was done.
     pub(crate) fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Put { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Delete { reply, .. } | Self::Wish { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::ReleaseBrake { reply } => drop(reply.send(Err(refusal))),
+            Self::Put { reply, .. } => reply.give(Err(refusal)),
+            Self::Delete { reply, .. } | Self::Intent { reply, .. } => reply.give(Err(refusal)),
+            Self::ReleaseBrake { reply } => reply.give(Err(refusal)),
         }
     }
 }

@@ -1,19 +1,19 @@
 //! One term of leadership: the commit pipeline with the leader's fence, what was decided and is not yet known to be written, and the
-//! history. It carries out plans and wishes; it chooses nothing.
+//! history. It carries out plans and requests; it chooses nothing.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use evenkeel_model::{Decision, Epoch, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
-use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, WriteResult, codec, keys::Keys};
+use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, SubmitError, WriteResult, codec, keys::Keys};
 use rustc_hash::FxHashMap;
 
 use super::{
     history,
     own_writes::{OwnWrites, Written},
     request::{Refusal, Request},
+    resources::Answer,
     snowflake::Snowflakes,
-    wishes::Answer,
 };
 use crate::{
     config::MasterConfig,
@@ -24,7 +24,7 @@ use crate::{
 
 /// How many batches may be in flight.
 const IN_FLIGHT: usize = 3;
-/// How many writes may wait in the pipeline before wishes wait outside.
+/// How many writes may wait in the pipeline before requests wait outside.
 const BACKLOG: usize = 4096;
 /// How many batches of the history are kept in etcd, and how many entries one has at most.
 const HISTORY_BATCHES: u64 = 500;
@@ -59,8 +59,8 @@ pub(super) struct Term {
     busy: FxHashMap<ResourceName, Busy>,
     /// How many writes about resources are under way for which nobody waits.
     planned: usize,
-    /// Wishes that wait no more for what was under way, only for the plan.
-    freed: Vec<Request>,
+    /// Resources whose requests wait no more for what was under way, only for the plan.
+    freed: Vec<ResourceName>,
     list: List,
     last_written: Revision,
     rests_until: Option<Moment>,
@@ -78,7 +78,7 @@ struct Pending {
     name: Option<ResourceName>,
     /// Told when it is written.
     happening: Option<Happening>,
-    answer: Option<Answer>,
+    answers: Vec<Answer>,
 }
 
 /// A decision with what belongs to it.
@@ -88,11 +88,11 @@ pub(super) struct Decided<'a> {
     pub(super) name: Option<&'a ResourceName>,
     /// What the history says of it, once it is written.
     pub(super) happening: Option<Happening>,
-    /// Who waits for it.
-    pub(super) answer: Option<Answer>,
+    /// Who waits for it; none: the planner wanted it.
+    pub(super) answers: Vec<Answer>,
 }
 
-/// A resource with writes under way: wishes for it wait for them.
+/// A resource with writes under way: requests about it wait for them, and then for the plan.
 #[derive(Default)]
 struct Busy {
     writes: usize,
@@ -188,8 +188,13 @@ impl Term {
         self.happenings.push(happening);
     }
 
-    pub(super) fn takes_wishes(&self) -> bool {
+    pub(super) fn takes_requests(&self) -> bool {
         self.list == List::Good && self.pipeline.len() < BACKLOG
+    }
+
+    /// What operators ask waits for no backlog.
+    pub(super) fn takes_operations(&self) -> bool {
+        self.list == List::Good
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -239,35 +244,65 @@ impl Term {
         }
     }
 
-    /// Takes on a wish, or lets it wait for what is under way with the same resource.
-    pub(super) fn wish(&mut self, known: &mut Known, request: Request, now: Moment) {
-        if let Some(busy) = request.name().and_then(|name| self.busy.get_mut(name)) {
+    /// Takes a request on, or lets it wait for what is under way with the same resource. One whose caller has gone is dropped.
+    pub(super) fn take_on(&mut self, known: &mut Known, request: Request, now: Moment) {
+        if request.is_abandoned() {
+            return;
+        }
+        let Some(name) = request.name() else {
+            return match request {
+                Request::Intent { worker, intent, reply } => self.want(known, &worker, intent, reply, now),
+                Request::ReleaseBrake { reply } => self.release_brake(known, reply, now),
+                Request::Put { .. } | Request::Delete { .. } => {}
+            };
+        };
+        if let Some(busy) = self.busy.get_mut(name) {
             return busy.waiting.push_back(request);
         }
-        self.grant(known, request, now);
+        let name = name.clone();
+        self.decide_requests(known, &name, &mut VecDeque::from([request]), now);
     }
 
-    /// Takes on the wishes that have waited for what was under way with their resource. The plan comes first: however much a resource is
+    /// Takes on the requests that have waited for what was under way with their resource. The plan comes first: however much a resource is
     /// asked for, what has to be done with it is done.
     pub(super) fn take_on_freed(&mut self, known: &mut Known, now: Moment) {
-        for request in std::mem::take(&mut self.freed) {
-            self.wish(known, request, now);
+        for name in std::mem::take(&mut self.freed) {
+            // The plan may have begun something with it, whose end frees it again.
+            if self.is_busy(&name) {
+                continue;
+            }
+            let Some(Busy { mut waiting, .. }) = self.busy.remove(&name) else { continue };
+            self.decide_requests(known, &name, &mut waiting, now);
+            if !waiting.is_empty() {
+                self.busy.entry(name).or_default().waiting = waiting;
+            }
         }
     }
 
-    /// Decides: the Cluster shows the decision at once, the pipeline writes it.
-    pub(super) fn decide(&mut self, known: &mut Known, decided: Decided<'_>, now: Moment) {
-        let Decided { decision, name, happening, answer } = decided;
-        debug_assert!(name.is_none_or(|name| !self.busy.contains_key(name)), "one thing after another is done with a resource");
+    /// Writes of this resource are under way.
+    fn is_busy(&self, name: &ResourceName) -> bool {
+        self.busy.get(name).is_some_and(|busy| busy.writes > 0)
+    }
+
+    /// Further answers wait for a decision that has not been sent off yet.
+    pub(super) fn answer_with(&mut self, token: u64, answers: Vec<Answer>) {
+        match self.pending.get_mut(&token) {
+            Some(pending) => pending.answers.extend(answers),
+            None => answers.into_iter().for_each(|answer| answer.refuse(Refusal::NotLeader)),
+        }
+    }
+
+    /// Decides: the Cluster shows the decision at once, the pipeline writes it. None: it cannot be written, and nothing is changed.
+    pub(super) fn decide(&mut self, known: &mut Known, decided: Decided<'_>, now: Moment) -> Option<u64> {
+        let Decided { decision, name, happening, answers } = decided;
+        debug_assert!(name.is_none_or(|name| !self.is_busy(name)), "one thing after another is done with a resource");
         let token = self.next_token;
         self.next_token += 1;
         let (compares, ops) = codec::encode(&self.keys, &decision);
         let mut keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
-        if !self.submit(token, compares, ops, &keys) {
-            if let Some(answer) = answer {
-                answer.refuse(Refusal::NotLeader);
-            }
-            return;
+        if let Err(refusal) = self.submit(token, compares, ops, &keys) {
+            answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
+            return None;
         }
         let mut writes = Vec::with_capacity(decision.writes.len());
         for write in decision.writes {
@@ -283,22 +318,24 @@ impl Term {
         if let Some(name) = name {
             self.busy.entry(name.clone()).or_default().writes += 1;
         }
-        self.planned += usize::from(name.is_some() && answer.is_none());
-        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), happening, answer });
+        self.planned += usize::from(name.is_some() && answers.is_empty());
+        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), happening, answers });
+        Some(token)
     }
 
-    fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> bool {
+    /// Gives a write to the pipeline. One that it does not take has changed nothing, and says why.
+    fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> Result<(), Refusal> {
         match self.pipeline.submit(evenkeel_store::Write { token, compares, ops }) {
             Ok(()) => {
                 for key in keys {
                     self.own.decided(key, token);
                 }
-                true
+                Ok(())
             }
+            Err(SubmitError::FenceLost) => Err(Refusal::NotLeader),
             Err(error) => {
-                tracing::error!(%error, "a decision cannot be written");
-                self.list = List::Needed;
-                false
+                tracing::error!(%error, key = %keys.first().map(|key| String::from_utf8_lossy(key)).unwrap_or_default(), "a decision cannot be written");
+                Err(Refusal::TooLarge(error.to_string()))
             }
         }
     }
@@ -327,7 +364,7 @@ impl Term {
         for action in &plan.actions {
             // What builds on a write under way is planned again when that is done. The Cluster shows it as done already, but it may fail,
             // or come late, and the assignment that it ends would stand beside the one that follows.
-            if action.resource().is_some_and(|name| self.busy.contains_key(name)) {
+            if action.resource().is_some_and(|name| self.is_busy(name)) {
                 continue;
             }
             let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
@@ -335,8 +372,9 @@ impl Term {
                 tracing::info!(?action, "decided");
             }
             let happening = history::of_action(action, self.clock.unix_ns(), &self.master);
-            self.decide(known, Decided { decision, name: action.resource(), happening, answer: None }, now);
-            self.measures.decided(action);
+            if self.decide(known, Decided { decision, name: action.resource(), happening, answers: Vec::new() }, now).is_some() {
+                self.measures.decided(action);
+            }
         }
         self.is_due = plan.actions.len() >= self.planner.max_actions;
         // However much there is to plan, most of the time is left to the callers.
@@ -357,21 +395,25 @@ impl Term {
             {
                 busy.writes -= 1;
                 if busy.writes == 0 {
-                    freed.extend(self.busy.remove(name).map(|busy| busy.waiting).unwrap_or_default());
+                    if busy.waiting.is_empty() {
+                        self.busy.remove(name);
+                    } else {
+                        freed.push(name.clone());
+                    }
                 }
             }
-            self.planned -= usize::from(pending.name.is_some() && pending.answer.is_none());
+            self.planned -= usize::from(pending.name.is_some() && pending.answers.is_empty());
             self.done(known, done.token, pending, &done.result, now);
         }
         self.is_due = true;
         if self.pipeline.fence_lost() {
-            freed.into_iter().for_each(|request| request.refuse(Refusal::NotLeader));
             return true;
         }
-        for request in freed {
-            match request.name().cloned() {
-                Some(name) if self.list != List::Good => request.refuse(Refusal::Conflict(name)),
-                _ => self.freed.push(request),
+        for name in freed {
+            if self.list == List::Good {
+                self.freed.push(name);
+            } else if let Some(busy) = self.busy.remove(&name) {
+                busy.waiting.into_iter().for_each(|request| request.refuse(Refusal::Conflict(name.clone())));
             }
         }
         false
@@ -392,9 +434,7 @@ impl Term {
             self.list = List::Needed;
             self.rests_until = Some(now.after(REST));
         }
-        if let Some(answer) = pending.answer {
-            answer.refuse(refusal);
-        }
+        pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
     }
 
     fn committed(&mut self, known: &mut Known, token: u64, pending: Pending, revision: Revision, now: Moment) {
@@ -423,9 +463,7 @@ impl Term {
             }
             self.happen(known, happening, now);
         }
-        if let Some(answer) = pending.answer {
-            answer.give(revision);
-        }
+        pending.answers.into_iter().for_each(|answer| answer.give(revision));
     }
 
     /// When the next batch of the history is due, if anything has happened.
@@ -449,8 +487,9 @@ impl Term {
             let keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
             let token = self.next_token;
             self.next_token += 1;
-            if self.submit(token, Vec::new(), ops, &keys) {
-                self.pending.insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, happening: None, answer: None });
+            if self.submit(token, Vec::new(), ops, &keys).is_ok() {
+                self.pending
+                    .insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, happening: None, answers: Vec::new() });
             }
         }
     }
@@ -465,11 +504,9 @@ impl Term {
     /// The term is over: whoever waits for an answer gets this one.
     pub(super) fn abandon(self, refusal: Refusal) {
         for pending in self.pending.into_values() {
-            if let Some(answer) = pending.answer {
-                answer.refuse(pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown));
-            }
+            let refusal = pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown);
+            pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
         }
-        self.freed.into_iter().for_each(|request| request.refuse(refusal.clone()));
         for busy in self.busy.into_values() {
             busy.waiting.into_iter().for_each(|request| request.refuse(refusal.clone()));
         }

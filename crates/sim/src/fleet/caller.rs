@@ -135,7 +135,7 @@ impl Caller {
             Call::Put(content, mode) => {
                 let (reply, answer) = oneshot::channel();
                 let definition = Box::new(self.definition(content)?);
-                handle.ask(Request::Put { definition, mode, source: "".into(), reply }).ok()?;
+                handle.ask(Request::Put { definition, mode, source: "".into(), reply: reply.into() }).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(answer))) => Reply::Certain(Answer::Done(answer.effect)),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
@@ -144,7 +144,7 @@ impl Caller {
             }
             Call::Delete => {
                 let (reply, answer) = oneshot::channel();
-                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), reply }).ok()?;
+                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), reply: reply.into() }).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(()))) => Reply::Certain(Answer::Deleted),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
@@ -174,7 +174,7 @@ fn of_refusal(refusal: &Refusal) -> Reply {
     match refusal {
         Refusal::NotFound(_) | Refusal::NoWorker(_) => Reply::Certain(Answer::NotFound),
         Refusal::AlreadyExists(_) => Reply::Certain(Answer::AlreadyExists),
-        Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::OfAnother(..) | Refusal::Busy => {
+        Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::TooLarge(_) | Refusal::OfAnother(..) | Refusal::Busy => {
             Reply::Certain(Answer::Refused)
         }
         Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Reply::Unknown,

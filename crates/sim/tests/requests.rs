@@ -1,0 +1,156 @@
+//! Many callers of one leader, over the model of etcd on virtual time: what they ask for together is answered together, who has gone is
+//! forgotten, and an operator does not wait behind them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{sync::Arc, time::Duration};
+
+use evenkeel_master::{
+    MasterConfig,
+    engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
+};
+use evenkeel_model::{Definition, Draft, MasterId, MasterRecord, Registration, ResourceName, WorkerId, WorkerWish};
+use evenkeel_sim::{
+    etcd::{Etcd, Settings},
+    fleet::{clock::MachineClock, dice::generator},
+};
+use evenkeel_store::keys::Keys;
+use tokio::{sync::oneshot, time::sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(5);
+
+struct Testbed {
+    etcd: Etcd,
+    handle: Handle,
+    /// The master runs until this is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+type Answer<T> = oneshot::Receiver<Result<T, Refusal>>;
+
+impl Testbed {
+    /// A master that leads.
+    async fn start() -> Self {
+        let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));
+        let id = MasterId::new("master-1").unwrap();
+        let config = MasterConfig::new(id.clone(), Vec::new());
+        let record = MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
+        let engine = Engine::new(Arc::new(config), etcd.link("master").client(SECOND), record, Arc::new(MachineClock::boot(0)));
+        let handle = engine.handle();
+        let (stop, stops) = oneshot::channel();
+        tokio::spawn(engine.run(stops));
+        while handle.leadership() != Leadership::Mine {
+            sleep(TICK).await;
+        }
+        Self { etcd, handle, _stop: stop }
+    }
+
+    fn put(&self, definition: Definition, mode: PutMode) -> Answer<PutAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.handle.ask(Request::Put { definition: Box::new(definition), mode, source: "".into(), reply: reply.into() }).unwrap();
+        answer
+    }
+
+    fn delete(&self, name: &str) -> Answer<()> {
+        let (reply, answer) = oneshot::channel();
+        let name = ResourceName::new(name).unwrap();
+        self.handle.ask(Request::Delete { name, source: "".into(), reply: reply.into() }).unwrap();
+        answer
+    }
+
+    /// How many transactions etcd has carried out.
+    fn revision(&self) -> i64 {
+        self.etcd.peek(|store| store.revision().0)
+    }
+}
+
+fn resource(name: &str, weight: u64) -> Definition {
+    Draft { name: name.to_owned(), kind: "sim".to_owned(), weight: Some(weight), ..Draft::default() }.check().unwrap()
+}
+
+/// Each answer from memory waits for a transaction that shows it true. Two thousand of them waited for two thousand, one after the other.
+#[tokio::test(start_paused = true)]
+async fn one_commit_answers_all_that_wait_for_the_same_thing() {
+    let testbed = Testbed::start().await;
+    let before = testbed.revision();
+    let same: Vec<_> = (0..2000).map(|_| testbed.put(resource("a", 1), PutMode::Add)).collect();
+    let others: Vec<_> = (0..1000).map(|_| testbed.put(resource("a", 2), PutMode::Add)).collect();
+    let mut created = 0;
+    for answer in same {
+        created += usize::from(answer.await.unwrap().unwrap().effect == Effect::Created);
+    }
+    for answer in others {
+        assert!(matches!(answer.await.unwrap(), Err(Refusal::AlreadyExists(_))));
+    }
+    assert_eq!(created, 1);
+    // The creation, what answers all the others, and a batch or two of the history.
+    assert!(testbed.revision() - before <= 6, "{} transactions", testbed.revision() - before);
+}
+
+/// What waits behind a write is decided in the order in which it was asked, and each answer is true of what is written by then.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_one_resource_is_answered_in_order() {
+    let testbed = Testbed::start().await;
+    testbed.etcd.freeze_all();
+    let created = testbed.put(resource("a", 1), PutMode::Add);
+    sleep(TICK).await;
+    let again = testbed.put(resource("a", 1), PutMode::Add);
+    let deleted = testbed.delete("a");
+    let gone = testbed.delete("a");
+    let missing = testbed.put(resource("a", 1), PutMode::Update);
+    let anew = testbed.put(resource("a", 3), PutMode::Add);
+    let changed = testbed.put(resource("a", 4), PutMode::Apply);
+    let unchanged = testbed.put(resource("a", 4), PutMode::Update);
+    sleep(TICK).await;
+    testbed.etcd.thaw(0);
+    assert_eq!(created.await.unwrap().unwrap().effect, Effect::Created);
+    assert_eq!(again.await.unwrap().unwrap().effect, Effect::Unchanged);
+    assert_eq!(deleted.await.unwrap(), Ok(()));
+    assert!(matches!(gone.await.unwrap(), Err(Refusal::NotFound(_))));
+    assert!(matches!(missing.await.unwrap(), Err(Refusal::NotFound(_))));
+    assert_eq!(anew.await.unwrap().unwrap().effect, Effect::Created);
+    assert_eq!(changed.await.unwrap().unwrap().effect, Effect::Changed);
+    let last = unchanged.await.unwrap().unwrap();
+    assert_eq!((last.effect, last.record.definition.weight), (Effect::Unchanged, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_caller_has_gone_is_not_carried_out() {
+    let testbed = Testbed::start().await;
+    testbed.etcd.freeze_all();
+    let created = testbed.put(resource("a", 1), PutMode::Add);
+    sleep(TICK).await;
+    // They wait behind the creation, and nobody waits for them.
+    for weight in 2..1000 {
+        drop(testbed.put(resource("a", weight), PutMode::Apply));
+    }
+    drop(testbed.delete("a"));
+    sleep(TICK).await;
+    let before = testbed.revision();
+    testbed.etcd.thaw(0);
+    assert_eq!(created.await.unwrap().unwrap().effect, Effect::Created);
+    let after = testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap();
+    assert_eq!(after.effect, Effect::Unchanged);
+    assert!(testbed.revision() - before <= 6, "{} transactions", testbed.revision() - before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_does_not_wait_behind_callers() {
+    let testbed = Testbed::start().await;
+    let id = WorkerId::new("worker-1").unwrap();
+    let registration = Registration { kinds: vec!["sim".into()], ..Registration::bare(id.clone(), "worker-1:1".to_owned()) };
+    let key = Keys::new("").worker(&id);
+    testbed.etcd.link("worker").client(SECOND).put(key, serde_json::to_vec(&registration).unwrap()).await.unwrap();
+    sleep(SECOND).await;
+    testbed.etcd.freeze_all();
+    let mut adds: Vec<_> = (0..8000).map(|n| testbed.put(resource(&format!("r{n}"), 1), PutMode::Add)).collect();
+    sleep(TICK).await;
+    // More wait than are taken on at once; the operator's request came last.
+    let (reply, cordoned) = oneshot::channel();
+    testbed.handle.ask(Request::Intent { worker: id, intent: Some(WorkerWish::Cordon), reply: reply.into() }).unwrap();
+    sleep(TICK).await;
+    testbed.etcd.thaw(0);
+    assert_eq!(cordoned.await.unwrap(), Ok(()));
+    let waiting = adds.iter_mut().map(|answer| usize::from(answer.try_recv().is_err())).sum::<usize>();
+    assert!(waiting > 2000, "only {waiting} of 8000 wait when the operator has its answer");
+}
