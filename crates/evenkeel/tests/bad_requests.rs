@@ -110,7 +110,7 @@ fn others() -> Vec<Case> {
         case("GET", "/v1/resources?selector=a%20in%20b", "", 400, 3, "selector: selector \"a in b\": at character 6"),
         case("GET", "/v1/resources?page_size=many", "", 400, 3, "page_size: \"many\""),
         case("GET", "/v1/resources?page_size=-2", "", 400, 3, "page_size: -2 is less than 0"),
-        case("GET", "/v1/resources?page_token=%20", "", 400, 3, "page_token: is none"),
+        case("GET", "/v1/resources?page_token=%20", "", 400, 3, "page_token: invalid: it must be one"),
         case("PUT", "/v1/resources/one", r#"{"name":"two"}"#, 400, 3, "the body says \"two\" and the path \"one\""),
         case("GET", "/v1/resources?sort=name", "", 400, 3, "sort: no such field"),
         case("GET", "/v1/resources:watch?selector=,", "", 400, 3, "at character 1"),

@@ -86,7 +86,7 @@ async fn streams_starve_neither_a_single_caller_nor_an_operator() {
     }
     stage.eventually("the streams are under way", async || (answered.load(Ordering::Relaxed) > 5000).then_some(())).await;
     let mut client = stage.connect("master-1").await.expect("connected");
-    for n in 0..20 {
+    for n in 0..5 {
         let request = AddResourceRequest { resource: named(format!("one.{n}")) };
         assert!(client.add_resource(request).await.expect("added").into_inner().created);
     }

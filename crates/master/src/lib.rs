@@ -26,7 +26,12 @@ use tokio::{
 };
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
-use self::{api::service::Service, engine::Engine, source::FileSource, time::SystemClock};
+use self::{
+    api::{room::Turns, service::Service},
+    engine::Engine,
+    source::FileSource,
+    time::SystemClock,
+};
 
 /// How long etcd may take to answer at the start.
 const ETCD_PATIENCE: Duration = Duration::from_secs(20);
@@ -60,7 +65,7 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
     let engine = Engine::new(config.clone(), client, record, Arc::new(SystemClock::start()));
     let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
-    let service = Service { config, engine: engine.handle(), source: source_handle };
+    let service = Service { config, engine: engine.handle(), turns: Turns::default(), source: source_handle };
     let (stop_control, control_stops) = oneshot::channel();
     let control = tokio::spawn(engine.run(control_stops));
     let source = source.map(|source| tokio::spawn(source.run(service.clone())));

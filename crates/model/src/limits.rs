@@ -70,11 +70,18 @@ limits! {
         MAX_PAGE: usize = 5000, "entries";
         /// One page, as it is encoded. gRPC clients take 4 MiB unless they are told otherwise, and a page ends before that.
         MAX_PAGE_BYTES: usize = 3 << 20, "bytes";
+        /// Actions of a plan that a caller asks for, and resources assigned nowhere that it looks at. It is made while the leader waits: in some
+        /// ten milliseconds.
+        MAX_PLAN: usize = 5000, "entries";
+        /// Plans and explanations that wait for their turn, one being made at a time.
+        MAX_PLANS_WAITING: usize = 32, "calls";
+        /// Streams that watch resources or events, or follow output, over all callers. Each remembers what its caller was shown.
+        MAX_WATCHES: usize = 1024, "streams";
         /// Requests to change something that are read and not yet answered, over all callers. A leader writes that many within
         /// a second.
         MAX_WAITING: usize = 8192, "requests";
         /// Of those, what all streams and sources may take together. Who asks for one thing finds a place beside them.
-        MAX_WAITING_OF_STREAMS: usize = 2048, "requests";
+        MAX_WAITING_OF_STREAMS: usize = 1024, "requests";
         /// The requests that are read and not yet answered. Two thousand of the largest specs.
         MAX_WAITING_BYTES: usize = 128 << 20, "bytes";
     }

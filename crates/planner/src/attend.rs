@@ -141,9 +141,11 @@ pub(crate) fn place_all(turn: &mut Turn<'_>) {
         let definition = turn.cluster.unit(name.as_str()).and_then(Unit::definition);
         definition.is_some_and(|d| !d.rules().together.is_empty())
     };
-    let last: Vec<&ResourceName> = if turn.cluster.relations().is_some() { unplaced.iter().filter(follows).collect() } else { Vec::new() };
+    let most = turn.config.max_unplaced;
+    let looked_at = || unplaced.iter().take(most);
+    let last: Vec<&ResourceName> = if turn.cluster.relations().is_some() { looked_at().filter(follows).collect() } else { Vec::new() };
     let is_last = |name: &&ResourceName| last.binary_search(name).is_ok();
-    let in_order = unplaced.iter().filter(|name| last.is_empty() || !is_last(name)).chain(last.iter().copied());
+    let in_order = looked_at().filter(|name| last.is_empty() || !is_last(name)).chain(last.iter().copied());
     // Many that are placed together stand together, so that the next one is mostly found where the one before was.
     let Some(first) = unplaced.first() else { return };
     let mut units = turn.cluster.units_from(first);
@@ -159,6 +161,9 @@ pub(crate) fn place_all(turn: &mut Turn<'_>) {
         if let Some(record) = next.and_then(|(_, unit)| unit.record.as_deref()) {
             place(turn, name, &record.value);
         }
+    }
+    if unplaced.len() > most {
+        turn.undone(Subject::More(unplaced.len() - most), Pending::Budget);
     }
 }
 

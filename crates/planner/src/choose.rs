@@ -250,7 +250,7 @@ pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
 }
 
 /// How many workers break which rule.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Tally(BTreeMap<Rule, Failed>);
 
 impl Tally {
@@ -278,7 +278,7 @@ impl Tally {
 }
 
 /// By what misfits are counted together: the rule as it is written, and of capacities the rule alone.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule(&'static str, Option<Misfit>);
 
 impl Rule {

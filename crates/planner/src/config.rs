@@ -33,6 +33,8 @@ pub struct PlannerConfig {
     pub brake: BrakeConfig,
     /// How many actions one plan has at most; the next one goes on.
     pub max_actions: usize,
+    /// How many resources that are assigned nowhere one plan looks at.
+    pub max_unplaced: usize,
 }
 
 /// A worker whose sessions ended without a word so often within such a span is chosen only where no other can run a resource, for a while
@@ -71,6 +73,7 @@ impl Default for PlannerConfig {
             flapping: Flapping { losses: 3, within: Duration::from_secs(60), aside: Duration::from_secs(60) },
             brake: BrakeConfig { percent: 50, least: 3 },
             max_actions: 4096,
+            max_unplaced: usize::MAX,
         }
     }
 }

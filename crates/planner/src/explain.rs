@@ -52,47 +52,92 @@ pub enum Verdict {
     NotReady(Standing),
 }
 
-/// Explains a resource that stands, as if it were to be placed anew, or one that does not.
+/// Explains a resource that there is, as if it were to be placed anew, or one that there is not.
 #[must_use]
 pub fn explain(cluster: &Cluster, definition: &Definition, now: Moment, config: &PlannerConfig) -> Explanation {
-    let mut loads = Loads::new(cluster, now, config);
-    loads.prepare_for(definition);
-    if let Some(unit) = cluster.unit(definition.name.as_str())
-        && let (Some(standing), Some(home)) = (unit.definition(), unit.home())
-    {
-        // Where it is already, it does not stand in its own way.
-        loads.leave(standing, home, true);
+    let mut explainer = Explainer::new(definition.clone(), config);
+    while explainer.look(cluster, now, usize::MAX) == Looked::AtSome {}
+    explainer.explain()
+}
+
+/// An explanation in the making: it looks at some workers at a time, so that the Cluster is free for others in between. What changes
+/// meanwhile is seen for the workers that are looked at after it.
+#[derive(Debug)]
+pub struct Explainer {
+    definition: Definition,
+    config: PlannerConfig,
+    considered: Vec<Considered>,
+    scores: Vec<(Score, WorkerId)>,
+    failed: Tally,
+    /// The last worker that was looked at.
+    after: Option<WorkerId>,
+}
+
+/// How far an [`Explainer`] has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// There are more workers to look at.
+    AtSome,
+    /// All of them were looked at.
+    AtAll,
+}
+
+impl Explainer {
+    /// One that has looked at nothing.
+    #[must_use]
+    pub fn new(definition: Definition, config: &PlannerConfig) -> Self {
+        Self { definition, config: config.clone(), considered: Vec::new(), scores: Vec::new(), failed: Tally::default(), after: None }
     }
-    let name = definition.rules().policy.unwrap_or(config.policy);
-    let policy = policy::of(name);
-    let ask = Ask::new(&loads, definition, None);
-    let mut scores: Vec<(Score, WorkerId)> = Vec::new();
-    let mut failed = Tally::default();
-    let mut considered = Vec::new();
-    for (id, worker) in cluster.workers().filter(|(_, w)| w.standing() != Standing::Absent) {
-        let verdict = match (loads.place(id), ask.candidate(id)) {
-            (None, _) => Verdict::NotReady(worker.standing()),
-            (Some(_), Some(candidate)) => {
-                scores.push((ask.score(policy, &candidate), id.clone()));
-                Verdict::Eligible { place: 0, preference: candidate.preference, aside: loads.aside_until(id).is_some() }
-            }
-            (Some(place), None) => match ask.fits(&place) {
-                Ok(()) => continue,
-                Err(misfit) => {
-                    failed.count(misfit.clone(), 1);
-                    Verdict::Misfit(misfit)
-                }
-            },
-        };
-        let payload = loads.place(id).map_or(worker.payload, |place| place.payload);
-        considered.push(Considered { worker: id.clone(), payload, verdict });
-    }
-    scores.sort();
-    let places: BTreeMap<WorkerId, usize> = scores.into_iter().enumerate().map(|(n, (_, id))| (id, n + 1)).collect();
-    for one in &mut considered {
-        if let (Verdict::Eligible { place, .. }, Some(found)) = (&mut one.verdict, places.get(&one.worker)) {
-            *place = *found;
+
+    /// Looks at so many workers more.
+    pub fn look(&mut self, cluster: &Cluster, now: Moment, count: usize) -> Looked {
+        let mut loads = Loads::new(cluster, now, &self.config);
+        loads.prepare_for(&self.definition);
+        if let Some(unit) = cluster.unit(self.definition.name.as_str())
+            && let (Some(standing), Some(home)) = (unit.definition(), unit.home())
+        {
+            // Where it is already, it does not stand in its own way.
+            loads.leave(standing, home, true);
         }
+        let ask = Ask::new(&loads, &self.definition, None);
+        let policy = policy::of(self.definition.rules().policy.unwrap_or(self.config.policy));
+        let after = self.after.clone();
+        let mut workers = cluster.workers_after(after.as_ref().map_or("", WorkerId::as_str));
+        for id in workers.by_ref().take(count) {
+            self.after = Some(id.clone());
+            let Some(worker) = cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent) else { continue };
+            let verdict = match (loads.place(id), ask.candidate(id)) {
+                (None, _) => Verdict::NotReady(worker.standing()),
+                (Some(_), Some(candidate)) => {
+                    self.scores.push((ask.score(policy, &candidate), id.clone()));
+                    Verdict::Eligible { place: 0, preference: candidate.preference, aside: loads.aside_until(id).is_some() }
+                }
+                (Some(place), None) => match ask.fits(&place) {
+                    Ok(()) => continue,
+                    Err(misfit) => {
+                        self.failed.count(misfit.clone(), 1);
+                        Verdict::Misfit(misfit)
+                    }
+                },
+            };
+            let payload = loads.place(id).map_or(worker.payload, |place| place.payload);
+            self.considered.push(Considered { worker: id.clone(), payload, verdict });
+        }
+        if workers.next().is_some() { Looked::AtSome } else { Looked::AtAll }
     }
-    Explanation { policy: name, considered, failed: failed.in_order() }
+
+    /// What came of it.
+    #[must_use]
+    pub fn explain(self) -> Explanation {
+        let Self { definition, config, mut considered, mut scores, failed, .. } = self;
+        scores.sort();
+        let places: BTreeMap<WorkerId, usize> = scores.into_iter().enumerate().map(|(n, (_, id))| (id, n + 1)).collect();
+        for one in &mut considered {
+            if let (Verdict::Eligible { place, .. }, Some(found)) = (&mut one.verdict, places.get(&one.worker)) {
+                *place = *found;
+            }
+        }
+        let policy = definition.rules().policy.unwrap_or(config.policy);
+        Explanation { policy, considered, failed: failed.in_order() }
+    }
 }

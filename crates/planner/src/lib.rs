@@ -21,7 +21,7 @@ mod workers;
 use evenkeel_model::{Cluster, Definition, Moment, Pending, PlaceReason, Plan, WorkerId};
 
 pub use config::{BrakeConfig, Flapping, PlannerConfig};
-pub use explain::{Considered, Explanation, Verdict, explain};
+pub use explain::{Considered, Explainer, Explanation, Looked, Verdict, explain};
 pub use suppose::{Supposition, suppose};
 
 /// Decides what is to be done next. The plan of a settled cluster is empty, and so is that of a cluster to which the plan before was

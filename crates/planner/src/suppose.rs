@@ -19,13 +19,12 @@ pub enum Supposition {
     Rebalance,
 }
 
-/// The whole plan, as if nothing had to wait its turn.
+/// The whole plan, as if nothing had to wait its turn; only the plan's own size is bounded, by the configuration.
 pub fn suppose(cluster: &Cluster, now: Moment, config: &PlannerConfig, supposed: &Supposition) -> Plan {
     let config = PlannerConfig {
         // Who wants no balance wants none here.
         moves_in_flight: if config.moves_in_flight == 0 { 0 } else { usize::MAX },
         recovery_in_flight: usize::MAX,
-        max_actions: usize::MAX,
         cool_down: Duration::ZERO,
         ..config.clone()
     };

@@ -91,7 +91,7 @@ impl Stage {
     async fn is_ready(&self) -> bool {
         let Ok(mut client) = self.connect().await else { return false };
         let leads = client.list_masters(ListMastersRequest {}).await.is_ok_and(|m| m.into_inner().masters.iter().any(|m| m.leader));
-        let workers = client.list_workers(ListWorkersRequest {}).await.map(|w| w.into_inner().workers).unwrap_or_default();
+        let workers = client.list_workers(ListWorkersRequest::default()).await.map(|w| w.into_inner().workers).unwrap_or_default();
         leads && workers.iter().filter(|w| w.phase == "ready").count() == WORKERS
     }
 }

@@ -66,7 +66,7 @@ fn bar() -> ProgressBar {
 async fn wait(session: &Session, id: &str, has_deadline: bool, bar: &ProgressBar) -> Result<Option<WorkerState>, ClientError> {
     let (mut most, mut stuck) = (0, 0);
     loop {
-        let ListWorkersResponse { workers, brake } = list_workers(session).await?;
+        let ListWorkersResponse { workers, brake, .. } = list_workers(session).await?;
         let Some(worker) = workers.into_iter().find(|w| w.id == id) else { return Ok(None) };
         if worker.resources == 0 {
             return Ok(Some(worker));

@@ -26,7 +26,7 @@ pub(crate) struct WorkerArgs {
 
 pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
     let format = args.client.output.output;
-    let ListWorkersResponse { workers, brake } = list_workers(&args.client.master.session()).await?;
+    let ListWorkersResponse { workers, brake, .. } = list_workers(&args.client.master.session()).await?;
     if !brake.is_empty() {
         eprintln!("evenkeel: the brake holds: {brake} (evenkeel brake release)");
     }
@@ -39,9 +39,18 @@ pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
     print_list(format, Listing { values, names }, || workers_table(&workers, output::colour()))
 }
 
-/// The workers as a master knows them.
+/// The workers as a master knows them, page by page.
 pub(crate) async fn list_workers(session: &Session) -> Result<ListWorkersResponse, ClientError> {
-    session.call("workers", ListWorkersRequest {}, async |client, request| client.list_workers(request).await).await
+    let mut all = ListWorkersResponse::default();
+    loop {
+        let request = ListWorkersRequest { page_token: all.next_page_token.clone(), ..ListWorkersRequest::default() };
+        let page = session.call("workers", request, async |client, request| client.list_workers(request).await).await?;
+        all.workers.extend(page.workers);
+        (all.brake, all.next_page_token) = (page.brake, page.next_page_token);
+        if all.next_page_token.is_empty() {
+            return Ok(all);
+        }
+    }
 }
 
 pub(crate) async fn masters(args: ListArgs) -> Result<(), ClientError> {

@@ -117,6 +117,9 @@ fn text(response: &PlanResponse, colour: bool) -> String {
         let gap = if text.is_empty() { "" } else { "\n" };
         text.push_str(&format!("{gap}Left undone:\n{}", output::table(&["RESOURCE", "WORKER", "REASON"], &rows, colour)));
     }
+    if response.more_actions + response.more_undone > 0 {
+        text.push_str(&format!("\nand {} actions and {} undone more\n", response.more_actions, response.more_undone));
+    }
     text
 }
 

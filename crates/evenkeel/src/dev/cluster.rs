@@ -280,7 +280,7 @@ pub(super) async fn observe(masters: Vec<String>, views: watch::Sender<View>) {
 
 async fn look(session: &Session) -> Option<View> {
     let mut client = session.client().await.ok()?;
-    let workers = client.list_workers(ListWorkersRequest {}).await.ok()?.into_inner().workers;
+    let workers = client.list_workers(ListWorkersRequest::default()).await.ok()?.into_inner().workers;
     let masters = client.list_masters(ListMastersRequest {}).await.ok()?.into_inner().masters;
     Some(View { workers, masters, resources: resources(&mut client).await? })
 }

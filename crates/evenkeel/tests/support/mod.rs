@@ -223,7 +223,7 @@ impl Stage {
     }
 
     pub(crate) async fn list_workers(&self) -> Option<Vec<WorkerState>> {
-        Some(self.any_master().await?.list_workers(ListWorkersRequest {}).await.ok()?.into_inner().workers)
+        Some(self.any_master().await?.list_workers(ListWorkersRequest::default()).await.ok()?.into_inner().workers)
     }
 
     pub(crate) async fn get(&self, name: &str) -> Option<ResourceState> {

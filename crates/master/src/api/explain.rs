@@ -1,29 +1,45 @@
 //! Why a resource is where it is and not elsewhere, or why it is nowhere: what the planner thinks of each worker, and what the history tells.
 
-use evenkeel_model::{Moment, ResourceName, Standing};
-use evenkeel_planner::{Considered, Explanation, PlannerConfig, Verdict};
+use evenkeel_model::{ResourceName, Standing};
+use evenkeel_planner::{Considered, Explainer, Explanation, Looked, Verdict};
 use evenkeel_proto::v1;
 
-use super::{convert, states};
-use crate::known::Known;
+use tonic::Status;
+
+use super::{convert, room::Room, service::Service, states};
+use crate::control::request::Refusal;
 
 /// How many workers an explanation speaks of at most: those that can run it first.
 const CANDIDATES: usize = 1000;
 /// How many events an explanation shows at most.
 const EVENTS: usize = 100;
+/// How many workers are looked at before others may have their turn: some ten microseconds each where there are many rules.
+const WORKERS: usize = 50;
 
-/// None: nothing of that name is wanted.
-pub(crate) fn explain(known: &Known, name: &ResourceName, now: Moment, planner: &PlannerConfig) -> Option<v1::ExplainResponse> {
-    let cluster = &known.cluster;
-    let state = states::resource(cluster, name.as_str(), now, planner)?;
-    let history = known.history_after(0).rev().filter(|(_, happening)| happening.resource == name.as_str()).take(EVENTS);
-    let mut events: Vec<v1::Event> = history.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
-    events.reverse();
-    let Some(definition) = cluster.unit(name.as_str()).and_then(|u| u.definition()) else {
-        let summary = format!("{name} is {}: {}.", state.phase, state.reason);
-        return Some(v1::ExplainResponse { resource: Some(state), summary, events, ..v1::ExplainResponse::default() });
+/// Why it is where it is.
+///
+/// # Errors
+/// NOT_FOUND when nothing of that name is wanted.
+pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1::ExplainResponse, Status> {
+    let (shared, planner) = (service.shared(), &service.config.planner);
+    let (state, events, definition) = {
+        let known = shared.read();
+        let state = states::resource(&known.cluster, name.as_str(), shared.now(), planner);
+        let state = state.ok_or_else(|| Status::from(Refusal::NotFound(name.clone())))?;
+        let history = known.history_after(0).rev().filter(|(_, happening)| happening.resource == name.as_str()).take(EVENTS);
+        let mut events: Vec<v1::Event> = history.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
+        events.reverse();
+        (state, events, known.cluster.unit(name.as_str()).and_then(|u| u.definition()).cloned())
     };
-    let explanation = evenkeel_planner::explain(cluster, definition, now, planner);
+    let Some(definition) = definition else {
+        let summary = format!("{name} is {}: {}.", state.phase, state.reason);
+        return Ok(v1::ExplainResponse { resource: Some(state), summary, events, ..v1::ExplainResponse::default() });
+    };
+    let mut explainer = Explainer::new(definition, planner);
+    while explainer.look(&shared.read().cluster, shared.now(), WORKERS) == Looked::AtSome {
+        tokio::task::yield_now().await;
+    }
+    let explanation = explainer.explain();
     let summary = summary(&state, &explanation, &events);
     let failed = explanation.failed.iter().map(|failed| v1::FailedRule {
         rule: failed.misfit.rule().to_owned(),
@@ -36,8 +52,9 @@ pub(crate) fn explain(known: &Known, name: &ResourceName, now: Moment, planner: 
         candidates.sort_by_key(|c| (!c.eligible, c.place));
         candidates.truncate(CANDIDATES);
     }
+    Room::of_a_page().cut(&mut candidates);
     let policy = explanation.policy.to_string();
-    Some(v1::ExplainResponse { resource: Some(state), summary, candidates, events, policy, failed })
+    Ok(v1::ExplainResponse { resource: Some(state), summary, candidates, events, policy, failed })
 }
 
 fn candidate(considered: &Considered) -> v1::Candidate {

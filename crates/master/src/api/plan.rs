@@ -1,14 +1,49 @@
 //! A plan as the API shows it.
 
-use evenkeel_model::{Action, Cluster, Plan, Standing, Subject, WorkerWish};
-use evenkeel_planner::Supposition;
+use evenkeel_model::{Action, Cluster, Definition, Plan, Standing, Subject, WorkerWish, limits::MAX_PLAN};
+use evenkeel_planner::{PlannerConfig, Supposition};
 use evenkeel_proto::v1::{self, plan_request::Suppose};
 use tonic::Status;
 
-use super::{convert, service::worker_id};
+use super::{
+    convert,
+    room::Room,
+    service::{Service, worker_id},
+};
+
+/// What the leader does next, or would do if something were so.
+pub(super) async fn plan(service: &Service, supposed: Option<Suppose>) -> Result<v1::PlanResponse, Status> {
+    let planner = PlannerConfig { max_actions: MAX_PLAN, max_unplaced: MAX_PLAN, ..service.config.planner.clone() };
+    // What is wrong with a resource is found before anybody waits for it.
+    let supposed = supposed.map(checked).transpose()?;
+    let shared = service.shared();
+    let plan = service.turns.compute(|| {
+        let (now, known) = (shared.now(), shared.read());
+        Ok::<_, Status>(match supposed {
+            None => evenkeel_planner::plan(&known.cluster, now, &planner),
+            Some(supposed) => evenkeel_planner::suppose(&known.cluster, now, &planner, &supposition(supposed, &known.cluster)?),
+        })
+    });
+    plan.await?.map(|plan| show(&plan))
+}
+
+/// What is to be taken to be so, as far as it can be checked by itself.
+enum Supposed {
+    Added(Box<Definition>),
+    Of(Box<Suppose>),
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn checked(supposed: Suppose) -> Result<Supposed, Status> {
+    match supposed {
+        Suppose::Add(resource) => Ok(Supposed::Added(Box::new(convert::definition(Some(resource))?))),
+        Suppose::Rebalance(false) => Err(Status::invalid_argument("rebalance: is false; leave it out")),
+        other => Ok(Supposed::Of(Box::new(other))),
+    }
+}
 
 /// Every action and everything undone, each with its reason.
-pub(crate) fn show(plan: &Plan) -> v1::PlanResponse {
+fn show(plan: &Plan) -> v1::PlanResponse {
     let undone = plan.undone.iter().map(|undone| {
         let (resource, worker, reason) = match &undone.subject {
             Subject::Resource(name) => {
@@ -20,7 +55,11 @@ pub(crate) fn show(plan: &Plan) -> v1::PlanResponse {
         v1::Undone { resource, worker, reason }
     });
     let brake = plan.brake.map(|brake| brake.to_string()).unwrap_or_default();
-    v1::PlanResponse { actions: plan.actions.iter().map(action).collect(), undone: undone.collect(), brake }
+    let (mut actions, mut undone): (Vec<_>, Vec<_>) = (plan.actions.iter().map(action).collect(), undone.collect());
+    let mut room = Room::of_a_page();
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let (more_actions, more_undone) = (number(room.cut(&mut actions)), number(room.cut(&mut undone)));
+    v1::PlanResponse { actions, undone, brake, more_actions, more_undone }
 }
 
 /// What the plan is to take to be so.
@@ -28,26 +67,28 @@ pub(crate) fn show(plan: &Plan) -> v1::PlanResponse {
 /// # Errors
 /// What is wrong with it.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-pub(crate) fn supposition(supposed: Suppose, cluster: &Cluster) -> Result<Supposition, Status> {
+fn supposition(supposed: Supposed, cluster: &Cluster) -> Result<Supposition, Status> {
     let worker = |field: &'static str, id: &str| {
         let id = worker_id(field, id)?;
         let stands = cluster.worker(id.as_str()).is_some_and(|w| w.standing() != Standing::Absent);
         if stands { Ok(id) } else { Err(Status::not_found(format!("{field}: no such worker"))) }
     };
-    Ok(match supposed {
-        Suppose::Add(resource) => {
-            let definition = convert::definition(Some(resource))?;
+    let supposed = match supposed {
+        Supposed::Added(definition) => {
             if cluster.unit(definition.name.as_str()).is_some_and(|unit| unit.record.is_some() || unit.unreadable.is_some()) {
-                return Err(Status::already_exists(format!("add: resource {} stands already; explain tells of it", definition.name)));
+                return Err(Status::already_exists(format!("add: resource {} already exists; explain tells of it", definition.name)));
             }
-            Supposition::Add(Box::new(definition))
+            return Ok(Supposition::Add(definition));
         }
+        Supposed::Of(supposed) => *supposed,
+    };
+    Ok(match supposed {
         Suppose::Cordon(id) => Supposition::Wish(worker("cordon", &id)?, Some(WorkerWish::Cordon)),
         Suppose::Uncordon(id) => Supposition::Wish(worker("uncordon", &id)?, None),
         Suppose::Drain(id) => Supposition::Wish(worker("drain", &id)?, Some(WorkerWish::Drain { deadline_ms: None })),
         Suppose::Lose(id) => Supposition::Lost(worker("lose", &id)?),
-        Suppose::Rebalance(true) => Supposition::Rebalance,
-        Suppose::Rebalance(false) => return Err(Status::invalid_argument("rebalance: is false; leave it out")),
+        Suppose::Rebalance(_) => Supposition::Rebalance,
+        Suppose::Add(_) => return Err(Status::internal("add: was not checked")),
     })
 }
 

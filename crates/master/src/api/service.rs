@@ -3,17 +3,18 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{
-    Definition, ResourceName, Selector, WorkerId, WorkerWish,
-    limits::{MAX_PAGE, MAX_WAITING_OF_STREAMS},
-};
+use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_WAITING_OF_STREAMS};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::{sync::oneshot, time::timeout};
 use tonic::{Response, Status, Streaming};
 
-use super::{convert, sources, states};
+use super::{
+    convert, lists,
+    room::{Turns, with_place},
+    sources, states,
+};
 use crate::{
     config::MasterConfig,
     control::{
@@ -27,14 +28,13 @@ use crate::{
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The usual number of entries on one page.
-const USUAL_PAGE: usize = 500;
 
 /// What all services of a master share.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) config: Arc<MasterConfig>,
     pub(crate) engine: Handle,
+    pub(crate) turns: Turns,
     /// The file of resources, if this master follows one.
     pub(crate) source: Option<SourceHandle>,
 }
@@ -187,21 +187,6 @@ fn outcome(effect: Effect) -> &'static str {
     }
 }
 
-#[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn page_size(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(USUAL_PAGE),
-        Ok(n) => Ok(n.min(MAX_PAGE)),
-        Err(_) => Err(Status::invalid_argument(format!("page_size: {asked} is less than 0; leave it out for {USUAL_PAGE}"))),
-    }
-}
-
-#[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn page_token(text: &str) -> Result<Option<ResourceName>, Status> {
-    let wrong = |_| Status::invalid_argument("page_token: is none that a page before has given");
-    if text.is_empty() { Ok(None) } else { ResourceName::new(text).map(Some).map_err(wrong) }
-}
-
 #[tonic::async_trait]
 impl Master for Service {
     async fn add_resource(&self, request: tonic::Request<v1::AddResourceRequest>) -> Result<Response<v1::AddResourceResponse>, Status> {
@@ -270,27 +255,7 @@ impl Master for Service {
         &self,
         request: tonic::Request<v1::ListResourcesRequest>,
     ) -> Result<Response<v1::ListResourcesResponse>, Status> {
-        let request = request.into_inner();
-        let (selector, size) = (selector(&request.selector)?, page_size(request.page_size)?);
-        let after = page_token(&request.page_token)?;
-        let known = self.shared().read();
-        let mut resources = Vec::new();
-        let mut next_page_token = String::new();
-        for (name, unit) in known.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
-            let selected = unit
-                .record
-                .as_ref()
-                .map_or(request.selector.is_empty() && unit.unreadable.is_some(), |r| selector.matches(&r.value.definition.labels));
-            if !selected {
-                continue;
-            }
-            if resources.len() == size {
-                next_page_token = last_name(&resources);
-                break;
-            }
-            resources.extend(self.state(&known, name.as_str()));
-        }
-        Ok(Response::new(v1::ListResourcesResponse { resources, next_page_token }))
+        lists::resources(self, request.get_ref()).await.map(Response::new)
     }
 
     type WatchResourcesStream = Answers<v1::WatchResourcesResponse>;
@@ -302,15 +267,11 @@ impl Master for Service {
         let request = request.into_inner();
         let selector = selector(&request.selector)?;
         let only = if request.name.is_empty() { None } else { Some(name(&request.name)?) };
-        Ok(Response::new(super::watch::resources(self.clone(), selector, only)))
+        Ok(Response::new(super::watch::resources(self.clone(), selector, only, self.turns.watch()?)))
     }
 
-    async fn list_workers(&self, _: tonic::Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        let now = self.shared().now();
-        let known = self.shared().read();
-        let workers = states::workers(&known.cluster, now, &self.config.planner);
-        let brake = evenkeel_planner::brake(&known.cluster, &self.config.planner).map(|brake| brake.to_string()).unwrap_or_default();
-        Ok(Response::new(v1::ListWorkersResponse { workers, brake }))
+    async fn list_workers(&self, request: tonic::Request<v1::ListWorkersRequest>) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        lists::workers(self, request.get_ref()).await.map(Response::new)
     }
 
     async fn list_masters(&self, _: tonic::Request<v1::ListMastersRequest>) -> Result<Response<v1::ListMastersResponse>, Status> {
@@ -352,42 +313,22 @@ impl Master for Service {
     }
 
     async fn plan(&self, request: tonic::Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
-        let supposed = request.into_inner().suppose;
-        let (now, planner) = (self.shared().now(), &self.config.planner);
-        let known = self.shared().read();
-        let plan = match supposed {
-            None => evenkeel_planner::plan(&known.cluster, now, planner),
-            Some(supposed) => {
-                let supposed = super::plan::supposition(supposed, &known.cluster)?;
-                evenkeel_planner::suppose(&known.cluster, now, planner, &supposed)
-            }
-        };
-        Ok(Response::new(super::plan::show(&plan)))
+        super::plan::plan(self, request.into_inner().suppose).await.map(Response::new)
     }
 
     async fn explain(&self, request: tonic::Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let name = name(&request.into_inner().name)?;
-        let explained = super::explain::explain(&self.shared().read(), &name, self.shared().now(), &self.config.planner);
-        explained.map(Response::new).ok_or_else(|| Refusal::NotFound(name).into())
+        super::explain::explain(self, &name).await.map(Response::new)
     }
 
     async fn list_events(&self, request: tonic::Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
-        let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let known = self.shared().read();
-        let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
-        let wanted = known.history_after(request.after);
-        let wanted = wanted.filter(|(_, h)| about(&request.resource, &[&h.resource]) && about(&request.worker, &[&h.worker, &h.from]));
-        let newest = wanted.rev().take(size);
-        let mut events: Vec<v1::Event> = newest.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
-        events.reverse();
-        Ok(Response::new(v1::ListEventsResponse { events }))
+        lists::events(self, request.get_ref()).map(Response::new)
     }
 
     type WatchEventsStream = Answers<v1::WatchEventsResponse>;
 
     async fn watch_events(&self, request: tonic::Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Ok(Response::new(super::watch::events(self.clone(), request.into_inner().after)))
+        Ok(Response::new(super::watch::events(self.clone(), request.into_inner().after, self.turns.watch()?)))
     }
 
     async fn list_sources(&self, _: tonic::Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
@@ -422,12 +363,10 @@ impl Master for Service {
         if state.worker.is_empty() {
             return Err(Status::failed_precondition(format!("{name} is pending, so no worker has output of it: {}", state.reason)));
         }
-        super::logs::read(&state, request).await
+        let place = self.turns.watch()?;
+        let output = super::logs::read(&state, request).await?;
+        Ok(output.map(|output| with_place(output, place).boxed()))
     }
-}
-
-fn last_name(resources: &[v1::ResourceState]) -> String {
-    resources.last().and_then(|r| r.resource.as_ref()).map(|r| r.name.clone()).unwrap_or_default()
 }
 
 /// Whether this master leads.

@@ -76,10 +76,9 @@ fn stop_reason(reason: StopReason, to: Option<&WorkerId>) -> String {
     }
 }
 
-/// All workers that are known, in order.
-pub(crate) fn workers(cluster: &Cluster, now: Moment, planner: &PlannerConfig) -> Vec<v1::WorkerState> {
-    let is_shown = |w: &Worker| w.standing() != Standing::Absent || !w.names.is_empty() || w.intent.is_some();
-    cluster.workers().filter(|(_, w)| is_shown(w)).map(|(id, w)| self::worker(cluster, id, w, now, planner)).collect()
+/// Something is known of it that people may want to see.
+pub(crate) fn is_shown(worker: &Worker) -> bool {
+    worker.standing() != Standing::Absent || !worker.names.is_empty() || worker.intent.is_some()
 }
 
 /// One worker.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use evenkeel_model::{ResourceName, Selector};
 use evenkeel_proto::v1;
 use futures::{StreamExt, stream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::Status;
 
 use super::{
@@ -15,8 +15,8 @@ use super::{
 };
 use crate::known::{Known, Leadership};
 
-/// How many names one step looks at before others may have the lock.
-const STEP: usize = 500;
+/// How many names one step looks at before others may have the lock. With the largest specs their states are some megabytes.
+const STEP: usize = 64;
 /// How many entries of the history one step takes.
 const EVENTS: usize = 500;
 
@@ -31,6 +31,7 @@ struct Resources {
     ready: VecDeque<v1::WatchResourcesResponse>,
     changed: watch::Receiver<u64>,
     leadership: watch::Receiver<Leadership>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Where the stream stands.
@@ -42,7 +43,12 @@ enum At {
 }
 
 /// Every resource that matches, then SYNCED, then each change.
-pub(super) fn resources(service: Service, selector: Selector, only: Option<ResourceName>) -> Answers<v1::WatchResourcesResponse> {
+pub(super) fn resources(
+    service: Service,
+    selector: Selector,
+    only: Option<ResourceName>,
+    place: OwnedSemaphorePermit,
+) -> Answers<v1::WatchResourcesResponse> {
     let since = service.shared().read().next_change();
     let watcher = Resources {
         changed: service.shared().changed.subscribe(),
@@ -53,6 +59,7 @@ pub(super) fn resources(service: Service, selector: Selector, only: Option<Resou
         service,
         selector,
         only,
+        _place: place,
     };
     stream::unfold(Some(watcher), |watcher| async {
         let mut watcher = watcher?;
@@ -122,11 +129,13 @@ impl Resources {
             self.at = At::Listing { after: None, since: next, unseen, is_first: false };
             return true;
         };
-        let names: BTreeSet<ResourceName> = changes.filter(|name| self.only.as_ref().is_none_or(|only| only == *name)).cloned().collect();
-        for name in &names {
+        let some: Vec<&ResourceName> = changes.take(STEP).collect();
+        let until = since + some.len() as u64;
+        let names: BTreeSet<&ResourceName> = some.into_iter().filter(|name| self.only.as_ref().is_none_or(|only| only == *name)).collect();
+        for name in names {
             self.show(&known, name);
         }
-        self.at = At::Following { since: next };
+        self.at = At::Following { since: until };
         next != since
     }
 
@@ -151,12 +160,12 @@ impl Resources {
 }
 
 /// The history after a sequence number, then each entry as it is written.
-pub(super) fn events(service: Service, after: i64) -> Answers<v1::WatchEventsResponse> {
+pub(super) fn events(service: Service, after: i64, place: OwnedSemaphorePermit) -> Answers<v1::WatchEventsResponse> {
     let happened = service.shared().happened.subscribe();
     let leadership = service.shared().leadership.subscribe();
-    let state = (service, happened, leadership, after);
+    let state = (service, happened, leadership, after, place);
     stream::unfold(Some(state), |state| async {
-        let (service, mut happened, mut leadership, after) = state?;
+        let (service, mut happened, mut leadership, after, place) = state?;
         loop {
             happened.mark_unchanged();
             let found: Vec<v1::Event> = {
@@ -165,7 +174,7 @@ pub(super) fn events(service: Service, after: i64) -> Answers<v1::WatchEventsRes
             };
             if let Some(last) = found.last().map(|event| event.sequence) {
                 let answers = found.into_iter().map(|event| Ok(v1::WatchEventsResponse { event: Some(event) }));
-                return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last))));
+                return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last, place))));
             }
             if !leads(service.shared()) {
                 let ended = Err(Status::unavailable("this master does not lead any more; watch again"));

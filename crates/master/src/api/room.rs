@@ -1,0 +1,160 @@
+//! What keeps readers from holding up the control loop, and answers from outgrowing their clients: steps, turns, and room for one answer.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use evenkeel_model::limits::{MAX_PAGE_BYTES, MAX_PLANS_WAITING, MAX_WATCHES};
+use futures::{Stream, StreamExt};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+/// For how long a reader holds what the control loop waits for, at a stretch. A commit takes several times as long.
+const STEP: Duration = Duration::from_micros(500);
+/// How many entries are looked at between two looks at the clock.
+const LOOKS: u32 = 8;
+/// After a computation that cannot be cut into steps the next one waits for so many times its length, so that most of the time is the loop's.
+const REST_FACTOR: u32 = 3;
+
+/// One step of a reader.
+pub(super) struct Step {
+    began: Instant,
+    looks: u32,
+}
+
+impl Step {
+    pub(super) fn begin() -> Self {
+        Self { began: Instant::now(), looks: 0 }
+    }
+
+    /// An entry was looked at. True: the step has taken long enough, and others are to have their turn.
+    pub(super) fn is_over(&mut self) -> bool {
+        self.looks += 1;
+        self.looks.is_multiple_of(LOOKS) && self.began.elapsed() >= STEP
+    }
+}
+
+/// The room of one answer.
+pub(super) struct Room {
+    left: usize,
+    is_empty: bool,
+}
+
+impl Room {
+    pub(super) fn of_a_page() -> Self {
+        Self { left: MAX_PAGE_BYTES, is_empty: true }
+    }
+
+    /// Whether there is room for this entry; it is taken then. There is for the first, whatever its size.
+    pub(super) fn takes(&mut self, entry: &impl Message) -> bool {
+        // A field's number and length, which are at most six bytes at these sizes.
+        let size = entry.encoded_len() + 6;
+        let takes = self.is_empty || size <= self.left;
+        if takes {
+            self.left = self.left.saturating_sub(size);
+            self.is_empty = false;
+        }
+        takes
+    }
+
+    /// As many of the first entries as there is room for; how many are left out.
+    pub(super) fn cut<T: Message>(&mut self, entries: &mut Vec<T>) -> usize {
+        let fits = entries.iter().position(|entry| !self.takes(entry)).unwrap_or(entries.len());
+        let more = entries.len() - fits;
+        entries.truncate(fits);
+        more
+    }
+}
+
+/// Whose turn it is to compute what holds up the control loop, and how many may watch.
+#[derive(Clone, Debug)]
+pub(crate) struct Turns {
+    one: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let semaphore = |count| Arc::new(Semaphore::new(count));
+        Self { one: semaphore(1), waiting: semaphore(MAX_PLANS_WAITING), watches: semaphore(MAX_WATCHES) }
+    }
+}
+
+impl Turns {
+    /// Computes something, when it is its turn.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when too many wait already.
+    pub(super) async fn compute<T>(&self, compute: impl FnOnce() -> T) -> Result<T, Status> {
+        let full =
+            |_| Status::resource_exhausted(format!("{MAX_PLANS_WAITING} plans and explanations are being asked for already; try again"));
+        let _waits = self.waiting.clone().try_acquire_owned().map_err(full)?;
+        let turn = self.one.clone().acquire_owned().await.map_err(|e| Status::internal(e.to_string()))?;
+        let began = Instant::now();
+        let computed = compute();
+        let rest = began.elapsed() * REST_FACTOR;
+        tokio::spawn(async move {
+            tokio::time::sleep(rest).await;
+            drop(turn);
+        });
+        Ok(computed)
+    }
+
+    /// A place for one that watches, for as long as it is kept.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    pub(super) fn watch(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| Status::resource_exhausted(format!("{MAX_WATCHES} streams watch already; end some, or try again later"));
+        self.watches.clone().try_acquire_owned().map_err(full)
+    }
+}
+
+/// A stream that keeps its place until it has ended.
+pub(super) fn with_place<S: Stream>(stream: S, place: OwnedSemaphorePermit) -> impl Stream<Item = S::Item> {
+    stream.map(move |item| {
+        let _kept = &place;
+        item
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_proto::v1::MasterState;
+
+    use super::*;
+
+    fn entry(size: usize) -> MasterState {
+        MasterState { id: "x".repeat(size), ..MasterState::default() }
+    }
+
+    #[test]
+    fn a_page_ends_before_it_is_too_large_and_has_one_entry_at_least() {
+        let mut entries = vec![entry(MAX_PAGE_BYTES / 3 - 100); 5];
+        assert_eq!((Room::of_a_page().cut(&mut entries), entries.len()), (2, 3));
+        let mut entries = vec![entry(2 * MAX_PAGE_BYTES), entry(1)];
+        assert_eq!((Room::of_a_page().cut(&mut entries), entries.len()), (1, 1));
+        let mut few = vec![entry(1); 100];
+        assert_eq!(Room::of_a_page().cut(&mut few), 0);
+    }
+
+    #[tokio::test]
+    async fn one_is_computed_at_a_time_and_few_wait() {
+        let turns = Turns::default();
+        let held = turns.one.clone().acquire_owned().await.expect("free");
+        let waiting: Vec<_> = (0..MAX_PLANS_WAITING)
+            .map(|n| {
+                let turns = turns.clone();
+                tokio::spawn(async move { turns.compute(move || n).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let refused = turns.compute(|| 0).await.expect_err("too many");
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        drop(held);
+        for (n, computed) in waiting.into_iter().enumerate() {
+            assert_eq!(computed.await.expect("no panic").expect("its turn"), n);
+        }
+    }
+}
