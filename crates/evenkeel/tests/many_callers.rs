@@ -64,8 +64,12 @@ async fn callers_who_want_the_same_thing_are_all_answered() {
 /// Sends until it is told to end, as fast as it is let; counts what was answered.
 async fn flood(mut client: MasterClient<Channel>, stream: usize, ends: Arc<AtomicBool>, answered: Arc<AtomicU64>) {
     let requests = stream::iter(0_u64..).take_while(move |_| futures::future::ready(!ends.load(Ordering::Relaxed)));
-    let requests =
-        requests.map(move |n| AddResourcesRequest { resource: named(format!("s{stream}.{}", n % 300)), ..AddResourcesRequest::default() });
+    let requests = requests.map(move |n| {
+        // A connection keeps a megabyte that is not read yet: few of these.
+        let labels = (0..16).map(|n| (format!("label-{n}"), "x".repeat(250))).collect();
+        let resource = Resource { name: format!("s{stream}.{}", n % 300), labels, ..Resource::default() };
+        AddResourcesRequest { resource: Some(resource), ..AddResourcesRequest::default() }
+    });
     let mut answers = client.add_resources(requests).await.expect("accepted").into_inner();
     while let Some(answer) = answers.message().await.expect("answered") {
         assert_eq!(answer.code, 0, "{}", answer.message);
