@@ -75,6 +75,9 @@ pub enum MasterError {
     /// The file of resources is wrong.
     #[error("--resources: {0}")]
     Resources(String),
+    /// Another master holds the id.
+    #[error(transparent)]
+    IdTaken(#[from] crate::engine::IdTaken),
     /// A server ended by itself.
     #[error("the {0} server ended: {1}")]
     Server(&'static str, String),

@@ -18,6 +18,7 @@ use crate::{
     known::Shared,
 };
 pub use crate::{
+    control::office::IdTaken,
     control::request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
     known::Leadership,
     time::Clock,
@@ -59,9 +60,12 @@ impl Engine {
     }
 
     /// Runs until it is told to stop (or `stop` is dropped); then hands leadership over.
-    pub async fn run(self, stop: oneshot::Receiver<()>) {
+    ///
+    /// # Errors
+    /// When another master that lives has this one's id.
+    pub async fn run(self, stop: oneshot::Receiver<()>) -> Result<(), IdTaken> {
         let Self { control, handle: _ } = self;
-        control.run(stop).await;
+        control.run(stop).await
     }
 }
 

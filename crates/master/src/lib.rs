@@ -67,13 +67,15 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
     let service = Service { config, engine: engine.handle(), turns: Turns::default(), source: source_handle };
     let (stop_control, control_stops) = oneshot::channel();
-    let control = tokio::spawn(engine.run(control_stops));
+    let mut control = tokio::spawn(engine.run(control_stops));
     let source = source.map(|source| tokio::spawn(source.run(service.clone())));
     let (stop_servers, servers_stop) = watch::channel(false);
     let mut servers = tokio::spawn(api::serve(service, grpc, http, servers_stop));
     let ended = tokio::select! {
         () = &mut stop => None,
         ended = &mut servers => Some(ended),
+        // It ends by itself only when it cannot be.
+        ended = &mut control => return Err(ended.map_or_else(|e| MasterError::Server("control", e.to_string()), refused)),
     };
     if let Some(source) = source {
         source.abort();
@@ -87,6 +89,10 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
         // A caller that does not end its stream is left behind.
         None => timeout(LAST_CALLS, servers).await.map_or(Ok(()), flatten),
     }
+}
+
+fn refused(ended: Result<(), engine::IdTaken>) -> MasterError {
+    ended.map_or_else(MasterError::IdTaken, |()| MasterError::Server("control", "it ended by itself".to_owned()))
 }
 
 fn flatten(ended: Result<Result<(), MasterError>, tokio::task::JoinError>) -> Result<(), MasterError> {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use evenkeel_master::{
     MasterConfig,
-    engine::{Engine, Handle, Leadership, PutMode, Request},
+    engine::{Engine, Handle, IdTaken, Leadership, PutMode, Request},
 };
 use evenkeel_model::{Draft, MasterId, MasterRecord, Registration, WorkerId};
 use evenkeel_sim::{
@@ -177,4 +177,69 @@ async fn a_list_that_lacks_own_writes_is_not_believed() {
         assert_eq!(wrong, Vec::<&String>::new(), "seed {seed}: acknowledged, and not assigned once");
     }
     assert!(lists > 16, "watches began anew: {lists}");
+}
+
+/// One more master on an etcd: how it ends, if it does, and the way to ask it.
+fn one_more(etcd: &Etcd, link: &str, address: &str) -> (tokio::task::JoinHandle<Result<(), IdTaken>>, Handle, oneshot::Sender<()>) {
+    let id = MasterId::new("master-1").unwrap();
+    let config = MasterConfig::new(id.clone(), Vec::new());
+    let record = MasterRecord { id, address: address.to_owned(), http: String::new(), version: String::new(), leads_since: 0 };
+    let engine = Engine::new(Arc::new(config), etcd.link(link).client(SECOND), record, Arc::new(MachineClock::boot(0)));
+    let handle = engine.handle();
+    let (stop, stops) = oneshot::channel();
+    (tokio::spawn(engine.run(stops)), handle, stop)
+}
+
+/// Two masters of one id were taken in silence: whoever looks takes them for one.
+#[tokio::test(start_paused = true)]
+async fn a_second_master_of_the_same_id_is_refused() {
+    let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));
+    let (first, handle, _stop) = one_more(&etcd, "first", "one:1");
+    while handle.leadership() != Leadership::Mine {
+        sleep(TICK).await;
+    }
+    let (second, _, _stop_second) = one_more(&etcd, "second", "two:1");
+    let taken = second.await.unwrap().unwrap_err();
+    assert_eq!((taken.id.as_str(), taken.address.as_str()), ("master-1", "one:1"));
+    assert!(!first.is_finished() && handle.leadership() == Leadership::Mine, "the first goes on");
+    assert!(add(&handle, "a").await);
+    let candidates = etcd.peek(|store| store.iter(&KeyRange::prefix("/election/")).count());
+    assert_eq!(candidates, 1, "the second has left nothing behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_masters_of_one_id_that_start_together_one_stays() {
+    for seed in 1..6 {
+        let etcd = Etcd::start(Settings { members: 1, ..Settings::default() }, generator(seed, "etcd"));
+        let (one, one_handle, _stop_one) = one_more(&etcd, "one", "one:1");
+        let (two, two_handle, _stop_two) = one_more(&etcd, "two", "two:1");
+        let mut waited = Duration::ZERO;
+        while !one.is_finished() && !two.is_finished() {
+            assert!(waited < 60 * SECOND, "seed {seed}: both stay");
+            sleep(TICK).await;
+            waited += TICK;
+        }
+        sleep(20 * SECOND).await;
+        assert_ne!(one.is_finished(), two.is_finished(), "seed {seed}");
+        let stays = if one.is_finished() { two_handle } else { one_handle };
+        assert_eq!(stays.leadership(), Leadership::Mine, "seed {seed}");
+    }
+}
+
+/// One that was killed keeps its id until its lease ends, and no longer.
+#[tokio::test(start_paused = true)]
+async fn a_master_that_was_killed_is_followed_by_one_of_the_same_id() {
+    let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));
+    let (killed, handle, _stop) = one_more(&etcd, "first", "one:1");
+    while handle.leadership() != Leadership::Mine {
+        sleep(TICK).await;
+    }
+    killed.abort();
+    let (next, handle, _stop_next) = one_more(&etcd, "next", "one:1");
+    let mut waited = Duration::ZERO;
+    while handle.leadership() != Leadership::Mine {
+        assert!(waited < 6 * SECOND && !next.is_finished(), "it leads when the lease of the one before has ended");
+        sleep(TICK).await;
+        waited += TICK;
+    }
 }

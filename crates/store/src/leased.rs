@@ -82,6 +82,49 @@ pub enum LostReason {
     KeyGone,
 }
 
+/// What became of the holder of a leased key that was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Its key went, or changed hands.
+    Gone,
+    /// It lives: it extends its lease, or keeps its key without one.
+    Lives,
+}
+
+/// So many of its leases may pass before a holder that neither extends nor loses its key is taken to live.
+const LEASES: u32 = 5;
+/// Between two looks at a holder.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Holder {
+    /// Waits until it is known whether the holder of a key lives, whose lease was granted for about so long. One that has died loses its key
+    /// with its lease. A lease that was extended once proves nothing, since etcd does so for all of them when it starts or changes its
+    /// leader.
+    pub async fn wait_for(client: &Client, held: &Kv, ttl: Duration) -> Self {
+        let mut until = Instant::now() + ttl * LEASES;
+        let (mut last, mut extended) = (Duration::MAX, 0);
+        while held.lease != 0 && Instant::now() < until {
+            match client.get(&held.key).await {
+                Ok(read) if read.kv.as_ref().is_none_or(|kv| kv.created != held.created) => return Self::Gone,
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(%error, "the holder of a key cannot be looked up");
+                    until = Instant::now() + ttl * LEASES;
+                }
+            }
+            if let Ok(Some(left)) = client.remaining(held.lease).await {
+                extended += u32::from(left > last);
+                last = left;
+            }
+            if extended >= 2 {
+                return Self::Lives;
+            }
+            sleep(LOOK).await;
+        }
+        Self::Lives
+    }
+}
+
 /// A key of ours with its lease, which a task keeps alive until this is dropped. Dropping it leaves the key to expire;
 /// [`LeasedKey::end`] deletes it at once.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ pub use client::{Client, Config};
 pub use commit::{Executor, Finished};
 pub use error::Error;
 pub use evenkeel_model::Revision;
-pub use leased::{CreateError, KeyName, LeaseState, LeasedKey, LostReason, NewLeasedKey};
+pub use leased::{CreateError, Holder, KeyName, LeaseState, LeasedKey, LostReason, NewLeasedKey};
 pub use local::{LocalCluster, LocalError, LocalOptions, MemberPorts, Ports};
 pub use member::connect;
 pub use mirror::{Change, Update, mirror};

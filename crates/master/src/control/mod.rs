@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::{
-    office::{Office, OfficeEvent},
+    office::{IdTaken, Office, OfficeEvent},
     own_writes::Sight,
     request::{Refusal, Request},
     term::{ListVerdict, Term},
@@ -115,17 +115,22 @@ impl Control {
     }
 
     /// Runs until it is told to stop; then hands leadership over.
-    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+    ///
+    /// # Errors
+    /// When another master that lives has this one's id.
+    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) -> Result<(), IdTaken> {
         loop {
-            let wake = self.next_wake(&mut stop).await;
-            if matches!(wake, Wake::Stop) {
-                break;
-            }
+            let wake = match self.next_wake(&mut stop).await {
+                Wake::Stop => break,
+                Wake::Office(OfficeEvent::IdTaken(taken)) => return Err(taken),
+                wake => wake,
+            };
             self.take_in(wake).await;
             self.turn();
             self.shared.turned();
         }
         self.hand_over().await;
+        Ok(())
     }
 
     async fn next_wake(&mut self, stop: &mut oneshot::Receiver<()>) -> Wake {
@@ -329,6 +334,7 @@ impl Control {
                 self.reconsider();
             }
             OfficeEvent::Lost => self.step_down("the candidacy in etcd is lost"),
+            OfficeEvent::IdTaken(_) => {}
         }
     }
 

@@ -3,8 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{MasterRecord, Revision};
-use evenkeel_store::{Client, Error, KeyName, LeaseState, LeasedKey, NewLeasedKey, codec, keys::Keys};
+use evenkeel_model::{MasterId, MasterRecord, Revision};
+use evenkeel_store::{Client, Error, Holder, KeyName, KeyRange, Kv, LeaseState, LeasedKey, NewLeasedKey, codec, keys::Keys};
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::time::Clock;
@@ -25,15 +25,30 @@ pub(crate) struct Office {
 
 enum State {
     /// A key is being created, again and again until etcd grants it.
-    Campaigning(BoxFuture<'static, LeasedKey>),
+    Campaigning(BoxFuture<'static, Result<LeasedKey, IdTaken>>),
     /// The key stands.
     Candidate(Arc<LeasedKey>),
     /// The guarded transaction is under way.
     Taking(Arc<LeasedKey>, BoxFuture<'static, Option<Revision>>),
 }
 
+/// Another master that lives has this one's id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the id {id} is taken by a live master at {address}; stop that one, or give this one another --id \
+     (one that was killed a moment ago loses its id within {} s)", within.as_secs()
+)]
+pub struct IdTaken {
+    /// The id.
+    pub id: MasterId,
+    /// Where the other is reached.
+    pub address: String,
+    /// How long an id outlives its master.
+    pub within: Duration,
+}
+
 /// What has happened to the candidacy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum OfficeEvent {
     /// A new candidacy stands.
     Candidate,
@@ -41,6 +56,8 @@ pub(super) enum OfficeEvent {
     Taken { revision: Revision },
     /// It is gone.
     Lost,
+    /// It cannot be: two masters of one id would be one to whoever looks.
+    IdTaken(IdTaken),
 }
 
 impl Office {
@@ -65,11 +82,16 @@ impl Office {
     /// Waits for the next thing that happens to the candidacy.
     pub(super) async fn event(&mut self) -> OfficeEvent {
         match &mut self.state {
-            State::Campaigning(campaign) => {
-                let key = campaign.await;
-                self.state = State::Candidate(Arc::new(key));
-                OfficeEvent::Candidate
-            }
+            State::Campaigning(campaign) => match campaign.await {
+                Ok(key) => {
+                    self.state = State::Candidate(Arc::new(key));
+                    OfficeEvent::Candidate
+                }
+                Err(taken) => {
+                    self.state = State::Campaigning(std::future::pending().boxed());
+                    OfficeEvent::IdTaken(taken)
+                }
+            },
             State::Candidate(key) => {
                 lost(key).await;
                 OfficeEvent::Lost
@@ -120,19 +142,66 @@ async fn lost(key: &LeasedKey) {
     let _ = state.wait_for(|s| matches!(s, LeaseState::Lost { .. })).await;
 }
 
-async fn campaign(client: Client, election: String, record: MasterRecord, lease: Duration) -> LeasedKey {
+/// Creates a key, once no other master of this id has one.
+async fn campaign(client: Client, election: String, record: MasterRecord, lease: Duration) -> Result<LeasedKey, IdTaken> {
     loop {
-        let new = NewLeasedKey {
-            key: KeyName::UnderPrefix(election.clone().into_bytes()),
-            value: codec::json(&record),
-            ttl: lease,
-            replaces: None,
-        };
-        match LeasedKey::create(&client, new, ATTEMPT).await {
-            Ok(key) => return key,
-            Err(error) => tracing::warn!(%error, "cannot campaign for leadership yet"),
+        match campaign_once(&client, &election, &record, lease).await {
+            Ok(Ok(key)) => return Ok(key),
+            Ok(Err(namesake)) => wait_for_end(&client, &namesake, &record, lease).await?,
+            Err(why) => {
+                tracing::warn!(error = why, "cannot campaign for leadership yet");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
-        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The key, or the one of another master of the same id.
+async fn campaign_once(client: &Client, election: &str, record: &MasterRecord, lease: Duration) -> Result<Result<LeasedKey, Kv>, String> {
+    let failed = |error: Error| error.to_string();
+    if let Some(namesake) = namesakes(client, election, &record.id).await.map_err(failed)?.into_iter().next() {
+        return Ok(Err(namesake));
+    }
+    let new =
+        NewLeasedKey { key: KeyName::UnderPrefix(election.as_bytes().to_vec()), value: codec::json(record), ttl: lease, replaces: None };
+    let key = LeasedKey::create(client, new, ATTEMPT).await.map_err(|e| e.to_string())?;
+    // Of two that began at the same time, the one whose key came first stays; both see that now.
+    let namesakes = namesakes(client, election, &record.id).await;
+    let older = namesakes.map(|namesakes| namesakes.into_iter().find(|kv| kv.created < key.created()));
+    match older {
+        Ok(None) => Ok(Ok(key)),
+        Ok(Some(older)) => {
+            give_up(client, key).await;
+            Ok(Err(older))
+        }
+        Err(error) => {
+            give_up(client, key).await;
+            Err(failed(error))
+        }
+    }
+}
+
+async fn give_up(client: &Client, key: LeasedKey) {
+    if let Err(error) = key.end(client.deadline()).await {
+        tracing::warn!(%error, "a candidacy could not be given up; it ends with its lease");
+    }
+}
+
+/// The keys of candidates of this id, in the order in which they were created.
+async fn namesakes(client: &Client, election: &str, id: &MasterId) -> Result<Vec<Kv>, Error> {
+    let is_of = |kv: &Kv| serde_json::from_slice::<MasterRecord>(&kv.value).is_ok_and(|record| record.id == *id);
+    let mut found: Vec<Kv> = client.list(&KeyRange::prefix(election)).await?.kvs.into_iter().filter(is_of).collect();
+    found.sort_by_key(|kv| kv.created);
+    Ok(found)
+}
+
+/// Waits for the end of a master of the same id, which may be this one's predecessor that was killed.
+async fn wait_for_end(client: &Client, namesake: &Kv, record: &MasterRecord, lease: Duration) -> Result<(), IdTaken> {
+    let address = serde_json::from_slice::<MasterRecord>(&namesake.value).map(|record| record.address).unwrap_or_default();
+    tracing::warn!(id = %record.id, address, "the id is held by another master: waiting for its end");
+    match Holder::wait_for(client, namesake, lease).await {
+        Holder::Gone => Ok(()),
+        Holder::Lives => Err(IdTaken { id: record.id.clone(), address, within: lease + Duration::from_secs(1) }),
     }
 }
 

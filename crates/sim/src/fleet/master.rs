@@ -90,8 +90,10 @@ impl Master {
         let process = SimProcess::start(async move {
             let engine = Engine::new(Arc::new(config), (seat.connect)(), record, clock);
             let _ = tell.send(engine.handle());
-            engine.run(stops).await;
-            master.note("has handed over and ended");
+            match engine.run(stops).await {
+                Ok(()) => master.note("has handed over and ended"),
+                Err(taken) => master.note(&taken.to_string()),
+            }
             master.start_again();
         });
         drop(running);

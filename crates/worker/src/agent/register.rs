@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use evenkeel_model::{Admission, Origin, Registration, Revision, Session, WorkerId};
-use evenkeel_store::{Client, CreateError, Error, KeyName, Kv, LeasedKey, NewLeasedKey, keys::Keys};
+use evenkeel_store::{Client, CreateError, Error, Holder, KeyName, Kv, LeasedKey, NewLeasedKey, keys::Keys};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(100);
 /// For one registration, all of its calls together.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// So many of its leases may pass before a holder that neither extends nor loses its key is taken to live.
-const LEASES: u32 = 5;
 /// What is waited for beyond the lease of a worker that may be dead.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -70,7 +68,7 @@ impl Registrar {
             }
             let address = holder.map(|holder| holder.address).unwrap_or_default();
             tracing::warn!(id = %self.registration.id, address, "the id is held by another session: waiting for its end");
-            if !self.wait_for_end(&held).await {
+            if Holder::wait_for(&self.client, &held, self.timing.lease).await == Holder::Lives {
                 let within = self.timing.lease + MARGIN;
                 return Err(WorkerError::IdTaken { id: self.registration.id.clone(), address, within });
             }
@@ -116,32 +114,6 @@ impl Registrar {
             Some(_) => None,
             None => previous.map(|p| p.session),
         })
-    }
-
-    /// Whether the key went, or changed hands. It does not for a holder that lives: that one extends its lease. A lease that was extended
-    /// once proves nothing, since etcd does so for all of them when it starts or changes its leader.
-    async fn wait_for_end(&self, held: &Kv) -> bool {
-        let mut until = Instant::now() + self.timing.lease * LEASES;
-        let (mut last, mut extended) = (Duration::MAX, 0);
-        while held.lease != 0 && Instant::now() < until {
-            match self.client.get(&held.key).await {
-                Ok(read) if read.kv.as_ref().is_none_or(|kv| kv.created != held.created) => return true,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "the holder of the id cannot be looked up");
-                    until = Instant::now() + self.timing.lease * LEASES;
-                }
-            }
-            if let Ok(Some(left)) = self.client.remaining(held.lease).await {
-                extended += u32::from(left > last);
-                last = left;
-            }
-            if extended >= 2 {
-                return false;
-            }
-            sleep(PAUSE).await;
-        }
-        false
     }
 }
 
