@@ -1,4 +1,4 @@
-//! Client commands that know several masters, one of which hangs: the others answer.
+//! Client commands against real masters: what one of them does that hangs, and what is said on the way.
 
 mod support;
 
@@ -101,6 +101,25 @@ async fn streams_leave_a_master_that_is_frozen() {
         follower.wait().expect("waited");
     }
     stage.signal(standby, Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn flags_after_the_dashes_are_warned_of_and_passed_on() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    let master = url(&stage, "master-1");
+    let run = |arguments: &[&str]| evenkeel().env("EVENKEEL_MASTER", &master).args(arguments).output().expect("run");
+    let (plain, flagged) = (run(&["add", "a", "--", "sleep", "300"]), run(&["add", "b", "--", "sleep", "300", "--weight", "3", "--pin=w"]));
+    let replaced = String::from_utf8_lossy(&plain.stdout).replacen('a', "b", 1);
+    assert_eq!((flagged.status.code(), String::from_utf8_lossy(&flagged.stdout)), (Some(0), replaced.into()));
+    let warning = "warning: --weight, --pin=w stand after -- and are passed to the command; put them before -- to give them to evenkeel\n";
+    assert_eq!((String::from_utf8_lossy(&plain.stderr), String::from_utf8_lossy(&flagged.stderr)), ("".into(), warning.into()));
+    let resource = stage.get("b").await.and_then(|state| state.resource).expect("stored");
+    assert_eq!(resource.weight, Some(1));
+    let planned = run(&["plan", "add", "c", "--", "sleep", "300", "--spread", "zone"]);
+    assert_eq!(planned.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&planned.stderr).starts_with("warning: --spread stands after -- and is passed"), "{}", text(&planned));
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ impl PlanArgs {
         Ok(match self.suppose {
             None => (None, self.client),
             Some(SupposeArgs::Add { resource, file, client }) => {
+                resource.warn_of_own_flags(&["plan", "add"]);
                 let definition = match file {
                     None => resource.definition()?,
                     Some(file) => named_in(&file, resource.name())?,
