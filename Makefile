@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos compose-test deploy-check soak build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
+.PHONY: help demo test chaos compose-test compose-smoke deploy-check soak build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,8 +26,14 @@ chaos: prepare ## attacks on real processes, all of them, and a table of what ca
 	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
 
 compose-test: prepare-compose ## docker-compose.yml as it is, on images that are made here where none can be pulled, and broken on purpose
-	scripts/compose-images
-	@cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS); status=$$?; scripts/compose-images --remove; exit $$status
+	@trap 'exit 1' INT TERM; trap 'scripts/compose-images --remove' EXIT; \
+	scripts/compose-images && cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
+
+compose-smoke: prepare-compose ## the images, made with the binary for development, and two short scenarios of compose-test
+	cargo build --locked --package evenkeel
+	@trap 'exit 1' INT TERM; trap 'scripts/compose-images --remove' EXIT; \
+	scripts/compose-images --binary $(BUILD_DIR)/debug/evenkeel && \
+	cargo test --locked --package evenkeel --test compose -- --include-ignored --exact the_classic_run,worker_killed
 
 deploy-check: ## what can be checked of deploy/ without running it: units, manifests, scrape configuration, alerts, dashboard
 	deploy/systemd/check

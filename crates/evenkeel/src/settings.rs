@@ -41,8 +41,8 @@ pub(crate) struct CommonArgs {
     /// How the log is written, to stderr
     #[arg(long, value_name = "FORMAT", env = "EVENKEEL_LOG_FORMAT", value_enum, default_value = "text", hide_env = true)]
     pub(crate) log_format: LogFormat,
-    /// What the log tells: error, warn, info, debug, trace, or a list such as info,evenkeel_store=debug
-    #[arg(long, value_name = "LEVEL", env = "EVENKEEL_LOG_LEVEL", default_value = "info", value_parser = log_level, hide_env = true)]
+    /// What the log tells: off, error, warn, info, debug or trace; of a part another by TARGET=LEVEL, as in info,evenkeel_store=debug
+    #[arg(long, value_name = "LEVEL", env = "EVENKEEL_LOG_LEVEL", default_value = "info", value_parser = crate::log::level, hide_env = true)]
     pub(crate) log_level: String,
     /// Listen on every interface although there is no authentication
     #[arg(long, env = "EVENKEEL_INSECURE", value_parser = BoolishValueParser::new(), hide_env = true)]
@@ -274,7 +274,7 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     check_host(host)?;
     match port.parse::<u16>() {
         Ok(1..) => Ok(format!("{scheme}://{host}:{port}")),
-        _ => Err(format!("{port:?} is no port; give 1 to 65535")),
+        _ => Err(format!("invalid port {port:?}: a number from 1 to 65535")),
     }
 }
 
@@ -300,11 +300,7 @@ fn prefix(text: &str) -> Result<String, String> {
 
 fn driver(text: &str) -> Result<String, String> {
     ResourceName::new(text).map_err(|e| e.to_string())?;
-    if DRIVERS.contains(&text) { Ok(text.to_owned()) } else { Err(format!("is no driver of this worker; it has {}", DRIVERS.join(", "))) }
-}
-
-fn log_level(text: &str) -> Result<String, String> {
-    tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+    if DRIVERS.contains(&text) { Ok(text.to_owned()) } else { Err(format!("unknown driver {text:?}; use one of {}", DRIVERS.join(", "))) }
 }
 
 #[cfg(test)]
@@ -409,10 +405,10 @@ mod tests {
             ("[::1]:2379", Ok("http://[::1]:2379")),
             ("localhost", Err("the port is missing")),
             ("ftp://a:1", Err("scheme \"ftp\" is not http")),
-            ("http://a:b", Err("\"b\" is no port")),
-            ("http://a:0", Err("\"0\" is no port")),
+            ("http://a:b", Err("invalid port \"b\": a number")),
+            ("http://a:0", Err("invalid port \"0\": a number")),
             ("http://a b:1", Err("\"a b\" is no host name")),
-            ("http://a:1/x", Err("\"1/x\" is no port")),
+            ("http://a:1/x", Err("invalid port \"1/x\": a number")),
             ("", Err("the port is missing")),
         ];
         for (text, expected) in cases {

@@ -11,8 +11,6 @@ use evenkeel_store::{Client, KeyName, KeyRange, LeaseState, LeasedKey, NewLeased
 const SECOND: Duration = Duration::from_secs(1);
 /// A lease of this length must survive the loss of any one member.
 const TTL: Duration = Duration::from_secs(4);
-/// A new leader of etcd takes two seconds at the most, noticing a frozen member three. The rest is for slow machines.
-const BOUND: Duration = Duration::from_secs(12);
 
 /// Breaks one member under a client that uses it, and sees everything go on.
 async fn rides_out(etcd: &mut Etcd, broken: usize, fault: impl FnOnce(&mut Etcd)) {
@@ -29,11 +27,11 @@ async fn rides_out(etcd: &mut Etcd, broken: usize, fault: impl FnOnce(&mut Etcd)
 
     let start = Instant::now();
     fault(etcd);
-    within(BOUND, "a write", put_surely(&client, "/m/during", "")).await;
+    within(LONG, "a write", put_surely(&client, "/m/during", "")).await;
     let written = start.elapsed();
-    within(BOUND, "its arrival", copy.until("the write", |copy| copy.has("/m/during"))).await;
+    within(LONG, "its arrival", copy.until("the write", |copy| copy.has("/m/during"))).await;
     let arrived = start.elapsed();
-    within(BOUND, "its arrival at the idle one", idle_copy.until("the write", |copy| copy.has("/m/during"))).await;
+    within(LONG, "its arrival at the idle one", idle_copy.until("the write", |copy| copy.has("/m/during"))).await;
     let arrived_idle = start.elapsed();
     eprintln!("written after {written:?}, seen after {arrived:?}, by the idle client after {arrived_idle:?}");
     assert_ne!(client.endpoint(), etcd.cluster.endpoint(broken));
@@ -86,7 +84,7 @@ async fn a_follower_is_frozen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_quorum_calls_fail_in_time_and_all_goes_on_when_it_is_back() {
+async fn without_a_quorum_calls_fail_and_all_goes_on_when_it_is_back() {
     let mut etcd = Etcd::start(3).await;
     let client = etcd.client();
     client.put("/m/before", "").await.unwrap();
@@ -94,12 +92,11 @@ async fn without_a_quorum_calls_fail_in_time_and_all_goes_on_when_it_is_back() {
     copy.until("the list", |copy| copy.has("/m/before")).await;
     etcd.cluster.kill(0).unwrap();
     etcd.cluster.stop(1).unwrap();
-    let start = Instant::now();
+    // That each ends at its deadline is held where time is virtual: `sim/tests/etcd_world.rs`.
     for _ in 0..4 {
-        assert!(client.put("/m/never", "").await.is_err());
-        assert!(client.get(b"/m/before").await.is_err(), "a linearizable read needs the quorum");
+        assert!(within(LONG, "the end of a put", client.put("/m/never", "")).await.is_err());
+        assert!(within(LONG, "the end of a read", client.get(b"/m/before")).await.is_err(), "a linearizable read needs the quorum");
     }
-    assert!(start.elapsed() < 10 * SECOND, "no call outlives its deadline of a second by much: {:?}", start.elapsed());
     copy.until("the news that etcd cannot be followed", |copy| copy.lost == 1).await;
     etcd.cluster.cont(1).unwrap();
     etcd.cluster.revive(0).unwrap();

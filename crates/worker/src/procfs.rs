@@ -16,9 +16,9 @@ pub(crate) struct Stat {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::Processes;
+pub(crate) use linux::{Processes, is_zombie};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::Processes;
+pub(crate) use other::{Processes, is_zombie};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -32,6 +32,11 @@ mod linux {
     use rustix::fs::RawDir;
 
     use super::Stat;
+
+    /// Whether a process has ended, every thread of it, and waits to be reaped. False if that cannot be seen.
+    pub(crate) fn is_zombie(pid: i32) -> bool {
+        std::fs::read(format!("/proc/{pid}/stat")).is_ok_and(|line| super::parse(&line).is_some_and(|stat| stat.dead))
+    }
 
     /// An open `/proc`.
     #[derive(Debug)]
@@ -99,6 +104,11 @@ mod other {
     use std::{io, process::Command};
 
     use super::Stat;
+
+    /// Unknown here: nothing that asks it is used but on Linux.
+    pub(crate) fn is_zombie(_pid: i32) -> bool {
+        false
+    }
 
     /// Lists processes by asking `ps`.
     #[derive(Debug)]

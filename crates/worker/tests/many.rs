@@ -44,7 +44,7 @@ async fn many_are_stopped_in_time(id: &str, given: Value) {
     for pid in pids {
         dead(pid).await;
     }
-    assert!(away.elapsed() < Duration::from_secs(5), "{:?}", away.elapsed());
+    assert!(away.elapsed() < evenkeel_worker::authority::Timing::default().authority, "{:?}", away.elapsed());
     assert_eq!(worker.agent_pid().await, agent, "the guard did not have to");
     bench.etcd.cont(0).expect("continued");
 
@@ -60,11 +60,9 @@ async fn many_are_stopped_in_time(id: &str, given: Value) {
     for n in 0..MANY {
         pids.push(bench.number(&format!("r{n}.pid")).await);
     }
-    let asked = Instant::now();
     worker.signal(Signal::SIGTERM);
     eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
     assert!(pids.into_iter().all(is_dead));
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
     assert_eq!(worker.ended().await, Some(0));
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use evenkeel_model::{Observed, Session};
 use evenkeel_proto::v1::{ListRunningRequest, LogsRequest, worker_client::WorkerClient};
@@ -106,7 +106,7 @@ async fn a_log_is_followed_until_its_resource_has_gone() {
     let following = tokio::spawn(async move { logs(&mut client, "a", true, 1).await });
     bench.tell_stop("a", &spec).await;
     bench.phase("a", epoch, Observed::Stopped).await;
-    let all = tokio::time::timeout(Duration::from_secs(10), following).await.expect("it ends").expect("followed");
+    let all = tokio::time::timeout(support::DEADLINE, following).await.expect("it ends").expect("followed");
     assert_eq!(all, "first\nlast\n");
 }
 

@@ -1,12 +1,12 @@
 //! `evenkeel add`: one resource from flags.
 
-use clap::Args;
+use clap::{Args, CommandFactory};
 use evenkeel_model::{Definition, Draft, ResourceName, Selector, WorkerId};
 use evenkeel_proto::v1::{AddResourceRequest, ResourceState};
 use serde_json::{Map, Value, json};
 
 use super::{ClientArgs, ClientError, convert, print_one, selector};
-use crate::settings;
+use crate::{cli::Cli, output::printable, settings};
 
 /// The kind that a command implies.
 const PROCESS: &str = "process";
@@ -77,6 +77,7 @@ fn spec(text: &str) -> Result<Map<String, Value>, String> {
 }
 
 pub(crate) async fn run(args: AddArgs) -> Result<(), ClientError> {
+    args.resource.warn_of_own_flags(&["add"]);
     let format = args.client.output.output;
     let session = args.client.master.clone().session();
     let definition = args.resource.definition()?;
@@ -103,6 +104,17 @@ impl ResourceArgs {
         &self.name
     }
 
+    /// Says so where the COMMAND has flags of the subcommand itself, which were perhaps meant for it. What was asked for is done.
+    pub(super) fn warn_of_own_flags(&self, subcommand: &[&str]) {
+        let whole = Cli::command();
+        let subcommand = subcommand.iter().try_fold(&whole, |command, name| command.find_subcommand(name));
+        let flags: Vec<&str> =
+            subcommand.map(|command| command.get_arguments().filter_map(clap::Arg::get_long).collect()).unwrap_or_default();
+        if let Some(warning) = own_flags(&self.command, &flags) {
+            eprintln!("warning: {}", printable(&warning));
+        }
+    }
+
     /// The definition that the flags make.
     ///
     /// # Errors
@@ -110,6 +122,16 @@ impl ResourceArgs {
     pub(crate) fn definition(&self) -> Result<Definition, ClientError> {
         draft(self)?.check().map_err(|e| ClientError::Usage(e.to_string()))
     }
+}
+
+/// What is said of a command that has some of these long flags, alone or with a value.
+fn own_flags(command: &[String], flags: &[&str]) -> Option<String> {
+    let own = |word: &&String| word.strip_prefix("--").is_some_and(|flag| flags.contains(&flag.split('=').next().unwrap_or_default()));
+    let found: Vec<&str> = command.iter().filter(own).map(String::as_str).collect();
+    let passed = if found.len() == 1 { "stands after -- and is" } else { "stand after -- and are" };
+    let them = if found.len() == 1 { "it" } else { "them" };
+    (!found.is_empty())
+        .then(|| format!("{} {passed} passed to the command; put {them} before -- to give {them} to evenkeel", found.join(", ")))
 }
 
 fn draft(args: &ResourceArgs) -> Result<Draft, ClientError> {
@@ -145,7 +167,7 @@ fn draft(args: &ResourceArgs) -> Result<Draft, ClientError> {
 
 /// `task-test-4 added on worker-2 (127.0.0.1:9090)`, or why it is nowhere yet.
 fn sentence(name: &str, added: bool, state: &ResourceState) -> String {
-    let done = if added { "added" } else { "stands already, unchanged," };
+    let done = if added { "added" } else { "already exists, unchanged," };
     let place = match (state.worker.as_str(), state.reason.as_str()) {
         ("", "") => "pending: no worker was chosen yet".to_owned(),
         ("", reason) => format!("pending: {reason}"),
@@ -159,10 +181,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{
-        cli::{Cli, Command},
-        client,
-    };
+    use crate::{cli::Command, client};
 
     fn parsed(line: &[&str]) -> Result<Value, String> {
         let line = ["evenkeel", "add"].iter().chain(line);
@@ -205,12 +224,24 @@ mod tests {
     }
 
     #[test]
+    fn flags_after_the_dashes_are_warned_of() {
+        let warned = |words: &[&str]| own_flags(&words.iter().map(ToString::to_string).collect::<Vec<_>>(), &["weight", "pin"]);
+        let one = "--weight stands after -- and is passed to the command; put it before -- to give it to evenkeel";
+        assert_eq!(warned(&["crawl", "--weight", "3"]).as_deref(), Some(one));
+        let two = "--weight=3, --pin stand after -- and are passed to the command; put them before -- to give them to evenkeel";
+        assert_eq!(warned(&["crawl", "--weight=3", "--pin", "w"]).as_deref(), Some(two));
+        for harmless in [&["crawl", "--weights", "-weight", "weight", "--", "--we"][..], &["--"], &[]] {
+            assert_eq!(warned(harmless), None, "{harmless:?}");
+        }
+    }
+
+    #[test]
     fn the_sentence_tells_where_it_runs() {
         let on = ResourceState { worker: "worker-2".to_owned(), address: "127.0.0.1:9090".to_owned(), ..ResourceState::default() };
         let nowhere = ResourceState { reason: "no worker is ready".to_owned(), ..ResourceState::default() };
         assert_eq!(sentence("a", true, &on), "a added on worker-2 (127.0.0.1:9090)\n");
-        assert_eq!(sentence("a", false, &on), "a stands already, unchanged, on worker-2 (127.0.0.1:9090)\n");
+        assert_eq!(sentence("a", false, &on), "a already exists, unchanged, on worker-2 (127.0.0.1:9090)\n");
         assert_eq!(sentence("a", true, &nowhere), "a added, pending: no worker is ready\n");
-        assert_eq!(sentence("a", false, &nowhere), "a stands already, unchanged, pending: no worker is ready\n");
+        assert_eq!(sentence("a", false, &nowhere), "a already exists, unchanged, pending: no worker is ready\n");
     }
 }

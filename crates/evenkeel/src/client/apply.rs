@@ -18,7 +18,12 @@ use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{ClientArgs, ClientError, convert, delete::delete, error, get, selector, session::Session};
+use super::{
+    ClientArgs, ClientError, convert,
+    delete::delete,
+    error, get, selector,
+    session::{Ended, Session},
+};
 use crate::{
     files,
     output::{self, Format},
@@ -158,14 +163,18 @@ async fn send(session: &Session, diff: &Diff<'_>, done: &mut Done, bar: &Progres
             answered += 1;
             bar.inc(1);
         });
-        let Err(error) = result.await else { break };
+        let Err(ended) = result.await else { break };
+        let (error, silent) = match ended {
+            Ended::Passing { error, silent } => (error, silent),
+            Ended::For(error) => (error, false),
+        };
         failures = if answered > before { 1 } else { failures + 1 };
         if failures > 3 {
             let total = requests.len();
             bar.finish_and_clear();
             return Err(ClientError::Failed(format!("{answered} of {total} were sent, then: {error}; apply again, it goes on from there")));
         }
-        session.rotate().await;
+        session.give_up(silent).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     Ok(())
@@ -175,16 +184,22 @@ async fn stream_some(
     session: &Session,
     requests: &[AddResourcesRequest],
     mut on_answer: impl FnMut(AddResourcesResponse),
-) -> Result<(), ClientError> {
-    let fail = |status: &tonic::Status| ClientError::status("apply", status);
-    let mut client = session.client().await?;
+) -> Result<(), Ended> {
+    let fail = |status: &tonic::Status| Ended::by("apply", status);
+    let silent = |_| {
+        let error = ClientError::Failed(format!("apply: the master has not answered for {} s", SILENCE.as_secs()));
+        Ended::Passing { error, silent: true }
+    };
+    let mut client = session.client().await.map_err(Ended::passing)?;
     let outgoing = stream::iter(requests.to_vec());
-    let mut incoming = client.add_resources(outgoing).await.map_err(|s| fail(&s))?.into_inner();
+    let opened = tokio::time::timeout(SILENCE, client.add_resources(outgoing)).await.map_err(silent)?;
+    let mut incoming = opened.map_err(|s| fail(&s))?.into_inner();
     let mut expected = requests.len();
     while expected > 0 {
-        let answer = tokio::time::timeout(SILENCE, incoming.message()).await;
-        let answer = answer.map_err(|_| ClientError::Silent { subject: "apply".to_owned(), span: SILENCE })?.map_err(|s| fail(&s))?;
-        let Some(answer) = answer else { return Err(ClientError::Failed("apply: the master ended the stream early".to_owned())) };
+        let answer = tokio::time::timeout(SILENCE, incoming.message()).await.map_err(silent)?.map_err(|s| fail(&s))?;
+        let Some(answer) = answer else {
+            return Err(Ended::passing(ClientError::Failed("apply: the master ended the stream early".to_owned())));
+        };
         expected -= 1;
         on_answer(answer);
     }
@@ -286,6 +301,6 @@ mod tests {
         }
         assert_eq!(done.counts, Counts { add: 2, change: 2, delete: 0, unchanged: 1 });
         assert_eq!(done.refused.len(), 1);
-        assert!(done.refused[0].1.contains("stands already"), "{:?}", done.refused);
+        assert!(done.refused[0].1.contains("already exists"), "{:?}", done.refused);
     }
 }

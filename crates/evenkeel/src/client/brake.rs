@@ -34,8 +34,11 @@ pub(crate) async fn run(args: BrakeArgs) -> Result<(), ClientError> {
         }
         Action::Release => {
             let request = ReleaseBrakeRequest {};
-            let workers = session.call("brake", request, async |client, request| client.release_brake(request).await).await?.workers;
+            let answer = session.ask("brake", request, async |client, request| client.release_brake(request).await).await;
+            let workers = answer.result?.workers;
             print_one(format, &json!({ "workers": workers }), "brake", || match workers.as_slice() {
+                // The try before this one may have released them.
+                [] if answer.retried => "no worker is waited for any more\n".to_owned(),
                 [] => "no worker is gone, so there is nothing to release\n".to_owned(),
                 some => format!("waited for no longer: {}\n", some.join(", ")),
             })

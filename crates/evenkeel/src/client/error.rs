@@ -1,6 +1,6 @@
 //! What can go wrong in a client command: each is one line that names the thing and the way out, and an exit status.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{io, process::ExitCode};
 
 use tonic::{Code, Status};
 
@@ -17,8 +17,9 @@ pub(crate) enum ClientError {
     Files(#[from] FilesError),
     #[error("no master can be reached at {0}; name one with --master URL or EVENKEEL_MASTER, or start one with `evenkeel master --id 1`")]
     Unreachable(String),
-    #[error("{subject}: no answer within {} s; try again, or name another master with --master", span.as_secs())]
-    Silent { subject: String, span: Duration },
+    /// It may have been done all the same.
+    #[error("{subject}: no master answers: {reasons}; try again, or name another master with --master")]
+    Silent { subject: String, reasons: String },
     #[error("{subject}: {text}")]
     Status { subject: String, code: Code, text: String },
     #[error(transparent)]
@@ -36,7 +37,10 @@ impl ClientError {
         Self::Status {
             subject: subject.to_owned(),
             code: status.code(),
-            text: advice(subject, status.code(), &printable(status.message())),
+            text: match std::error::Error::source(status) {
+                Some(error) => format!("the connection to the master broke ({}); try again", printable(&root_cause(error))),
+                None => advice(subject, status.code(), &printable(status.message())),
+            },
         }
     }
 
@@ -72,7 +76,16 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "error: {}", printable(line));
 }
 
-/// What a code means to the person at the terminal.
+/// The innermost error says what happened; those around it say only that something did.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// What a code means to the person at the terminal. What a master says has its way out with it.
 pub(crate) fn advice(subject: &str, code: Code, message: &str) -> String {
     // The subject stands before it already.
     let message = message.strip_prefix(subject).map_or(message, |rest| rest.trim_start_matches([':', ' ']));
@@ -80,12 +93,12 @@ pub(crate) fn advice(subject: &str, code: Code, message: &str) -> String {
     match code {
         Code::NotFound => or("not found"),
         Code::AlreadyExists => format!(
-            "stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
+            "already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
         ),
-        Code::Unavailable => format!("{}; try again in a moment", or("there is no leader now")),
+        Code::Unavailable => or("there is no leader now; try again in a moment"),
         Code::Unimplemented => or("the master does not have this call; is it of an older version, or is this not its gRPC port?"),
-        Code::ResourceExhausted => format!("{}; try again with less at once", or("too much at once")),
-        Code::DeadlineExceeded => format!("{}; try again", or("no answer in time")),
+        Code::ResourceExhausted => or("too much at once; try again with less at once"),
+        Code::DeadlineExceeded => or("no answer in time; try again"),
         Code::Unknown | Code::Internal => or("the master failed; its log says why"),
         _ => or("refused"),
     }
@@ -102,9 +115,10 @@ mod tests {
             (Status::not_found("a: no such resource"), "a: no such resource"),
             (
                 Status::already_exists("resource a exists with other content"),
-                "a: stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
+                "a: already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
             ),
             (Status::unavailable(""), "a: there is no leader now; try again in a moment"),
+            (Status::unavailable("no master leads at the moment; try again"), "a: no master leads at the moment; try again"),
             (Status::unimplemented("DrainWorker is not in this version"), "a: DrainWorker is not in this version"),
             (Status::unimplemented(""), "a: the master does not have this call; is it of an older version, or is this not its gRPC port?"),
             (Status::invalid_argument("weight: 0 is not within 1 to 1000000"), "a: weight: 0 is not within 1 to 1000000"),

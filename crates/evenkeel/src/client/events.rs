@@ -84,7 +84,7 @@ async fn follow(session: &Session, events: Vec<Event>, resource: &str, format: F
 
 async fn follow_once(session: &Session, position: &mut Position<'_>) -> Result<std::convert::Infallible, Ended> {
     let ended = |status: &tonic::Status| Ended::by("events", status);
-    let mut client = session.client().await.map_err(Ended::Passing)?;
+    let mut client = session.client().await.map_err(Ended::passing)?;
     let mut stream = client.watch_events(WatchEventsRequest { after: position.after }).await.map_err(|s| ended(&s))?.into_inner();
     while let Some(message) = stream.message().await.map_err(|s| ended(&s))? {
         let Some(event) = message.event else { continue };
@@ -93,7 +93,7 @@ async fn follow_once(session: &Session, position: &mut Position<'_>) -> Result<s
             position.print(&[event]).map_err(Ended::For)?;
         }
     }
-    Err(Ended::Passing(ClientError::Failed("events: the master ended the stream".to_owned())))
+    Err(Ended::passing(ClientError::Failed("events: the master ended the stream".to_owned())))
 }
 
 impl Position<'_> {

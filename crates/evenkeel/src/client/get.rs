@@ -170,13 +170,13 @@ async fn follow(
     shown: &mut Shown,
 ) -> Result<std::convert::Infallible, Ended> {
     let ended = |status: &tonic::Status| Ended::by("watch", status);
-    let mut client = session.client().await.map_err(Ended::Passing)?;
+    let mut client = session.client().await.map_err(Ended::passing)?;
     let mut stream = client.watch_resources(request).await.map_err(|s| ended(&s))?.into_inner();
     // Until the list is whole, what is missing from it cannot be told from what comes later.
     let mut listed: Option<BTreeMap<String, ResourceState>> = Some(BTreeMap::new());
     loop {
         let Some(change) = stream.message().await.map_err(|s| ended(&s))? else {
-            return Err(Ended::Passing(ClientError::Failed("watch: the master ended it".to_owned())));
+            return Err(Ended::passing(ClientError::Failed("watch: the master ended it".to_owned())));
         };
         let state = change.resource.unwrap_or_default();
         let name = name_of(&state).to_owned();

@@ -7,7 +7,10 @@ use evenkeel_model::ResourceName;
 use evenkeel_proto::v1::{GetResourceRequest, ReadLogsRequest};
 use tonic::Code;
 
-use super::{ClientError, MasterArg, session::Session};
+use super::{
+    ClientError, MasterArg,
+    session::{Ended, Session},
+};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -59,8 +62,16 @@ pub(crate) async fn run(args: LogsArgs) -> Result<(), ClientError> {
 /// Prints one stream to its end.
 async fn read(session: &Session, subject: &str, request: &ReadLogsRequest) -> Result<(), ClientError> {
     let mut stream = session.call(subject, request.clone(), async |client, request| client.read_logs(request).await).await?;
-    while let Some(part) = stream.message().await.map_err(|s| ClientError::status(subject, &s))? {
-        output::write(&part.chunk)?;
+    loop {
+        match stream.message().await {
+            Ok(Some(part)) => output::write(&part.chunk)?,
+            Ok(None) => return Ok(()),
+            Err(status) => {
+                if let Ended::Passing { silent: true, .. } = Ended::by(subject, &status) {
+                    session.give_up(true).await;
+                }
+                return Err(ClientError::status(subject, &status));
+            }
+        }
     }
-    Ok(())
 }

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod explain;
 mod get;
+mod grpc_only;
 mod logs;
 mod nodes;
 mod plan;
@@ -26,11 +27,14 @@ pub(crate) use self::error::ClientError;
 use self::session::Session;
 use crate::output::{self, Format};
 
+/// The masters of one machine: `evenkeel dev` and docker-compose.yml run two of them.
+const USUAL_MASTERS: [&str; 2] = ["http://127.0.0.1:9091", "http://127.0.0.1:9092"];
+
 /// Which master is asked.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MasterArg {
-    /// Masters' gRPC addresses, tried in turn; any of them takes any command
-    #[arg(long, value_name = "URL", env = "EVENKEEL_MASTER", value_delimiter = ',', default_value = "http://127.0.0.1:9091", value_parser = crate::settings::url, hide_env = true)]
+    /// Masters' gRPC addresses; any of them takes any command, and the next is asked where one does not answer
+    #[arg(long, value_name = "URL", env = "EVENKEEL_MASTER", value_delimiter = ',', default_values = USUAL_MASTERS, value_parser = crate::settings::url, hide_env = true)]
     master: Vec<String>,
 }
 

@@ -62,6 +62,7 @@ impl PlanArgs {
         Ok(match self.suppose {
             None => (None, self.client),
             Some(SupposeArgs::Add { resource, file, client }) => {
+                resource.warn_of_own_flags(&["plan", "add"]);
                 let definition = match file {
                     None => resource.definition()?,
                     Some(file) => named_in(&file, resource.name())?,
@@ -107,20 +108,24 @@ fn text(response: &PlanResponse, colour: bool) -> String {
     if response.actions.is_empty() && response.undone.is_empty() && response.brake.is_empty() {
         return "nothing is to be done\n".to_owned();
     }
-    let mut text = if response.brake.is_empty() { String::new() } else { format!("The brake holds: {}\n\n", response.brake) };
+    let mut parts = Vec::new();
+    if !response.brake.is_empty() {
+        parts.push(format!("The brake holds: {}\n", response.brake));
+    }
     if !response.actions.is_empty() {
         let rows: Vec<Row> = response.actions.iter().map(action).collect();
-        text.push_str(&output::table(&["ACTION", "RESOURCE", "WORKER", "TO", "REASON"], &rows, colour));
+        parts.push(output::table(&["ACTION", "RESOURCE", "WORKER", "TO", "REASON"], &rows, colour));
     }
     if !response.undone.is_empty() {
         let rows: Vec<Row> = response.undone.iter().map(undone).collect();
-        let gap = if text.is_empty() { "" } else { "\n" };
-        text.push_str(&format!("{gap}Left undone:\n{}", output::table(&["RESOURCE", "WORKER", "REASON"], &rows, colour)));
+        parts.push(format!("Left undone:\n{}", output::table(&["RESOURCE", "WORKER", "REASON"], &rows, colour)));
     }
     if response.more_actions + response.more_undone > 0 {
-        text.push_str(&format!("\nand {} actions and {} undone more\n", response.more_actions, response.more_undone));
+        parts.push(format!("and {} actions and {} undone more
+", response.more_actions, response.more_undone));
     }
-    text
+    parts.join("
+")
 }
 
 fn action(action: &PlannedAction) -> Row {
@@ -154,6 +159,14 @@ Left undone:
 RESOURCE   WORKER   REASON
 b          -        no worker has gpu=true
 ";
-        assert_eq!(text(&PlanResponse { actions: vec![action], undone: vec![undone], ..PlanResponse::default() }, false), expected);
+        let mut response = PlanResponse { actions: vec![action], undone: vec![undone], ..PlanResponse::default() };
+        assert_eq!(text(&response, false), expected);
+        response.brake = "2 of 3 workers are gone".to_owned();
+        assert_eq!(text(&response, false), format!("The brake holds: 2 of 3 workers are gone\n\n{expected}"));
+        response.actions.clear();
+        let (_, undone) = expected.split_once("\n\n").expect("two parts");
+        assert_eq!(text(&response, false), format!("The brake holds: 2 of 3 workers are gone\n\n{undone}"));
+        response.undone.clear();
+        assert_eq!(text(&response, false), "The brake holds: 2 of 3 workers are gone\n");
     }
 }

@@ -272,7 +272,7 @@ pub(super) async fn observe(masters: Vec<String>, views: watch::Sender<View>) {
                 });
             }
             // The masters may not be there yet, or not any more: the last view stands.
-            Ok(None) | Err(_) => session.rotate().await,
+            Ok(None) | Err(_) => session.give_up(true).await,
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -1,7 +1,8 @@
 //! The shipped compose file, run unchanged, and broken on purpose: containers killed, paused, cut off and replaced under load, and judged by
 //! the oracles of `chaos`. `make compose-test` runs it, after it has made images that cannot be pulled. See docs/chaos.md.
 //!
-//! The scenarios follow on each other on one stack, in the order of the table; a part of them runs by their names, as with any test.
+//! The scenarios follow on each other on one stack, in the order of the table; a part of them runs by their names, as with any test, and
+//! several by names with commas between them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -49,7 +50,13 @@ fn main() -> ExitCode {
     let asked_for = arguments.include_ignored || arguments.ignored;
     let field: Arc<Mutex<Option<Field>>> = Arc::default();
     let rows: Arc<Mutex<Vec<Row>>> = Arc::default();
-    let scenarios = [start::ALL, faults::ALL, wrong::ALL].concat();
+    let mut scenarios = [start::ALL, faults::ALL, wrong::ALL].concat();
+    if let Some(several) = arguments.filter.take_if(|filter| filter.contains(',')) {
+        let names: Vec<&str> = several.split(',').collect();
+        let unknown = names.iter().find(|name| scenarios.iter().all(|(known, _)| known != *name));
+        assert!(unknown.is_none(), "there is no scenario {unknown:?}");
+        scenarios.retain(|(name, _)| names.contains(name));
+    }
     let trials = scenarios.into_iter().map(|(name, run)| {
         let (field, rows) = (Arc::clone(&field), Arc::clone(&rows));
         Trial::test(name, move || trial(name, run, &mut lock(&field), &rows)).with_ignored_flag(true)

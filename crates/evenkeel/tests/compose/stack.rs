@@ -137,13 +137,15 @@ impl Stack {
 
     /// Takes down whatever an earlier run, or an interrupted one, has left.
     pub(crate) fn sweep(&self) {
-        let ours = docker(&["ps", "--all", "--filter", &format!("name=^{PROJECT}_"), "--format", "{{.Names}}"]);
+        // Compose 1 and 2 name their containers differently; the label is the same.
+        let ours = docker(&["ps", "--all", "--filter", &format!("label=com.docker.compose.project={PROJECT}"), "--format", "{{.Names}}"]);
         for name in ours.lines() {
             // Nothing of a paused container can be ended.
             let _ = try_docker(&["unpause", name]);
-            if name.starts_with(&extra_name("")) {
-                let _ = try_docker(&["rm", "--force", name]);
-            }
+        }
+        let extra = docker(&["ps", "--all", "--filter", &format!("name=^{}", extra_name("")), "--format", "{{.Names}}"]);
+        for name in extra.lines() {
+            let _ = try_docker(&["rm", "--force", name]);
         }
         self.remove();
     }

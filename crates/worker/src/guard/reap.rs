@@ -18,7 +18,7 @@ use nix::{
 use crate::{
     cgroup::{self, Cgroup},
     containment::{self, ContainmentMode},
-    procfs::Processes,
+    procfs::{self, Processes},
     sys,
 };
 
@@ -199,7 +199,7 @@ fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(&prefix)).and_then(|pid| pid.parse().ok()) else { continue };
         let is_own = u32::try_from(pid).is_ok_and(|pid| pid == std::process::id());
-        if !is_own && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+        if !is_own && !has_ended(pid) {
             continue;
         }
         if let Ok(group) = Cgroup::open(entry.path()) {
@@ -213,6 +213,11 @@ fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
     }
 }
 
+/// Whether nothing of a process runs any more, reaped or not: a zombie ends nothing that it left, and its parent may be long in reaping it.
+fn has_ended(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) || procfs::is_zombie(pid)
+}
+
 /// Whether processes that are not this user's to look into are shown all the same: as long as the first one is, work is, whatever it does.
 /// Without a cgroup the guard finds what it kills by looking.
 #[cfg(target_os = "linux")]
@@ -223,6 +228,18 @@ fn sees_all(proc: &std::path::Path) -> bool {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_nobody_reaps_has_ended() {
+        use nix::sys::wait::{Id, waitid};
+        let mut child = std::process::Command::new("true").spawn().expect("started");
+        let pid = i32::try_from(child.id()).expect("pid");
+        waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("its end");
+        assert!(kill(Pid::from_raw(pid), None).is_ok(), "it is a zombie");
+        assert!(has_ended(pid));
+        child.wait().expect("reaped");
+        assert!(!has_ended(Pid::this().as_raw()));
+    }
 
     #[test]
     fn hidden_processes_are_noticed() {

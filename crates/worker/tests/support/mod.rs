@@ -20,7 +20,6 @@ use evenkeel_model::{
 };
 use evenkeel_store::{Client, Config, Kv, LocalCluster, LocalOptions, Op, Txn, keys::Keys};
 use nix::{
-    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -264,14 +263,18 @@ fn children(parent: i32) -> Vec<i32> {
     found
 }
 
+/// Whether nothing of a process runs any more. Reaping it is its parent's part: that of a process whose guard was killed is the first
+/// process of the machine, and one of those that looks only every two seconds was seen. The first thread of a process may end before
+/// its others do.
 pub fn is_dead(pid: i32) -> bool {
-    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
-}
-
-/// Dead, reaped or not: a guard that is stopped reaps nobody.
-pub fn has_ended(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_none_or(|rest| rest.trim().is_empty() || rest.trim().starts_with(['Z', 'X']))
+    // After the name in brackets, whatever that holds: the state first, and the number of threads seventeen fields later.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    match fields.first() {
+        None | Some(&("X" | "x")) => true,
+        Some(&"Z") => fields.get(17).is_none_or(|threads| matches!(*threads, "0" | "1")),
+        Some(_) => false,
+    }
 }
 
 pub fn signal(pid: i32, signal: Signal) {
