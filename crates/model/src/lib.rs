@@ -29,6 +29,7 @@ mod relations;
 mod resource;
 mod rules;
 mod selector;
+pub mod shown;
 mod spec;
 mod standing;
 mod worker;

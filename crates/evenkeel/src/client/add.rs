@@ -145,7 +145,7 @@ fn draft(args: &ResourceArgs) -> Result<Draft, ClientError> {
 
 /// `task-test-4 added on worker-2 (127.0.0.1:9090)`, or why it is nowhere yet.
 fn sentence(name: &str, added: bool, state: &ResourceState) -> String {
-    let done = if added { "added" } else { "stands already, unchanged," };
+    let done = if added { "added" } else { "already exists, unchanged," };
     let place = match (state.worker.as_str(), state.reason.as_str()) {
         ("", "") => "pending: no worker was chosen yet".to_owned(),
         ("", reason) => format!("pending: {reason}"),
@@ -209,8 +209,8 @@ mod tests {
         let on = ResourceState { worker: "worker-2".to_owned(), address: "127.0.0.1:9090".to_owned(), ..ResourceState::default() };
         let nowhere = ResourceState { reason: "no worker is ready".to_owned(), ..ResourceState::default() };
         assert_eq!(sentence("a", true, &on), "a added on worker-2 (127.0.0.1:9090)\n");
-        assert_eq!(sentence("a", false, &on), "a stands already, unchanged, on worker-2 (127.0.0.1:9090)\n");
+        assert_eq!(sentence("a", false, &on), "a already exists, unchanged, on worker-2 (127.0.0.1:9090)\n");
         assert_eq!(sentence("a", true, &nowhere), "a added, pending: no worker is ready\n");
-        assert_eq!(sentence("a", false, &nowhere), "a stands already, unchanged, pending: no worker is ready\n");
+        assert_eq!(sentence("a", false, &nowhere), "a already exists, unchanged, pending: no worker is ready\n");
     }
 }

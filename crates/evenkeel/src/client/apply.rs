@@ -286,6 +286,6 @@ mod tests {
         }
         assert_eq!(done.counts, Counts { add: 2, change: 2, delete: 0, unchanged: 1 });
         assert_eq!(done.refused.len(), 1);
-        assert!(done.refused[0].1.contains("stands already"), "{:?}", done.refused);
+        assert!(done.refused[0].1.contains("already exists"), "{:?}", done.refused);
     }
 }

@@ -80,7 +80,7 @@ pub(crate) fn advice(subject: &str, code: Code, message: &str) -> String {
     match code {
         Code::NotFound => or("not found"),
         Code::AlreadyExists => format!(
-            "stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
+            "already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
         ),
         Code::Unavailable => format!("{}; try again in a moment", or("there is no leader now")),
         Code::Unimplemented => or("the master does not have this call; is it of an older version, or is this not its gRPC port?"),
@@ -101,8 +101,8 @@ mod tests {
             (Status::not_found("no such resource"), "a: no such resource"),
             (Status::not_found("a: no such resource"), "a: no such resource"),
             (
-                Status::already_exists("resource a exists with other content"),
-                "a: stands already with other content; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
+                Status::already_exists("resource a already exists with a different definition"),
+                "a: already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
             ),
             (Status::unavailable(""), "a: there is no leader now; try again in a moment"),
             (Status::unimplemented("DrainWorker is not in this version"), "a: DrainWorker is not in this version"),

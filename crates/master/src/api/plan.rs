@@ -38,7 +38,8 @@ pub(crate) fn supposition(supposed: Suppose, cluster: &Cluster) -> Result<Suppos
         Suppose::Add(resource) => {
             let definition = convert::definition(Some(resource))?;
             if cluster.unit(definition.name.as_str()).is_some_and(|unit| unit.record.is_some() || unit.unreadable.is_some()) {
-                return Err(Status::already_exists(format!("add: resource {} stands already; explain tells of it", definition.name)));
+                let name = &definition.name;
+                return Err(Status::already_exists(format!("add: resource {name} already exists; see `evenkeel explain {name}`")));
             }
             Supposition::Add(Box::new(definition))
         }

@@ -61,7 +61,7 @@ pub(super) fn resources(service: Service, selector: Selector, only: Option<Resou
                 return Some((Ok(answer), Some(watcher)));
             }
             if !leads(&watcher.service.shared) {
-                return Some((Err(Status::unavailable("this master does not lead any more; watch again")), None));
+                return Some((Err(Status::unavailable("this master is no longer the leader; watch again")), None));
             }
             watcher.step().await;
         }
@@ -168,7 +168,7 @@ pub(super) fn events(service: Service, after: i64) -> Answers<v1::WatchEventsRes
                 return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last))));
             }
             if !leads(&service.shared) {
-                let ended = Err(Status::unavailable("this master does not lead any more; watch again"));
+                let ended = Err(Status::unavailable("this master is no longer the leader; watch again"));
                 return Some((stream::iter(vec![ended]), None));
             }
             tokio::select! {
