@@ -89,7 +89,7 @@ fn specs() -> Vec<Case> {
         add(&spec("[]"), "body: "),
         add(&spec("3"), "body: "),
         add(&large, "spec: 65544 bytes are more than 65536"),
-        add(&deep, "recursion limit"),
+        add(&deep, "body: is nested deeper than 36 levels"),
         add(&spec(r#"{"a":9007199254740994}"#), "cannot be held exactly"),
         add(&spec(r#"{"a":1e999}"#), "body: "),
         add(r#"{"name":"a","kind":"process"}"#, "spec.command: is missing"),

@@ -103,6 +103,8 @@ limits! {
     "Requests (INVALID_ARGUMENT or RESOURCE_EXHAUSTED; by HTTP 400, 413 or 429)" {
         /// A message by gRPC, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
         MAX_MESSAGE: usize = 1 << 20, "bytes";
+        /// Lists and maps within each other in the JSON of a body: those of a spec and of the messages around it. Beyond it the decoders give up.
+        MAX_BODY_DEPTH: usize = 36, "levels";
         /// Entries of one page.
         MAX_PAGE: usize = 5000, "entries";
     }

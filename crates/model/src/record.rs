@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use serde_json::Value;
 
-use crate::{Definition, Hash, Labels, Ownership, ResourceName, Spec, WorkerId, rules, shown::shown};
+use crate::{Definition, Draft, Hash, Labels, Ownership, Spec, WorkerId};
 
 /// A resource as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,29 +126,22 @@ impl TryFrom<Wire> for Record {
     type Error = String;
 
     fn try_from(wire: Wire) -> Result<Self, String> {
-        // What was taken in stands, whatever is asked of a definition today: it has to parse, and is judged by nothing else.
-        let name = ResourceName::new(&wire.name).map_err(|e| format!("Name: {} {e}", shown(&wire.name)))?;
-        let pin = |text: &str| WorkerId::new(text).map_err(|e| format!("Pin: {} {e}", shown(text)));
-        let weight = wire.weight.unwrap_or(1);
-        let texts = rules::Texts {
-            prefer: wire.prefer,
-            spread: &wire.spread,
-            together: &wire.together,
-            apart: &wire.apart,
-            policy: &wire.policy,
-            rebalance: &wire.rebalance,
-        };
-        let definition = Definition {
-            name,
-            kind: wire.kind,
-            weight: u32::try_from(weight).ok().filter(|w| *w > 0).ok_or_else(|| format!("Weight: {weight} cannot be held"))?,
+        let draft = Draft {
+            name: wire.name,
+            weight: wire.weight,
             labels: wire.labels,
-            require: rules::stored_selector("require", &wire.require).map_err(|e| e.to_string())?,
-            pin: if wire.pin.is_empty() { None } else { Some(pin(&wire.pin)?) },
-            ownership: wire.ownership,
-            spec: wire.spec,
-            more: texts.stored().map_err(|e| e.to_string())?.boxed(),
+            require: wire.require,
+            pin: wire.pin,
+            prefer: wire.prefer,
+            spread: wire.spread,
+            together: wire.together,
+            apart: wire.apart,
+            policy: wire.policy,
+            rebalance: wire.rebalance,
+            ..Draft::default()
         };
+        let rest = draft.stored().map_err(|e| e.to_string())?;
+        let definition = Definition { kind: wire.kind, ownership: wire.ownership, spec: wire.spec, ..rest };
         Ok(Self {
             // An id that a person wrote by hand may be anything; it identifies nothing, so it is no reason to refuse the record.
             id: wire.id.parse().unwrap_or(0),
@@ -163,6 +156,7 @@ impl TryFrom<Wire> for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ResourceName;
 
     #[test]
     fn the_four_public_fields_stand_first_and_defaults_are_left_out() {

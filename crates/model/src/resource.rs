@@ -215,12 +215,8 @@ impl Draft {
     ///
     /// # Errors
     /// The first field that breaks its rule.
-    pub fn check(self) -> Result<Definition, DefinitionError> {
-        let name = parse_name("name", &self.name, ResourceName::new)?;
-        let pin = match self.pin.as_str() {
-            "" => None,
-            pin => Some(parse_name("pin", pin, WorkerId::new)?),
-        };
+    pub fn check(mut self) -> Result<Definition, DefinitionError> {
+        let (name, pin) = (parse_name("name", &self.name, ResourceName::new)?, pin(&self.pin)?);
         if !self.kind.is_empty() {
             parse_name("kind", &self.kind, ResourceName::new)?;
         }
@@ -230,25 +226,59 @@ impl Draft {
         };
         check_labels("labels", &self.labels)?;
         let require = rules::selector("require", &self.require)?;
-        let more = rules::Texts {
-            prefer: self.prefer,
-            spread: &self.spread,
-            together: &self.together,
-            apart: &self.apart,
-            policy: &self.policy,
-            rebalance: &self.rebalance,
-        };
-        let more = more.check()?.boxed();
-        let ownership = match self.ownership.as_str() {
-            "" | "exclusive" => Ownership::Exclusive,
-            "available" => Ownership::Available,
-            other => return Err(field_error("ownership", format!("must be exclusive or available, not {}", shown(other)))),
-        };
+        let more = self.rules().check()?.boxed();
+        let ownership = ownership(&self.ownership)?;
         let spec = self.spec.map(Spec::from_value).transpose()?.unwrap_or_default();
         if self.kind == process::KIND {
             ProcessSpec::parse(&spec)?;
         }
         Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec, more })
+    }
+
+    /// Reads what was taken in before, from etcd or from a master: it has to parse, and is judged by nothing else. What stands stays what it
+    /// is, whatever is asked of a definition today.
+    ///
+    /// # Errors
+    /// The first field that does not parse.
+    pub fn stored(mut self) -> Result<Definition, DefinitionError> {
+        let weight = self.weight.unwrap_or(1);
+        let cannot_be_held = || field_error("weight", format!("{weight} cannot be held"));
+        let spec = self.spec.take().map_or_else(|| Some(Spec::default()), Spec::stored);
+        Ok(Definition {
+            name: parse_name("name", &self.name, ResourceName::new)?,
+            weight: u32::try_from(weight).ok().filter(|w| *w > 0).ok_or_else(cannot_be_held)?,
+            require: rules::stored_selector("require", &self.require)?,
+            pin: pin(&self.pin)?,
+            ownership: ownership(&self.ownership)?,
+            spec: spec.ok_or_else(|| field_error("spec", "must be an object, {...}"))?,
+            more: self.rules().stored()?.boxed(),
+            kind: self.kind.into(),
+            labels: self.labels,
+        })
+    }
+
+    /// The texts of its rules; the preferences are taken out.
+    fn rules(&mut self) -> rules::Texts<'_> {
+        rules::Texts {
+            prefer: std::mem::take(&mut self.prefer),
+            spread: &self.spread,
+            together: &self.together,
+            apart: &self.apart,
+            policy: &self.policy,
+            rebalance: &self.rebalance,
+        }
+    }
+}
+
+fn pin(text: &str) -> Result<Option<WorkerId>, DefinitionError> {
+    if text.is_empty() { Ok(None) } else { parse_name("pin", text, WorkerId::new).map(Some) }
+}
+
+fn ownership(word: &str) -> Result<Ownership, DefinitionError> {
+    match word {
+        "" | "exclusive" => Ok(Ownership::Exclusive),
+        "available" => Ok(Ownership::Available),
+        other => Err(field_error("ownership", format!("must be exclusive or available, not {}", shown(other)))),
     }
 }
 

@@ -2,11 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use evenkeel_model::{Definition, DefinitionError, Draft, Happening, Preference};
+use evenkeel_model::{
+    Definition, DefinitionError, Draft, Happening, Preference,
+    limits::{MAX_BODY_DEPTH, MAX_SPEC_DEPTH},
+};
 use evenkeel_proto::v1;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::{Map, Value as Json};
 use tonic::Status;
+
+/// Looks at how deep a body is nested before it is parsed, since the decoders of JSON and protobuf speak of their own limits only.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn check_depth(body: &[u8]) -> Result<(), Status> {
+    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_BODY_DEPTH {
+            let rule =
+                format!("body: is nested deeper than {MAX_BODY_DEPTH} levels, of which a spec may have {MAX_SPEC_DEPTH}; make it flatter");
+            return Err(Status::invalid_argument(rule));
+        }
+    }
+    Ok(())
+}
 
 /// Checks a resource of a request.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -151,6 +176,10 @@ mod tests {
             refused.expect_err("refused").message(),
             "spec: is nested deeper than 32 levels; make it flatter, or write a part of it as text"
         );
+        let nested = |levels: usize| format!("{}\"]]\\\"[[\"{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(check_depth(nested(MAX_BODY_DEPTH).as_bytes()).is_ok() && check_depth("[]".repeat(100).as_bytes()).is_ok());
+        let refused = check_depth(nested(MAX_BODY_DEPTH + 1).as_bytes()).expect_err("refused");
+        assert_eq!(refused.message(), "body: is nested deeper than 36 levels, of which a spec may have 32; make it flatter");
         assert_eq!(definition(None).expect_err("refused").message(), "resource: is missing");
     }
 }
