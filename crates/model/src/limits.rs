@@ -40,7 +40,7 @@ macro_rules! limits {
 
 limits! {
     "Resources and workers (INVALID_ARGUMENT, which names the field and the limit)" {
-        /// A name or an id. It becomes a part of a key in etcd and of a file's name, where 255 is the most.
+        /// The name of a resource, a kind, a source, or the id of a worker or master. It becomes a part of a key in etcd and of a file's name, where 255 is the most.
         MAX_NAME: usize = 253, "characters";
         /// The weight of a resource. A million of the heaviest still add up within 64 bits.
         MAX_WEIGHT: u32 = 1_000_000, "payload";

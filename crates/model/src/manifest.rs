@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::{
     Definition, DefinitionError, Draft, ResourceName,
     limits::MAX_FILE,
-    shown::{cut, sentence, shown as text_shown},
+    shown::{bare, sentence, shown as text_shown},
 };
 
 mod text;
@@ -325,7 +325,7 @@ fn check_process(spec: &Map<String, Value>) -> Result<(), String> {
 }
 
 fn want_texts(field: &str, values: &Map<String, Value>) -> Result<(), String> {
-    values.iter().try_for_each(|(key, value)| want_text(&format!("{field}.{}", cut(key.escape_debug().to_string())), value))
+    values.iter().try_for_each(|(key, value)| want_text(&format!("{field}.{}", bare(key)), value))
 }
 
 fn want_text(field: &str, value: &Value) -> Result<(), String> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     DefinitionError, Spec,
     limits::{MAX_ARGUMENTS, MAX_ENV, MAX_GRACE, MAX_PATH},
-    shown::{cut, shown},
+    shown::{bare, cut, shown},
 };
 
 /// The kind of these specs.
@@ -68,12 +68,6 @@ fn value_shown(value: &Value) -> String {
     value.as_str().map_or_else(|| cut(value.to_string()), shown)
 }
 
-/// The name of a field within a map that people fill, as it is shown: in quotes only where it needs them.
-fn key_shown(key: &str) -> String {
-    let quoted = shown(key);
-    if quoted.len() == key.len() + 2 { key.to_owned() } else { quoted }
-}
-
 impl ProcessSpec {
     /// Checks every field.
     ///
@@ -97,7 +91,7 @@ impl ProcessSpec {
                 "restart" => parsed.restart = restart(value)?,
                 "stop_signal" => parsed.stop_signal = stop_signal(value)?,
                 "stop_grace" => parsed.stop_grace = Some(stop_grace(value)?),
-                _ => return wrong(&key_shown(field), "unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
+                _ => return wrong(&bare(field), "unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
             }
         }
         if parsed.command.is_empty() {
@@ -132,7 +126,7 @@ fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
     }
     let mut env = BTreeMap::new();
     for (name, value) in fields {
-        let field = format!("env.{}", key_shown(name));
+        let field = format!("env.{}", bare(name));
         if name.is_empty() || name.contains('=') || name.contains('\0') {
             return wrong(&field, "invalid name of a variable: one or more characters, no = and no NUL");
         }

@@ -419,6 +419,10 @@ mod tests {
         {
             assert_ne!(draft(other).expect("other").hash(), base.hash());
         }
+        // A number of many digits is the same when it is read back.
+        let digits: Value = serde_json::from_str("{\"a\":9007777777775.70496,\"b\":1e-221}").expect("JSON");
+        let digits = Spec::from_value(digits).expect("spec");
+        assert_eq!(Hash::of("", &Spec::from_value(digits.to_value()).expect("spec")), Hash::of("", &digits));
         let text = serde_json::to_string(&base.hash()).expect("text");
         assert_eq!(serde_json::from_str::<Hash>(&text).expect("parsed"), base.hash());
     }

@@ -13,6 +13,12 @@ pub fn shown(text: &str) -> String {
     }
 }
 
+/// The same without quotes: the name of a field that somebody has given.
+#[must_use]
+pub fn bare(text: &str) -> String {
+    cut(text.escape_debug().to_string())
+}
+
 /// A long text around one of its characters, counted from 0, in the same way.
 #[must_use]
 pub fn shown_around(text: &str, position: usize) -> String {
@@ -52,6 +58,7 @@ mod tests {
         assert_eq!(shown("a\u{1b}[2J\n"), "\"a\\u{1b}[2J\\n\"");
         assert_eq!(shown(&"é".repeat(80)), format!("\"{}\"", "é".repeat(80)));
         assert_eq!(shown(&"é".repeat(81)), format!("\"{}\"...", "é".repeat(80)));
+        assert_eq!((bare("a=b"), bare("a\u{1b}\n").as_str()), ("a=b".to_owned(), "a\\u{1b}\\n"));
         assert_eq!(cut("x".repeat(81)), format!("{}...", "x".repeat(80)));
         let long = format!("{}!{}", "a".repeat(1000), "b".repeat(1000));
         assert_eq!(shown_around(&long, 1000), format!("...\"{}!{}\"...", "a".repeat(40), "b".repeat(39)));

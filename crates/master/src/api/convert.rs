@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use evenkeel_model::{
-    Definition, DefinitionError, Draft, Happening, Preference,
+    Definition, DefinitionError, Draft, Happening, Preference, ResourceName,
     limits::{MAX_BODY_DEPTH, MAX_SPEC_DEPTH},
+    shown::shown,
 };
 use evenkeel_proto::v1;
 use prost_types::{ListValue, Struct, Value, value::Kind};
@@ -38,6 +39,13 @@ pub(crate) fn check_depth(body: &[u8]) -> Result<(), Status> {
 pub(crate) fn definition(resource: Option<v1::Resource>) -> Result<Definition, Status> {
     let resource = resource.ok_or_else(|| Status::invalid_argument("resource: is missing"))?;
     draft(resource)?.check().map_err(|e: DefinitionError| Status::invalid_argument(e.to_string()))
+}
+
+/// Who keeps a resource, as a request says it: empty for the API.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn source(text: &str) -> Result<&str, Status> {
+    let wrong = |e| Status::invalid_argument(format!("source: {} {e}", shown(text)));
+    if text.is_empty() { Ok(text) } else { ResourceName::new(text).map(|_| text).map_err(wrong) }
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -180,6 +188,8 @@ mod tests {
         assert!(check_depth(nested(MAX_BODY_DEPTH).as_bytes()).is_ok() && check_depth("[]".repeat(100).as_bytes()).is_ok());
         let refused = check_depth(nested(MAX_BODY_DEPTH + 1).as_bytes()).expect_err("refused");
         assert_eq!(refused.message(), "body: is nested deeper than 36 levels, of which a spec may have 32; make it flatter");
+        assert_eq!((source("").ok(), source("file").ok()), (Some(""), Some("file")));
+        assert!(source(&"s".repeat(1_000_000)).is_err_and(|e| e.message().contains("has 1000000 characters; a name has 1 to 253")));
         assert_eq!(definition(None).expect_err("refused").message(), "resource: is missing");
     }
 }

@@ -1,6 +1,6 @@
 //! The table of HTTP routes, read from the `google.api.http` options of the protos, and how a request's parts become a message's fields.
 
-use evenkeel_model::shown::{cut, shown};
+use evenkeel_model::shown::{bare, shown};
 use http::{Method, StatusCode};
 use prost_reflect::{
     Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage, Value,
@@ -176,13 +176,8 @@ impl Found {
     }
 }
 
-/// A name that a caller has given, as it is shown.
-fn field_shown(name: &str) -> String {
-    cut(name.escape_debug().to_string())
-}
-
 fn unknown(name: &str) -> Failure {
-    Failure::Http(StatusCode::BAD_REQUEST, format!("{}: no such field; leave it out", field_shown(name)))
+    Failure::Http(StatusCode::BAD_REQUEST, format!("{}: no such field; leave it out", bare(name)))
 }
 
 /// Sets a field by its path, such as `resource.name`, from text.
@@ -199,7 +194,7 @@ fn set(message: &mut DynamicMessage, path: &str, text: &str) -> Result<(), Failu
     let value = parse(&field, text).ok_or_else(|| {
         Failure::Grpc(Status::invalid_argument(format!(
             "{}: {} is not a value for a field of type {:?}",
-            field_shown(path),
+            bare(path),
             shown(text),
             field.kind()
         )))

@@ -121,8 +121,9 @@ impl Service {
     async fn put_one(self, request: v1::AddResourcesRequest) -> v1::AddResourcesResponse {
         let name = request.resource.as_ref().map(|r| r.name.clone()).unwrap_or_default();
         let mode = if request.replace { PutMode::Apply } else { PutMode::Add };
-        let result = match convert::definition(request.resource) {
-            Ok(definition) => self.put_patiently(definition, mode, &request.source).await,
+        let source = convert::source(&request.source);
+        let result = match source.and_then(|source| Ok((convert::definition(request.resource)?, source))) {
+            Ok((definition, source)) => self.put_patiently(definition, mode, source).await,
             Err(status) => Err(status),
         };
         match result {

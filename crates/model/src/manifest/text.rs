@@ -9,7 +9,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Error, Options, UserMessageFormatter};
 use super::{ManifestError, Place, shown};
 use crate::{
     limits::{MAX_DEPTH, MAX_FILE, MAX_NODES},
-    shown::{cut, sentence},
+    shown::{bare, sentence},
 };
 
 /// The text of a file.
@@ -138,7 +138,7 @@ fn ambiguous(file: &Arc<str>, document: usize, difference: &Difference<'_>) -> M
     if entry.is_some() {
         path.next();
     }
-    let field = cut(path.collect::<Vec<_>>().join(".").escape_debug().to_string());
+    let field = bare(&path.collect::<Vec<_>>().join("."));
     let (now, older) = (shown(difference.now), shown(difference.older));
     let problem = format!(
         "{field}: one reader of YAML takes this for {now}, another for {older}; put a text in quotes, and write true, false or a plain number otherwise"
