@@ -229,5 +229,15 @@ mod tests {
         assert_eq!(admission(None).authority(), None);
         assert_eq!(admission(Some(3_600_000)).authority(), Some((Duration::from_secs(3600), false)));
         assert_eq!(admission(Some(u64::MAX)).authority(), Some((Duration::from_secs(3600), true)));
+        let least = Duration::from_secs(5);
+        let wait = |ms| {
+            let value = admission(ms);
+            let admission = Some(Box::new(crate::Versioned { revision: crate::Revision(1), value }));
+            let worker = crate::Worker { admission, ..crate::Worker::default() };
+            (worker.wait(least), worker.claims_too_much())
+        };
+        assert_eq!(wait(None), (least, false));
+        assert_eq!(wait(Some(10_000)), (wait_for(Duration::from_secs(10)), false));
+        assert_eq!(wait(Some(u64::MAX)), (wait_for(Duration::from_secs(3600)), true));
     }
 }

@@ -248,6 +248,15 @@ mod tests {
         assert_eq!(admission.value.session, Session(0));
         let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
         assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
+        assert_eq!(worker.1.refused.as_deref(), Some("it cannot be read"));
+        let other = r#"{"ID":"x","Address":"h:1","Kinds":["noop"]}"#;
+        let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else { panic!("lives") };
+        assert_eq!((worker.1.refused.as_deref(), worker.1.kinds.len()), (Some("it is the registration of x"), 0));
+        let record = |letters: usize| format!(r#"{{"Name":"a","Spec":{{"a":"{}"}}}}"#, "x".repeat(letters));
+        let room = MAX_RECORD - record(0).len();
+        let record_of = |letters| meaning(&keys, &kv("/resources/a", &record(letters)));
+        assert!(matches!(record_of(room), Meaning::Cluster(Event::Resource { .. })));
+        assert!(matches!(record_of(room + 1), Meaning::Cluster(Event::Unreadable { .. })), "it could not be written with its assignment");
         let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
         assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
         let cordoned = Meaning::Cluster(Event::Intent {
