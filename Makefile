@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos compose-test compose-smoke deploy-check soak build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
+.PHONY: help demo test chaos compose-test compose-smoke deploy-check soak fuzz build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ deploy-check: ## what can be checked of deploy/ without running it: units, manif
 
 soak: ## simulated fleets for as long as you like, 1000 cluster-hours by default; others in ARGS="--hours 5000 --jobs 4 --first 100000"
 	cargo run --locked --release --package evenkeel-sim --bin fleet -- $(or $(ARGS),--hours 1000 --jobs 2)
+
+fuzz: prepare ## fuzz what comes from outside, all of it for a minute each; one of it for longer in ARGS="selector --seconds 600"
+	scripts/fuzz $(ARGS)
 
 build: prepare ## the binary, for development: target/debug/evenkeel
 	cargo build --locked --package evenkeel

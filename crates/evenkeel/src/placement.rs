@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused_with_what_would_do() {
         let cases = [
-            ("--policy fair", "\"fair\" is no policy; there are least-payload, round-robin"),
+            ("--policy fair", "unknown policy \"fair\"; use one of least-payload, round-robin"),
             ("--tolerance 0", "0 is not in 1.."),
             ("--brake-percent 101", "101 is not in 1..=100"),
             ("--brake-least 0", "write a whole number, 1 or more"),

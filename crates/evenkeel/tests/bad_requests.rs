@@ -53,22 +53,22 @@ fn adds() -> Vec<Case> {
         add(r#"{"name":"a","require":"a in b"}"#, "at character 6: expected '('"),
         add(r#"{"name":"a","require":","}"#, "at character 1: expected a label's key"),
         add(r#"{"name":"a","require":"a=b,,c"}"#, "at character 5"),
-        add(r#"{"name":"a","ownership":"shared"}"#, "ownership: \"shared\" is neither exclusive nor available"),
+        add(r#"{"name":"a","ownership":"shared"}"#, "ownership: must be exclusive or available, not \"shared\""),
         add(r#"{"name":"a","require":"a=b,a=c"}"#, "require: a=b and a=c can never hold together"),
         add(r#"{"name":"a","require":"a,!a"}"#, "require: a and !a can never hold together"),
-        add(r#"{"name":"a","policy":"fastest"}"#, "policy: \"fastest\" is no policy; there are least-payload, round-robin"),
+        add(r#"{"name":"a","policy":"fastest"}"#, "policy: unknown policy \"fastest\"; use one of least-payload, round-robin"),
         add(r#"{"name":"a","prefer":[{"selector":"a in b","weight":1}]}"#, "prefer: selector \"a in b\": at character 6"),
         add(r#"{"name":"a","prefer":[{"weight":1}]}"#, "prefer: selector: is empty"),
         add(r#"{"name":"a","prefer":[{"selector":"a","weight":-1}]}"#, "prefer: invalid value: integer `-1`"),
         add(r#"{"name":"a","prefer":[{"selector":"a","weight":0}]}"#, "prefer: weight: 0 is not within 1 to 1000000"),
-        add(r#"{"name":"a","spread":"a zone"}"#, "spread: key \"a zone\""),
+        add(r#"{"name":"a","spread":"a zone"}"#, "spread: invalid key \"a zone\""),
         add(r#"{"name":"a","together":"a in ()"}"#, "together: selector \"a in ()\": at character 7"),
         add(r#"{"name":"a","apart":"a>b"}"#, "apart: selector \"a>b\": at character 2"),
         add(r#"{"name":"a","apart":"a=b","together":"a=b"}"#, "apart: a=b is what together asks for as well"),
-        add(r#"{"name":"a","rebalance":"sometimes"}"#, "rebalance: \"sometimes\" is neither auto nor never"),
-        add(r#"{"name":"a","labels":{"":"b"}}"#, "labels: key \"\""),
-        add(r#"{"name":"a","labels":{"a b":"c"}}"#, "labels: key \"a b\""),
-        add(r#"{"name":"a","labels":{"a":"b,c"}}"#, "labels: value \"b,c\" of a"),
+        add(r#"{"name":"a","rebalance":"sometimes"}"#, "rebalance: must be auto or never, not \"sometimes\""),
+        add(r#"{"name":"a","labels":{"":"b"}}"#, "labels: invalid key \"\""),
+        add(r#"{"name":"a","labels":{"a b":"c"}}"#, "labels: invalid key \"a b\""),
+        add(r#"{"name":"a","labels":{"a":"b,c"}}"#, "labels: invalid value \"b,c\" of a"),
         add(r#"{"name":"a","labels":{"a":7}}"#, "body: "),
         add(&labels, "labels: 65 labels are more than 64"),
         case("POST", "/v1/resources", "x".repeat((1 << 20) + 1), 413, 8, "larger than"),
@@ -89,16 +89,19 @@ fn specs() -> Vec<Case> {
         add(&spec("[]"), "body: "),
         add(&spec("3"), "body: "),
         add(&large, "spec: 65544 bytes are more than 65536"),
-        add(&deep, "recursion limit"),
+        add(&deep, "body: is nested deeper than 36 levels"),
         add(&spec(r#"{"a":9007199254740994}"#), "cannot be held exactly"),
         add(&spec(r#"{"a":1e999}"#), "body: "),
         add(r#"{"name":"a","kind":"process"}"#, "spec.command: is missing"),
-        add(&process(r#"{"command":"ls"}"#), "spec.command: is not a list of strings"),
-        add(&process(r#"{"command":["ls"],"restart":"sometimes"}"#), "spec.restart: \"sometimes\""),
-        add(&process(r#"{"command":["ls"],"stop_grace":"2"}"#), "spec.stop_grace: \"2\""),
-        add(&process(r#"{"command":["ls"],"stop_signal":"FOO"}"#), "spec.stop_signal: \"FOO\""),
+        add(&process(r#"{"command":"ls"}"#), "spec.command: must be a list of strings"),
+        add(
+            &process(r#"{"command":["ls"],"restart":"sometimes"}"#),
+            "spec.restart: must be always, on-failure or never, not \"sometimes\"",
+        ),
+        add(&process(r#"{"command":["ls"],"stop_grace":"2"}"#), "spec.stop_grace: invalid span \"2\""),
+        add(&process(r#"{"command":["ls"],"stop_signal":"FOO"}"#), "spec.stop_signal: unknown signal \"FOO\""),
         add(&process(r#"{"command":["ls"],"env":{"EVENKEEL_EPOCH":"1"}}"#), "spec.env.EVENKEEL_EPOCH"),
-        add(&process(r#"{"command":["ls"],"bogus":1}"#), "spec.bogus: is not known"),
+        add(&process(r#"{"command":["ls"],"bogus":1}"#), "spec.bogus: unknown field"),
     ]
 }
 
@@ -190,7 +193,7 @@ async fn what_stands_already_is_not_overwritten_and_one_bad_request_does_not_end
     let other = client.add_resource(AddResourceRequest { resource: resource("a", 2) }).await.expect_err("other content");
     assert_eq!(
         (other.code(), other.message()),
-        (Code::AlreadyExists, "resource a exists with other content; update it, or delete it first")
+        (Code::AlreadyExists, "resource a already exists with a different definition; update it, or delete it first")
     );
 
     let request =

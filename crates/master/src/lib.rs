@@ -7,6 +7,8 @@
 //! a worker about what to run: that goes through etcd alone.
 
 mod api;
+#[doc(hidden)]
+pub use api::fuzzing;
 mod config;
 mod control;
 pub mod engine;

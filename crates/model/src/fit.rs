@@ -7,6 +7,8 @@ use crate::{Definition, Labels, Needs, Registration, WorkerId, WorkerWish};
 /// The hard rule that a worker breaks for a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Misfit {
+    /// What the worker says of itself cannot be used, for this reason.
+    Refused(Box<str>),
     /// It is pinned to another worker.
     Pinned(WorkerId),
     /// The worker has no driver of its kind.
@@ -35,6 +37,7 @@ pub enum Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Refused(reason) => write!(f, "its registration cannot be used: {reason}"),
             Self::Pinned(worker) => write!(f, "it is pinned to {worker}"),
             Self::Kind(kind) => write!(f, "no driver for kind {kind}"),
             Self::Require(term) => write!(f, "require: {term} does not hold"),
@@ -66,6 +69,7 @@ impl Misfit {
     #[must_use]
     pub fn rule(&self) -> &'static str {
         match self {
+            Self::Refused(_) => "registration",
             Self::Pinned(_) => "pin",
             Self::Kind(_) => "kind",
             Self::Require(_) => "require",
@@ -110,6 +114,9 @@ pub fn suits(needs: Needs<'_>, kinds: &[String], labels: &Labels) -> Result<(), 
 /// # Errors
 /// The rule that it breaks.
 pub fn can_run(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
+    if let Some(reason) = &place.registration.refused {
+        return Err(Misfit::Refused(reason.clone()));
+    }
     may_run(definition.needs(), place.id, place.registration)?;
     match place.wish {
         None => {}

@@ -29,6 +29,7 @@ mod relations;
 mod resource;
 mod rules;
 mod selector;
+pub mod shown;
 pub mod source;
 mod spec;
 mod standing;

@@ -40,7 +40,7 @@ macro_rules! limits {
 
 limits! {
     "Resources and workers (INVALID_ARGUMENT, which names the field and the limit)" {
-        /// A name or an id. It becomes a part of a key in etcd and of a file's name, where 255 is the most.
+        /// The name of a resource, a kind, a source, or the id of a worker or master. It becomes a part of a key in etcd and of a file's name, where 255 is the most.
         MAX_NAME: usize = 253, "characters";
         /// The weight of a resource. A million of the heaviest still add up within 64 bits.
         MAX_WEIGHT: u32 = 1_000_000, "payload";
@@ -50,10 +50,47 @@ limits! {
         MAX_LABEL: usize = 253, "characters";
         /// A spec, as canonical JSON. It is stored twice, with the resource and with the assignment, and etcd takes 1.5 MiB at once.
         MAX_SPEC: usize = 64 << 10, "bytes";
+        /// Lists and maps within each other in a spec, the spec itself being the first. A level takes three in a protobuf struct, whose readers go
+        /// down a hundred; files and JSON could hold more.
+        MAX_SPEC_DEPTH: usize = 32, "levels";
         /// Entries of `prefer`. Each choice asks all of them of each shape of worker.
         MAX_PREFERENCES: usize = 16, "preferences";
         /// The weight of a preference. As that of a resource, since it is worth payload.
         MAX_PREFERENCE: u32 = 1_000_000, "payload";
+        /// A record in etcd that a master acts on; a longer one is left alone, as one that cannot be read. It is written in one transaction with its
+        /// assignment, which holds at most as much, and a transaction takes 1 MiB. A resource within all other limits has half of this.
+        MAX_RECORD: usize = 480 << 10, "bytes";
+    }
+    "Selectors: `require`, `prefer`, `together`, `apart`, `-l`, `selector` (INVALID_ARGUMENT, which names the field and the limit)" {
+        /// A selector, as it is written and as it is stored. One resource holds up to twenty, and `require` is stored twice: that is 164 kB of the 1 MiB
+        /// of a transaction. Thirty of the longest values fit.
+        MAX_SELECTOR: usize = 8192, "characters";
+        /// Terms of one selector. One for each label that a worker may have.
+        MAX_TERMS: usize = 64, "terms";
+        /// Values of one selector, in all its terms together. A label is compared with each of them, for each shape of worker.
+        MAX_VALUES: usize = 256, "values";
+    }
+    "Specs of kind `process` (INVALID_ARGUMENT, which names the field and the limit)" {
+        /// Entries of `command`. Each costs execve a pointer and a NUL byte: with 64 KiB of text, all of these and all of the environment stay below
+        /// the 128 KiB that Linux takes at least. A single argument may be as long as the spec, which is half of what execve takes of one.
+        MAX_ARGUMENTS: usize = 4096, "arguments";
+        /// Entries of `env`. See the arguments.
+        MAX_ENV: usize = 1024, "variables";
+        /// `cwd`, and the program of `command`. Linux takes 4096 with the NUL byte at the end.
+        MAX_PATH: usize = 4095, "bytes";
+        /// `stop_grace`. While work is being stopped its name is taken, and a worker that leaves waits for it.
+        MAX_GRACE: u64 = 3600, "seconds";
+    }
+    "What a worker says of itself (a worker beyond them is given nothing; `evenkeel workers` and `explain` say why)" {
+        /// For how long one proof gives authority. A leader waits for no more than this, so that no registration can hold its resources for days.
+        MAX_AUTHORITY: u64 = 3600, "seconds";
+        /// The kinds that it has drivers for, each of which is a name.
+        MAX_KINDS: usize = 64, "kinds";
+        /// An address of one of its servers: the longest name of a host, a colon and a port, with room for an IPv6 zone. It is written into the record of each
+        /// resource that runs there.
+        MAX_ADDRESS: usize = 320, "characters";
+        /// Its version, its boot id and its guard's id. The leader writes the last two into the admission.
+        MAX_WORD: usize = 128, "characters";
     }
     "Files of resources (an error with file and line)" {
         /// A file. A million resources of the usual size fit.
@@ -66,6 +103,8 @@ limits! {
     "Requests (INVALID_ARGUMENT or RESOURCE_EXHAUSTED; by HTTP 400, 413 or 429)" {
         /// A message by gRPC, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
         MAX_MESSAGE: usize = 1 << 20, "bytes";
+        /// Lists and maps within each other in the JSON of a body: those of a spec and of the messages around it. Beyond it the decoders give up.
+        MAX_BODY_DEPTH: usize = 36, "levels";
         /// Entries of one page.
         MAX_PAGE: usize = 5000, "entries";
         /// One page, as it is encoded. gRPC clients take 4 MiB unless they are told otherwise, and a page ends before that.
@@ -107,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_docs_print_this_table() {
-        let page = include_str!("../../../docs/limits.md");
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/limits.md")).expect("the page");
         let printed = page.split_once("\n## ").map(|(_, rest)| format!("\n## {rest}")).unwrap_or_default();
         assert_eq!(printed, to_markdown(), "docs/limits.md differs; after its first heading it is to be:\n{}", to_markdown());
     }

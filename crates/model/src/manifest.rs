@@ -9,7 +9,11 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use crate::{Definition, DefinitionError, Draft, ResourceName, limits::MAX_FILE};
+use crate::{
+    Definition, DefinitionError, Draft, ResourceName,
+    limits::MAX_FILE,
+    shown::{bare, sentence, shown as text_shown},
+};
 
 mod text;
 
@@ -97,7 +101,7 @@ pub enum ManifestError {
         source: Box<DefinitionError>,
     },
     /// Two resources with one name.
-    #[error("{second}: name: stands already in {first}")]
+    #[error("{second}: name: already exists in {first}; leave one of them out")]
     Duplicate {
         /// The place that came first.
         first: Box<Place>,
@@ -227,21 +231,20 @@ fn items(place: Place, document: Value) -> Vec<Item> {
         Value::Object(mut fields) if fields.contains_key("resources") => {
             let list = fields.remove("resources");
             if let Some(other) = fields.keys().next() {
-                let error =
-                    shape(&place, &format!("field `{other}` stands beside `resources`, and nothing else may; move it into an entry"));
+                let error = shape(&place, &format!("unknown field {} beside `resources`; move it into an entry", text_shown(other)));
                 return vec![(place, Err(error))];
             }
             match list {
                 Some(Value::Array(list)) => numbered(&place, list),
                 _ => {
-                    let error = shape(&place, "resources: is not a list; begin each resource with `- name: ...`");
+                    let error = shape(&place, "resources: must be a list; begin each resource with `- name: ...`");
                     vec![(place, Err(error))]
                 }
             }
         }
         Value::Object(fields) => vec![(named(place, None, &fields), Ok(Value::Object(fields)))],
         _ => {
-            let error = shape(&place, "is neither a resource nor a list of resources; begin with `resources:` and a list");
+            let error = shape(&place, "must be a resource or a list of resources; begin with `resources:` and a list");
             vec![(place, Err(error))]
         }
     }
@@ -254,7 +257,7 @@ fn numbered(place: &Place, list: Vec<Value>) -> Vec<Item> {
             Value::Object(fields) => (named(place.clone(), entry, &fields), Ok(Value::Object(fields))),
             other => {
                 let place = Place { entry, ..place.clone() };
-                let problem = format!("is {}, not a resource; a resource is a map that has a name", kind_of(&other));
+                let problem = format!("must be a resource, a map that has a name, not {}", kind_of(&other));
                 (place.clone(), Err(ManifestError::Shape { place, problem }))
             }
         }
@@ -272,7 +275,7 @@ fn definition(place: &Place, value: Value) -> Result<Definition, ManifestError> 
     if let Value::Object(fields) = &value {
         check_types(fields).map_err(shape)?;
     }
-    let draft: Draft = serde_json::from_value(value).map_err(|e| shape(e.to_string()))?;
+    let draft: Draft = serde_json::from_value(value).map_err(|e| shape(sentence(&e)))?;
     draft.check().map_err(|source| ManifestError::Definition { place: place.clone(), source: Box::new(source) })
 }
 
@@ -285,16 +288,16 @@ fn check_types(fields: &Map<String, Value>) -> Result<(), String> {
         match (field.as_str(), value) {
             (field, value) if TEXTS.contains(&field) => want_text(field, value)?,
             ("weight", Value::Number(n)) if n.is_u64() => {}
-            ("weight", value) => return Err(format!("weight: {} is not a whole number, 1 or more", shown(value))),
+            ("weight", value) => return Err(format!("weight: must be a whole number, 1 or more, not {}", shown(value))),
             ("labels", Value::Object(labels)) => want_texts("labels", labels)?,
-            ("labels", value) => return Err(format!("labels: is {}, not a map of keys to texts", kind_of(value))),
+            ("labels", value) => return Err(format!("labels: must be a map of keys to texts, not {}", kind_of(value))),
             ("prefer", Value::Array(_)) => {}
-            ("prefer", value) => return Err(format!("prefer: is {}, not a list", kind_of(value))),
+            ("prefer", value) => return Err(format!("prefer: must be a list, not {}", kind_of(value))),
             ("spec", Value::Object(_)) => {}
-            ("spec", value) => return Err(format!("spec: is {}, not a map", kind_of(value))),
+            ("spec", value) => return Err(format!("spec: must be a map, not {}", kind_of(value))),
             (other, _) => {
                 let known = TEXTS.iter().chain(&OTHERS).copied().collect::<Vec<_>>().join(", ");
-                return Err(format!("{other:?} is no field of a resource; it has {known}"));
+                return Err(format!("unknown field {}; use one of {known}", text_shown(other)));
             }
         }
     }
@@ -322,17 +325,17 @@ fn check_process(spec: &Map<String, Value>) -> Result<(), String> {
 }
 
 fn want_texts(field: &str, values: &Map<String, Value>) -> Result<(), String> {
-    values.iter().try_for_each(|(key, value)| want_text(&format!("{field}.{key}"), value))
+    values.iter().try_for_each(|(key, value)| want_text(&format!("{field}.{}", bare(key)), value))
 }
 
 fn want_text(field: &str, value: &Value) -> Result<(), String> {
     match value {
         Value::String(_) => Ok(()),
         Value::Bool(_) | Value::Number(_) => {
-            Err(format!("{field}: {} is {}, and text is wanted; put it in quotes: \"{}\"", shown(value), kind_of(value), shown(value)))
+            Err(format!("{field}: must be text, not {}; put it in quotes: \"{}\"", kind_of(value), shown(value)))
         }
         Value::Null => Err(format!("{field}: has no value; leave the field out, or write \"\" for an empty text")),
-        _ => Err(format!("{field}: is {}, and text is wanted", kind_of(value))),
+        _ => Err(format!("{field}: must be text, not {}", kind_of(value))),
     }
 }
 

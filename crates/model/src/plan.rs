@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::{Epoch, Misfit, Moment, PolicyName, ResourceName, Session, StopReason, WorkerId};
+use crate::{Epoch, Misfit, Moment, PolicyName, ResourceName, Session, StopReason, WorkerId, limits::MAX_AUTHORITY};
 
 /// An immutable list of actions made from one state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -210,6 +210,8 @@ pub enum Pending {
         worker: WorkerId,
         /// The end of the wait, by the leader's clock.
         until: Moment,
+        /// The session claimed more than a leader waits for.
+        capped: bool,
     },
     /// More is due than one plan takes on; the next one goes on.
     Budget,
@@ -287,7 +289,10 @@ impl fmt::Display for Pending {
             Self::Pin { worker, misfit: None } => write!(f, "it is pinned to {worker}, which is not ready"),
             Self::Pin { worker, misfit: Some(misfit) } => write!(f, "it is pinned to {worker}, which cannot take it: {misfit}"),
             Self::PreviousRun(worker) => write!(f, "waits for its previous run on {worker} to end"),
-            Self::Authority { worker, .. } => write!(f, "{worker} is lost; waits until nothing can run there any more"),
+            Self::Authority { worker, capped: false, .. } => write!(f, "{worker} is lost; waits until nothing can run there any more"),
+            Self::Authority { worker, capped: true, .. } => {
+                write!(f, "{worker} is lost; it claimed more authority than {MAX_AUTHORITY} seconds, and no more than that is waited for")
+            }
             Self::Budget => f.write_str("its turn comes with the next plan"),
             Self::InFlight(limit) => write!(f, "{limit} are on their way already, and no more may be at a time"),
             Self::Cooling(_) => f.write_str("it was moved for balance lately, and is left alone for a while"),

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use crate::{DefinitionError, Spec};
+use crate::{
+    DefinitionError, Spec,
+    limits::{MAX_ARGUMENTS, MAX_ENV, MAX_GRACE, MAX_PATH},
+    shown::{bare, cut, shown},
+};
 
 /// The kind of these specs.
 pub const KIND: &str = "process";
-
-/// The longest grace.
-const LONGEST_GRACE: Duration = Duration::from_secs(3600);
 
 /// A checked spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,11 @@ fn wrong<T>(field: &str, rule: impl std::fmt::Display) -> Checked<T> {
     Err(DefinitionError::Spec { field: field.to_owned(), rule: rule.to_string() })
 }
 
+/// A value of any type, as it is shown.
+fn value_shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| cut(value.to_string()), shown)
+}
+
 impl ProcessSpec {
     /// Checks every field.
     ///
@@ -85,7 +91,7 @@ impl ProcessSpec {
                 "restart" => parsed.restart = restart(value)?,
                 "stop_signal" => parsed.stop_signal = stop_signal(value)?,
                 "stop_grace" => parsed.stop_grace = Some(stop_grace(value)?),
-                _ => return wrong(field, "is not known; there are command, env, cwd, restart, stop_signal, stop_grace"),
+                _ => return wrong(&bare(field), "unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
             }
         }
         if parsed.command.is_empty() {
@@ -96,31 +102,38 @@ impl ProcessSpec {
 }
 
 fn command(value: &Value) -> Checked<Vec<String>> {
-    const RULE: &str = "is not a list of strings that begins with the program";
+    const RULE: &str = "must be a list of strings that begins with the program";
     let Some(items) = value.as_array().filter(|items| !items.is_empty()) else { return wrong("command", RULE) };
+    if items.len() > MAX_ARGUMENTS {
+        return wrong("command", format!("{} arguments are more than {MAX_ARGUMENTS}; put them in a file", items.len()));
+    }
     let mut words = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         match item.as_str() {
             Some("") if index == 0 => return wrong("command", RULE),
+            Some(program) if index == 0 => words.push(path("command[0]", program)?),
             Some(word) => words.push(without_nul(&format!("command[{index}]"), word)?),
-            None => return wrong(&format!("command[{index}]"), "is not a string; put it in quotes"),
+            None => return wrong(&format!("command[{index}]"), "must be a string; put it in quotes"),
         }
     }
     Ok(words)
 }
 
 fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
-    let Some(fields) = value.as_object() else { return wrong("env", "is not a map from names to strings") };
+    let Some(fields) = value.as_object() else { return wrong("env", "must be a map from names to strings") };
+    if fields.len() > MAX_ENV {
+        return wrong("env", format!("{} variables are more than {MAX_ENV}; put them in a file", fields.len()));
+    }
     let mut env = BTreeMap::new();
     for (name, value) in fields {
-        let field = format!("env.{name}");
+        let field = format!("env.{}", bare(name));
         if name.is_empty() || name.contains('=') || name.contains('\0') {
-            return wrong(&field, "is no name of an environment variable");
+            return wrong(&field, "invalid name of a variable: one or more characters, no = and no NUL");
         }
         if name.starts_with("EVENKEEL_") {
             return wrong(&field, "names that begin with EVENKEEL_ are set by the worker");
         }
-        let Some(text) = value.as_str() else { return wrong(&field, "is not a string; put it in quotes") };
+        let Some(text) = value.as_str() else { return wrong(&field, "must be a string; put it in quotes") };
         env.insert(name.clone(), without_nul(&field, text)?);
     }
     Ok(env)
@@ -128,9 +141,16 @@ fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
 
 fn cwd(value: &Value) -> Checked<String> {
     match value.as_str() {
-        Some(path) if !path.is_empty() => without_nul("cwd", path),
-        _ => wrong("cwd", "is not the path of a folder"),
+        Some(text) if !text.is_empty() => path("cwd", text),
+        _ => wrong("cwd", "must be the path of a folder"),
     }
+}
+
+fn path(field: &str, text: &str) -> Checked<String> {
+    if text.len() > MAX_PATH {
+        return wrong(field, format!("{} has {} bytes; a path has at most {MAX_PATH}", shown(text), text.len()));
+    }
+    without_nul(field, text)
 }
 
 fn restart(value: &Value) -> Checked<Restart> {
@@ -138,7 +158,7 @@ fn restart(value: &Value) -> Checked<Restart> {
         Some("always") => Ok(Restart::Always),
         Some("on-failure") => Ok(Restart::OnFailure),
         Some("never") => Ok(Restart::Never),
-        _ => wrong("restart", format!("{value} is none of always, on-failure, never")),
+        _ => wrong("restart", format!("must be always, on-failure or never, not {}", value_shown(value))),
     }
 }
 
@@ -152,14 +172,22 @@ fn stop_signal(value: &Value) -> Checked<StopSignal> {
         "USR1" => StopSignal::Usr1,
         "USR2" => StopSignal::Usr2,
         "KILL" => StopSignal::Kill,
-        _ => return wrong("stop_signal", format!("{value} is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL")),
+        _ => {
+            let rule = format!("unknown signal {}; use one of TERM, INT, QUIT, HUP, USR1, USR2, KILL", value_shown(value));
+            return wrong("stop_signal", rule);
+        }
     })
 }
 
 fn stop_grace(value: &Value) -> Checked<Duration> {
     match value.as_str().and_then(duration) {
-        Some(grace) if grace <= LONGEST_GRACE => Ok(grace),
-        _ => wrong("stop_grace", format!("{value} is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h")),
+        Some(grace) if grace <= Duration::from_secs(MAX_GRACE) => Ok(grace),
+        _ => {
+            let given = value_shown(value);
+            let rule =
+                format!("invalid span {given}: a number with a unit, such as \"500ms\", \"2s\" or \"1m\", up to {MAX_GRACE} seconds");
+            wrong("stop_grace", rule)
+        }
     }
 }
 
@@ -222,21 +250,36 @@ mod tests {
         };
         let cases = [
             (json!({}), "spec.command: is missing; give the program and its arguments as a list of strings"),
-            (with("command", json!([])), "spec.command: is not a list of strings that begins with the program"),
-            (with("command", json!("a b")), "spec.command: is not a list of strings that begins with the program"),
-            (with("command", json!([""])), "spec.command: is not a list of strings that begins with the program"),
-            (with("command", json!(["a", 1])), "spec.command[1]: is not a string; put it in quotes"),
+            (with("command", json!([])), "spec.command: must be a list of strings that begins with the program"),
+            (with("command", json!("a b")), "spec.command: must be a list of strings that begins with the program"),
+            (with("command", json!([""])), "spec.command: must be a list of strings that begins with the program"),
+            (with("command", json!(["a", 1])), "spec.command[1]: must be a string; put it in quotes"),
             (with("command", json!(["a\0"])), "spec.command[0]: has a NUL character"),
-            (with("comand", json!(["a"])), "spec.comand: is not known; there are command, env, cwd, restart, stop_signal, stop_grace"),
-            (with("env", json!(["a"])), "spec.env: is not a map from names to strings"),
-            (with("env", json!({"A": 1})), "spec.env.A: is not a string; put it in quotes"),
-            (with("env", json!({"A=B": "1"})), "spec.env.A=B: is no name of an environment variable"),
+            (with("comand", json!(["a"])), "spec.comand: unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
+            (with("env", json!(["a"])), "spec.env: must be a map from names to strings"),
+            (with("env", json!({"A": 1})), "spec.env.A: must be a string; put it in quotes"),
+            (with("env", json!({"A=B": "1"})), "spec.env.A=B: invalid name of a variable: one or more characters, no = and no NUL"),
             (with("env", json!({"EVENKEEL_EPOCH": "9"})), "spec.env.EVENKEEL_EPOCH: names that begin with EVENKEEL_ are set by the worker"),
-            (with("cwd", json!("")), "spec.cwd: is not the path of a folder"),
-            (with("restart", json!("sometimes")), "spec.restart: \"sometimes\" is none of always, on-failure, never"),
-            (with("stop_signal", json!("STOP")), "spec.stop_signal: \"STOP\" is none of TERM, INT, QUIT, HUP, USR1, USR2, KILL"),
-            (with("stop_grace", json!(2)), "spec.stop_grace: 2 is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h"),
-            (with("stop_grace", json!("2h")), "spec.stop_grace: \"2h\" is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h"),
+            (with("cwd", json!("")), "spec.cwd: must be the path of a folder"),
+            (with("cwd", json!("/".repeat(4096))), &format!("spec.cwd: \"{}\"... has 4096 bytes; a path has at most 4095", "/".repeat(80))),
+            (with("command", json!(vec!["a"; 4097])), "spec.command: 4097 arguments are more than 4096; put them in a file"),
+            (
+                with("env", (0..1025).map(|i| (format!("V{i}"), json!(""))).collect()),
+                "spec.env: 1025 variables are more than 1024; put them in a file",
+            ),
+            (with("restart", json!("sometimes")), "spec.restart: must be always, on-failure or never, not \"sometimes\""),
+            (
+                with("stop_signal", json!("STOP")),
+                "spec.stop_signal: unknown signal \"STOP\"; use one of TERM, INT, QUIT, HUP, USR1, USR2, KILL",
+            ),
+            (
+                with("stop_grace", json!(2)),
+                "spec.stop_grace: invalid span 2: a number with a unit, such as \"500ms\", \"2s\" or \"1m\", up to 3600 seconds",
+            ),
+            (
+                with("stop_grace", json!("2h")),
+                "spec.stop_grace: invalid span \"2h\": a number with a unit, such as \"500ms\", \"2s\" or \"1m\", up to 3600 seconds",
+            ),
         ];
         for (spec, expected) in cases {
             assert_eq!(parse(spec.clone()), Err(expected.to_owned()), "{spec}");

@@ -67,6 +67,8 @@ pub struct Shape {
     pub labels: Labels,
     /// Its capacity.
     pub capacity: Option<u64>,
+    /// Why nothing is placed on it, whatever else it is like.
+    pub refused: Option<Box<str>>,
 }
 
 /// Identifies a [`Shape`] for as long as a worker has it.
@@ -101,7 +103,12 @@ pub struct Rankings {
 
 impl Shape {
     fn of(registration: &Registration) -> Self {
-        Self { kinds: registration.kinds.clone(), labels: registration.labels.clone(), capacity: registration.capacity }
+        Self {
+            kinds: registration.kinds.clone(),
+            labels: registration.labels.clone(),
+            capacity: registration.capacity,
+            refused: registration.refused.clone(),
+        }
     }
 }
 

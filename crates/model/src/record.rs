@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use serde_json::Value;
 
-use crate::{Definition, Draft, Hash, Labels, Ownership, ResourceName, Spec, WorkerId};
+use crate::{Definition, Draft, Hash, Labels, Ownership, Spec, WorkerId};
 
 /// A resource as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +126,6 @@ impl TryFrom<Wire> for Record {
     type Error = String;
 
     fn try_from(wire: Wire) -> Result<Self, String> {
-        let name = ResourceName::new(&wire.name).map_err(|e| format!("Name: {:?} {e}", wire.name))?;
         let draft = Draft {
             name: wire.name,
             weight: wire.weight,
@@ -141,10 +140,8 @@ impl TryFrom<Wire> for Record {
             rebalance: wire.rebalance,
             ..Draft::default()
         };
-        // What was taken in stands, whatever its kind asks of a spec today; the worker has the last word on it.
-        let rest = draft.check().map_err(|e| e.to_string())?;
+        let rest = draft.stored().map_err(|e| e.to_string())?;
         let definition = Definition { kind: wire.kind, ownership: wire.ownership, spec: wire.spec, ..rest };
-        debug_assert_eq!(definition.name, name);
         Ok(Self {
             // An id that a person wrote by hand may be anything; it identifies nothing, so it is no reason to refuse the record.
             id: wire.id.parse().unwrap_or(0),
@@ -159,6 +156,7 @@ impl TryFrom<Wire> for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ResourceName;
 
     #[test]
     fn the_four_public_fields_stand_first_and_defaults_are_left_out() {
@@ -186,5 +184,38 @@ mod tests {
         let record: Record = serde_json::from_str(&text).expect("record");
         assert_eq!(serde_json::to_string(&record).expect("json"), text);
         assert_eq!(record.assigned_worker(), None);
+    }
+
+    #[test]
+    fn what_was_stored_is_read_as_itself_whatever_the_limits() {
+        let terms = (0..10_000).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
+        let labels: Labels = (0..100).map(|i| (format!("l {i}"), "v".repeat(300))).collect();
+        let prefer: Vec<Value> = (0..100).map(|i| serde_json::json!({"selector": "a,!a", "weight": i})).collect();
+        let deep = (0..100).fold(serde_json::json!(u64::MAX), |inner, _| serde_json::json!([inner]));
+        let record = serde_json::json!({"ID": "7", "Name": "a", "AssignedNode": "", "CreationTime": 1, "Kind": "not a name",
+            "Weight": u32::MAX, "Labels": labels, "Require": terms, "Prefer": prefer, "Spread": "not a key", "Together": "a=b", "Apart": "a=b",
+            "Spec": {"command": deep, "text": "x".repeat(100_000)}});
+        let read: Record = serde_json::from_value(record.clone()).expect("read");
+        let mut written = serde_json::to_value(&read).expect("json");
+        written.as_object_mut().expect("object").remove("Hash");
+        assert_eq!(written, record);
+        assert_eq!(read.definition.rules().prefer.len(), 100);
+        assert!(read.definition.to_draft().check().is_err(), "it would not be taken in today");
+    }
+
+    #[test]
+    fn what_does_not_parse_is_not_a_record() {
+        for (field, value) in [
+            ("Require", r#""a in b""#),
+            ("Pin", r#""a b""#),
+            ("Weight", "0"),
+            ("Weight", "4294967296"),
+            ("Policy", r#""fair""#),
+            ("Spec", "[]"),
+            ("Prefer", "[7]"),
+        ] {
+            let text = format!(r#"{{"ID":"7","Name":"a","{field}":{value}}}"#);
+            assert!(serde_json::from_str::<Record>(&text).is_err(), "{text}");
+        }
     }
 }

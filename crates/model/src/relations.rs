@@ -214,15 +214,15 @@ impl<'a> Related<'a> {
         let others =
             |selector: &Selector, of| self.matching(worker, selector, of) - sight.own * i64::from(selector.matches(&definition.labels));
         if !rules.apart.is_empty() && others(&rules.apart, sight.of) > 0 {
-            return Some(Misfit::Apart(rules.apart.to_string()));
+            return Some(Misfit::Apart(rules.apart.summary()));
         }
         if let Some(selector) = self.kept_apart(definition, worker, sight) {
-            return Some(Misfit::KeptApart(selector.to_string()));
+            return Some(Misfit::KeptApart(selector.summary()));
         }
         if rules.together.is_empty() || others(&rules.together, |count| count.home) > 0 || is_first() {
             return None;
         }
-        Some(Misfit::Together(rules.together.to_string()))
+        Some(Misfit::Together(rules.together.summary()))
     }
 
     /// The `apart` of another on this worker that selects the resource.

@@ -8,6 +8,7 @@ use crate::{
     limits::{MAX_LABEL, MAX_LABELS, MAX_WEIGHT},
     process::{self, ProcessSpec},
     rules::{self, Rules},
+    shown::shown,
 };
 
 /// Whether a resource may ever run twice for a moment.
@@ -106,11 +107,11 @@ pub struct Draft {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DefinitionError {
     /// A name that is none.
-    #[error("{field}: {value:?} {source}")]
+    #[error("{field}: {value} {source}")]
     Name {
         /// The field.
         field: &'static str,
-        /// What was given.
+        /// What was given, as it is shown.
         value: String,
         /// The rule.
         source: NameError,
@@ -214,12 +215,8 @@ impl Draft {
     ///
     /// # Errors
     /// The first field that breaks its rule.
-    pub fn check(self) -> Result<Definition, DefinitionError> {
-        let name = parse_name("name", &self.name, ResourceName::new)?;
-        let pin = match self.pin.as_str() {
-            "" => None,
-            pin => Some(parse_name("pin", pin, WorkerId::new)?),
-        };
+    pub fn check(mut self) -> Result<Definition, DefinitionError> {
+        let (name, pin) = (parse_name("name", &self.name, ResourceName::new)?, pin(&self.pin)?);
         if !self.kind.is_empty() {
             parse_name("kind", &self.kind, ResourceName::new)?;
         }
@@ -229,30 +226,64 @@ impl Draft {
         };
         check_labels("labels", &self.labels)?;
         let require = rules::selector("require", &self.require)?;
-        let more = rules::Texts {
-            prefer: self.prefer,
-            spread: &self.spread,
-            together: &self.together,
-            apart: &self.apart,
-            policy: &self.policy,
-            rebalance: &self.rebalance,
-        };
-        let more = more.check()?.boxed();
-        let ownership = match self.ownership.as_str() {
-            "" | "exclusive" => Ownership::Exclusive,
-            "available" => Ownership::Available,
-            other => return Err(field_error("ownership", format!("{other:?} is neither exclusive nor available"))),
-        };
+        let more = self.rules().check()?.boxed();
+        let ownership = ownership(&self.ownership)?;
         let spec = self.spec.map(Spec::from_value).transpose()?.unwrap_or_default();
         if self.kind == process::KIND {
             ProcessSpec::parse(&spec)?;
         }
         Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec, more })
     }
+
+    /// Reads what was taken in before, from etcd or from a master: it has to parse, and is judged by nothing else. What stands stays what it
+    /// is, whatever is asked of a definition today.
+    ///
+    /// # Errors
+    /// The first field that does not parse.
+    pub fn stored(mut self) -> Result<Definition, DefinitionError> {
+        let weight = self.weight.unwrap_or(1);
+        let cannot_be_held = || field_error("weight", format!("{weight} cannot be held"));
+        let spec = self.spec.take().map_or_else(|| Some(Spec::default()), Spec::stored);
+        Ok(Definition {
+            name: parse_name("name", &self.name, ResourceName::new)?,
+            weight: u32::try_from(weight).ok().filter(|w| *w > 0).ok_or_else(cannot_be_held)?,
+            require: rules::stored_selector("require", &self.require)?,
+            pin: pin(&self.pin)?,
+            ownership: ownership(&self.ownership)?,
+            spec: spec.ok_or_else(|| field_error("spec", "must be an object, {...}"))?,
+            more: self.rules().stored()?.boxed(),
+            kind: self.kind.into(),
+            labels: self.labels,
+        })
+    }
+
+    /// The texts of its rules; the preferences are taken out.
+    fn rules(&mut self) -> rules::Texts<'_> {
+        rules::Texts {
+            prefer: std::mem::take(&mut self.prefer),
+            spread: &self.spread,
+            together: &self.together,
+            apart: &self.apart,
+            policy: &self.policy,
+            rebalance: &self.rebalance,
+        }
+    }
+}
+
+fn pin(text: &str) -> Result<Option<WorkerId>, DefinitionError> {
+    if text.is_empty() { Ok(None) } else { parse_name("pin", text, WorkerId::new).map(Some) }
+}
+
+fn ownership(word: &str) -> Result<Ownership, DefinitionError> {
+    match word {
+        "" | "exclusive" => Ok(Ownership::Exclusive),
+        "available" => Ok(Ownership::Available),
+        other => Err(field_error("ownership", format!("must be exclusive or available, not {}", shown(other)))),
+    }
 }
 
 fn parse_name<T>(field: &'static str, value: &str, parse: fn(&str) -> Result<T, NameError>) -> Result<T, DefinitionError> {
-    parse(value).map_err(|source| DefinitionError::Name { field, value: value.chars().take(80).collect(), source })
+    parse(value).map_err(|source| DefinitionError::Name { field, value: shown(value), source })
 }
 
 /// Checks the labels of a resource or a worker: their number, and that a selector can name each.
@@ -261,19 +292,17 @@ fn parse_name<T>(field: &'static str, value: &str, parse: fn(&str) -> Result<T, 
 /// The first label that breaks a rule.
 pub fn check_labels(field: &'static str, labels: &Labels) -> Result<(), DefinitionError> {
     if labels.len() > MAX_LABELS {
-        return Err(field_error(field, format!("{} labels are more than {MAX_LABELS}", labels.len())));
+        return Err(field_error(field, format!("{} labels are more than {MAX_LABELS}; leave some out", labels.len())));
     }
     let is_word = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/'));
     for (key, value) in labels {
         let begins_well = key.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if !begins_well || !is_word(key) || key.len() > MAX_LABEL {
-            return Err(field_error(
-                field,
-                format!("key {key:?} is not 1 to {MAX_LABEL} of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
-            ));
+        if key.len() > MAX_LABEL || !begins_well || !is_word(key) {
+            let rule = format!("invalid key {}: 1 to {MAX_LABEL} of A-Z a-z 0-9 . _ - /, beginning with a letter or digit", shown(key));
+            return Err(field_error(field, rule));
         }
-        if !is_word(value) || value.len() > MAX_LABEL {
-            return Err(field_error(field, format!("value {value:?} of {key} is not at most {MAX_LABEL} of A-Z a-z 0-9 . _ - /")));
+        if value.len() > MAX_LABEL || !is_word(value) {
+            return Err(field_error(field, format!("invalid value {} of {key}: at most {MAX_LABEL} of A-Z a-z 0-9 . _ - /", shown(value))));
         }
     }
     Ok(())
@@ -284,7 +313,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::MAX_SPEC;
+    use crate::limits::{MAX_SPEC, MAX_SPEC_DEPTH};
 
     fn draft(fields: Value) -> Result<Definition, String> {
         let mut object = json!({"name": "a"});
@@ -303,9 +332,9 @@ mod tests {
             (json!({"kind": "a/b"}), "kind: \"a/b\" has '/' at position 2; a name is made of A-Z a-z 0-9 . _ -"),
             (json!({"pin": "-"}), "pin: \"-\" begins with '-'; a name begins with a letter or digit"),
             (json!({"require": "a in b"}), "require: selector \"a in b\": at character 6: expected '('"),
-            (json!({"ownership": "mine"}), "ownership: \"mine\" is neither exclusive nor available"),
-            (json!({"spec": 3}), "spec: is not an object"),
-            (json!({"spec": {"a": too_large}}), "spec: 65544 bytes are more than 65536"),
+            (json!({"ownership": "mine"}), "ownership: must be exclusive or available, not \"mine\""),
+            (json!({"spec": 3}), "spec: must be an object, {...}"),
+            (json!({"spec": {"a": too_large}}), "spec: 65544 bytes are more than 65536; keep what is large elsewhere, and say here where"),
             (
                 json!({"spec": {"a": 9_007_199_254_740_993_i64}}),
                 "spec: 9007199254740993 cannot be held exactly by every client; write it as a string",
@@ -313,32 +342,68 @@ mod tests {
             (json!({"kind": "process"}), "spec.command: is missing; give the program and its arguments as a list of strings"),
             (
                 json!({"kind": "process", "spec": {"command": ["a"], "stop_grace": 2}}),
-                "spec.stop_grace: 2 is no span such as \"2s\", \"500ms\" or \"1m\" up to 1h",
+                "spec.stop_grace: invalid span 2: a number with a unit, such as \"500ms\", \"2s\" or \"1m\", up to 3600 seconds",
             ),
-            (json!({"labels": {"": "b"}}), "labels: key \"\" is not 1 to 253 of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
-            (json!({"labels": {"a": "b c"}}), "labels: value \"b c\" of a is not at most 253 of A-Z a-z 0-9 . _ - /"),
+            (json!({"labels": {"": "b"}}), "labels: invalid key \"\": 1 to 253 of A-Z a-z 0-9 . _ - /, beginning with a letter or digit"),
+            (json!({"labels": {"a": "b c"}}), "labels: invalid value \"b c\" of a: at most 253 of A-Z a-z 0-9 . _ - /"),
             (json!({"require": "a=b,a=c"}), "require: a=b and a=c can never hold together; leave one out"),
             (json!({"together": "a in b"}), "together: selector \"a in b\": at character 6: expected '('"),
             (
                 json!({"together": "a=b", "apart": "a = b"}),
                 "apart: a=b is what together asks for as well, and both cannot be; leave one out",
             ),
-            (json!({"spread": "a zone"}), "spread: key \"a zone\" is not 1 to 253 of A-Z a-z 0-9 . _ - / beginning with a letter or digit"),
+            (
+                json!({"spread": "a zone"}),
+                "spread: invalid key \"a zone\": 1 to 253 of A-Z a-z 0-9 . _ - /, beginning with a letter or digit",
+            ),
             (
                 json!({"prefer": [{"selector": "", "weight": 1}]}),
                 "prefer: selector: is empty, so it prefers nothing; name labels of workers",
             ),
             (json!({"prefer": [{"selector": "a=b", "weight": 0}]}), "prefer: weight: 0 is not within 1 to 1000000"),
-            (json!({"rebalance": "often"}), "rebalance: \"often\" is neither auto nor never"),
+            (json!({"rebalance": "often"}), "rebalance: must be auto or never, not \"often\""),
             (
                 json!({"policy": "fair"}),
-                "policy: \"fair\" is no policy; there are least-payload, round-robin, weighted-round-robin, random, spread, pack, consistent-hash",
+                "policy: unknown policy \"fair\"; use one of least-payload, round-robin, weighted-round-robin, random, spread, pack, consistent-hash",
             ),
         ];
         for (fields, expected) in cases {
             assert_eq!(draft(fields.clone()).map(|d| d.name), Err(expected.to_owned()), "{fields}");
         }
         assert!(draft(json!({"wieght": 3})).expect_err("unknown field").contains("unknown field `wieght`"));
+        let nested = |levels: usize| (1..levels).fold(json!({}), |inner, _| json!({"a": [], "b": inner}));
+        assert!(draft(json!({"spec": nested(MAX_SPEC_DEPTH)})).is_ok());
+        assert!(draft(json!({"spec": nested(MAX_SPEC_DEPTH + 1)})).is_err_and(|e| e.contains("nested deeper than 32 levels")));
+    }
+
+    #[test]
+    fn a_refusal_shows_no_more_of_a_value_than_a_line_takes() {
+        let long = format!("\u{1b}{}", "x".repeat(100_000));
+        let cases = [
+            json!({"name": long}),
+            json!({"kind": long}),
+            json!({"pin": long}),
+            json!({"labels": {(&long): "a"}}),
+            json!({"labels": {"a": long}}),
+            json!({"require": long}),
+            json!({"spread": long}),
+            json!({"policy": long}),
+            json!({"ownership": long}),
+            json!({"rebalance": long}),
+            json!({"prefer": [{"selector": long, "weight": 1}]}),
+            json!({"prefer": [{(&long): 1}]}),
+            json!({"prefer": [long]}),
+            json!({"kind": "process", "spec": {(&long[..60_000]): 1}}),
+            json!({"kind": "process", "spec": {"command": ["a"], "env": {(&long[..60_000]): 1}}}),
+            json!({"kind": "process", "spec": {"command": ["a"], "restart": long[..60_000]}}),
+            json!({"kind": "process", "spec": {"command": ["a"], "stop_signal": long[..60_000]}}),
+            json!({"kind": "process", "spec": {"command": ["a"], "stop_grace": long[..60_000]}}),
+            json!({"kind": "process", "spec": {"command": ["a"], "cwd": long[..60_000]}}),
+        ];
+        for fields in cases {
+            let error = draft(fields).expect_err("refused");
+            assert!(error.len() < 400 && !error.contains('\u{1b}'), "{} characters: {}", error.len(), &error[..200]);
+        }
     }
 
     #[test]
@@ -354,6 +419,10 @@ mod tests {
         {
             assert_ne!(draft(other).expect("other").hash(), base.hash());
         }
+        // A number of many digits is the same when it is read back.
+        let digits: Value = serde_json::from_str("{\"a\":9007777777775.70496,\"b\":1e-221}").expect("JSON");
+        let digits = Spec::from_value(digits).expect("spec");
+        assert_eq!(Hash::of("", &Spec::from_value(digits.to_value()).expect("spec")), Hash::of("", &digits));
         let text = serde_json::to_string(&base.hash()).expect("text");
         assert_eq!(serde_json::from_str::<Hash>(&text).expect("parsed"), base.hash());
     }

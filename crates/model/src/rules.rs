@@ -10,6 +10,7 @@ use crate::{
     DefinitionError, Labels, Selector, check_labels,
     limits::{MAX_PREFERENCE, MAX_PREFERENCES},
     resource::field_error,
+    shown::{sentence, shown},
 };
 
 macro_rules! policies {
@@ -65,14 +66,14 @@ impl fmt::Display for PolicyName {
 
 /// No policy has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no policy; there are {list}", list = PolicyName::ALL.iter().map(|p| p.as_str()).collect::<Vec<_>>().join(", "))]
+#[error("unknown policy {0}; use one of {list}", list = PolicyName::ALL.iter().map(|p| p.as_str()).collect::<Vec<_>>().join(", "))]
 pub struct UnknownPolicy(String);
 
 impl FromStr for PolicyName {
     type Err = UnknownPolicy;
 
     fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        Self::ALL.iter().copied().find(|p| p.as_str() == text).ok_or_else(|| UnknownPolicy(text.chars().take(80).collect()))
+        Self::ALL.iter().copied().find(|p| p.as_str() == text).ok_or_else(|| UnknownPolicy(shown(text)))
     }
 }
 
@@ -150,22 +151,33 @@ pub(crate) struct Texts<'a> {
 }
 
 impl Texts<'_> {
+    /// Judges what people write.
     pub(crate) fn check(self) -> Result<Rules, DefinitionError> {
         let together = selector("together", self.together)?;
         let apart = selector("apart", self.apart)?;
         if !together.is_empty() && together == apart {
-            return Err(field_error("apart", format!("{apart} is what together asks for as well, and both cannot be; leave one out")));
+            let rule = format!("{} is what together asks for as well, and both cannot be; leave one out", apart.summary());
+            return Err(field_error("apart", rule));
         }
-        let rebalance = match self.rebalance {
-            "" | "auto" => Rebalance::Auto,
-            "never" => Rebalance::Never,
-            other => return Err(field_error("rebalance", format!("{other:?} is neither auto nor never"))),
-        };
-        let policy = match self.policy {
-            "" => None,
-            word => Some(word.parse().map_err(|e: UnknownPolicy| field_error("policy", e.to_string()))?),
-        };
+        let (policy, rebalance) = (policy(self.policy)?, rebalance(self.rebalance)?);
         Ok(Rules { prefer: preferences(self.prefer)?, spread: spread(self.spread)?, together, apart, policy, rebalance })
+    }
+
+    /// Reads what was stored: it has to parse, and nothing else is asked.
+    pub(crate) fn stored(self) -> Result<Rules, DefinitionError> {
+        let preference = |draft| {
+            let (selector, weight) = parts(draft)?;
+            let weight = u32::try_from(weight).map_err(|_| field_error("prefer", format!("weight: {weight} cannot be held")))?;
+            Ok(Preference { selector: stored_selector("prefer", &selector)?, weight })
+        };
+        Ok(Rules {
+            prefer: self.prefer.into_iter().map(preference).collect::<Result<_, DefinitionError>>()?,
+            spread: (!self.spread.is_empty()).then(|| self.spread.into()),
+            together: stored_selector("together", self.together)?,
+            apart: stored_selector("apart", self.apart)?,
+            policy: policy(self.policy)?,
+            rebalance: rebalance(self.rebalance)?,
+        })
     }
 }
 
@@ -175,6 +187,26 @@ pub(crate) fn selector(field: &'static str, text: &str) -> Result<Selector, Defi
     match selector.contradiction() {
         None => Ok(selector),
         Some((a, b)) => Err(field_error(field, format!("{a} and {b} can never hold together; leave one out"))),
+    }
+}
+
+/// A selector that was stored.
+pub(crate) fn stored_selector(field: &'static str, text: &str) -> Result<Selector, DefinitionError> {
+    Selector::stored(text).map_err(|source| DefinitionError::Selector { field, source })
+}
+
+fn policy(word: &str) -> Result<Option<PolicyName>, DefinitionError> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    word.parse().map(Some).map_err(|e: UnknownPolicy| field_error("policy", e.to_string()))
+}
+
+fn rebalance(word: &str) -> Result<Rebalance, DefinitionError> {
+    match word {
+        "" | "auto" => Ok(Rebalance::Auto),
+        "never" => Ok(Rebalance::Never),
+        other => Err(field_error("rebalance", format!("must be auto or never, not {}", shown(other)))),
     }
 }
 
@@ -201,21 +233,26 @@ fn one() -> u64 {
 
 fn preferences(drafts: Vec<Value>) -> Result<Vec<Preference>, DefinitionError> {
     if drafts.len() > MAX_PREFERENCES {
-        return Err(field_error("prefer", format!("{} preferences are more than {MAX_PREFERENCES}", drafts.len())));
+        return Err(field_error("prefer", format!("{} preferences are more than {MAX_PREFERENCES}; leave some out", drafts.len())));
     }
     drafts.into_iter().map(preference).collect()
 }
 
 fn preference(draft: Value) -> Result<Preference, DefinitionError> {
-    let draft: PreferenceDraft =
-        serde_json::from_value(draft).map_err(|e| field_error("prefer", format!("{e}; write {{selector: \"disk=ssd\", weight: 10}}")))?;
-    let selector = selector("prefer", &draft.selector)?;
+    let (text, weight) = parts(draft)?;
+    let selector = selector("prefer", &text)?;
     if selector.is_empty() {
         return Err(field_error("prefer", "selector: is empty, so it prefers nothing; name labels of workers"));
     }
-    let weight = u32::try_from(draft.weight).ok().filter(|w| (1..=MAX_PREFERENCE).contains(w));
-    let weight = weight.ok_or_else(|| field_error("prefer", format!("weight: {} is not within 1 to {MAX_PREFERENCE}", draft.weight)))?;
+    let valid = u32::try_from(weight).ok().filter(|w| (1..=MAX_PREFERENCE).contains(w));
+    let weight = valid.ok_or_else(|| field_error("prefer", format!("weight: {weight} is not within 1 to {MAX_PREFERENCE}")))?;
     Ok(Preference { selector, weight })
+}
+
+/// The selector's text and the weight.
+fn parts(draft: Value) -> Result<(String, u64), DefinitionError> {
+    let wrong = |e: serde_json::Error| field_error("prefer", format!("{}; write {{selector: \"disk=ssd\", weight: 10}}", sentence(&e)));
+    serde_json::from_value(draft).map_err(wrong).map(|PreferenceDraft { selector, weight }| (selector, weight))
 }
 
 /// Preferences in the shape that people write.

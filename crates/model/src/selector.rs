@@ -2,12 +2,23 @@
 //!
 //! Rule: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>. As there, `!=` and `notin` also
 //! hold where the label is missing.
+//!
+//! What people write comes in by `parse` and is judged by the limits. What was stored comes in by [`Selector::stored`] or serde: it must
+//! parse, and is judged by nothing else. Nothing here costs more than n log n of a selector's length.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::Labels;
+use crate::{
+    Labels,
+    limits::{MAX_LABEL, MAX_SELECTOR, MAX_TERMS, MAX_VALUES},
+    shown::{cut, shown, shown_around},
+};
 
 /// A parsed selector; the empty one matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,18 +40,64 @@ enum Test {
     NotIn(Vec<String>),
 }
 
-/// Where a selector is wrong, and what was expected there.
+/// What is wrong with a selector, with as much of its text as a line takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("selector {text:?}: at character {position}: expected {expected}")]
-pub struct SelectorError {
-    text: String,
-    position: usize,
-    expected: &'static str,
+pub enum SelectorError {
+    /// It does not follow the grammar.
+    #[error("selector {text}: at character {position}: expected {expected}")]
+    Syntax {
+        /// The text around the fault, in quotes.
+        text: String,
+        /// Counted from 1.
+        position: usize,
+        /// What was expected there.
+        expected: &'static str,
+    },
+    /// More than [`MAX_SELECTOR`].
+    #[error("selector {text}: {characters} characters are more than {MAX_SELECTOR}; use fewer terms or shorter values")]
+    TooLong {
+        /// How it begins, in quotes.
+        text: String,
+        /// How many it has.
+        characters: usize,
+    },
+    /// More than [`MAX_TERMS`].
+    #[error("selector {text}: {terms} terms are more than {MAX_TERMS}; leave some out")]
+    TooManyTerms {
+        /// How it begins, in quotes.
+        text: String,
+        /// How many it has.
+        terms: usize,
+    },
+    /// More than [`MAX_VALUES`] in all terms together.
+    #[error("selector {text}: {values} values are more than {MAX_VALUES}; leave some out, or give the workers a label in common")]
+    TooManyValues {
+        /// How it begins, in quotes.
+        text: String,
+        /// How many it has.
+        values: usize,
+    },
+    /// A key or a value that no label can have.
+    #[error("selector: {text} has {characters} characters; a label's key or value has at most {MAX_LABEL}")]
+    LongWord {
+        /// How the key or value begins, in quotes.
+        text: String,
+        /// How many it has.
+        characters: usize,
+    },
 }
 
 impl Selector {
     /// The one that matches everything.
     pub const EMPTY: Self = Self { terms: Vec::new() };
+
+    /// Reads what was stored: it must follow the grammar, and no limit is asked.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn stored(text: &str) -> Result<Self, SelectorError> {
+        Parser { text, rest: text }.selector()
+    }
 
     /// It has no term.
     #[must_use]
@@ -48,26 +105,19 @@ impl Selector {
         self.terms.is_empty()
     }
 
-    /// Two terms that no labels satisfy together, as text; none: some labels satisfy all of it.
+    /// Terms that no labels satisfy together, as text for an error: one, and the one or those that it excludes. None: some labels satisfy
+    /// all of it.
     #[must_use]
     pub fn contradiction(&self) -> Option<(String, String)> {
-        let pairs = self.terms.iter().enumerate().flat_map(|(i, a)| self.terms[..i].iter().map(move |b| (b, a)));
-        let excluded = pairs.into_iter().find(|(a, b)| a.key == b.key && a.test.excludes(&b.test));
-        excluded.map(|(a, b)| (a.to_string(), b.to_string())).or_else(|| self.exhausted())
-    }
-
-    /// A term whose values are all excluded by others, no one of which excludes all of them.
-    fn exhausted(&self) -> Option<(String, String)> {
-        self.terms.iter().find_map(|term| {
-            let Test::In(values) = &term.test else { return None };
-            let others = self.terms.iter().filter(|other| other.key == term.key);
-            let left = others.fold(values.iter().collect::<BTreeSet<_>>(), |mut left, other| {
-                left.retain(|value| other.test.holds(Some(value)));
-                left
-            });
-            let rest = Self { terms: self.terms.iter().filter(|other| other.key == term.key && *other != term).cloned().collect() };
-            left.is_empty().then(|| (term.to_string(), rest.to_string()))
-        })
+        let mut by_key: BTreeMap<&str, Allowed<'_>> = BTreeMap::new();
+        for term in &self.terms {
+            let allowed = by_key.entry(&term.key).or_default();
+            allowed.terms.push(term);
+            if allowed.narrow(&term.test) {
+                return Some(allowed.culprits());
+            }
+        }
+        None
     }
 
     /// Whether every term holds for these labels.
@@ -76,16 +126,98 @@ impl Selector {
         self.terms.iter().all(|term| term.matches(labels))
     }
 
-    /// The first term that does not hold, as text: for an explanation.
+    /// The first term that does not hold, as text: for an explanation, so a long one is cut.
     #[must_use]
     pub fn first_miss(&self, labels: &Labels) -> Option<String> {
-        self.terms.iter().find(|term| !term.matches(labels)).map(ToString::to_string)
+        self.terms.iter().find(|term| !term.matches(labels)).map(|term| cut(term.to_string()))
+    }
+
+    /// As text for an explanation, which is cut where it is long.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        cut(self.to_string())
+    }
+
+    /// Judges it by the limits. It is as long as it is written and as it is printed: what is taken is taken again as it reads back.
+    fn check(&self, text: &str) -> Result<(), SelectorError> {
+        let text = || shown(text);
+        if self.terms.len() > MAX_TERMS {
+            return Err(SelectorError::TooManyTerms { text: text(), terms: self.terms.len() });
+        }
+        let values: usize = self.terms.iter().map(|term| term.values().len()).sum();
+        if values > MAX_VALUES {
+            return Err(SelectorError::TooManyValues { text: text(), values });
+        }
+        let mut words = self.terms.iter().flat_map(|term| term.values().iter().chain([&term.key]));
+        if let Some(word) = words.find(|word| word.len() > MAX_LABEL) {
+            return Err(SelectorError::LongWord { text: shown(word), characters: word.len() });
+        }
+        let characters = self.to_string().len();
+        if characters > MAX_SELECTOR {
+            return Err(SelectorError::TooLong { text: text(), characters });
+        }
+        Ok(())
+    }
+}
+
+/// What terms of one key have left for its value.
+#[derive(Default)]
+struct Allowed<'a> {
+    terms: Vec<&'a Term>,
+    present: bool,
+    missing: bool,
+    /// None: any but the excluded.
+    values: Option<BTreeSet<&'a str>>,
+    excluded: BTreeSet<&'a str>,
+}
+
+impl<'a> Allowed<'a> {
+    /// Takes a term in; true: nothing is left.
+    fn narrow(&mut self, test: &'a Test) -> bool {
+        match test {
+            Test::Exists => self.present = true,
+            Test::Missing => self.missing = true,
+            Test::In(values) => {
+                self.present = true;
+                let is_left = |v: &&str| self.values.as_ref().is_none_or(|left| left.contains(v)) && !self.excluded.contains(v);
+                self.values = Some(values.iter().map(String::as_str).filter(is_left).collect());
+            }
+            Test::NotIn(values) => {
+                for value in values {
+                    self.excluded.insert(value);
+                    if let Some(left) = &mut self.values {
+                        left.remove(value.as_str());
+                    }
+                }
+            }
+        }
+        (self.present && self.missing) || self.values.as_ref().is_some_and(BTreeSet::is_empty)
+    }
+
+    /// The last term leaves nothing: the first one that it excludes, and itself; or, where no two exclude each other, the first term with
+    /// values, and all others.
+    fn culprits(&self) -> (String, String) {
+        let Some((last, before)) = self.terms.split_last() else { return (String::new(), String::new()) };
+        let values: BTreeSet<&str> = last.values().iter().map(String::as_str).collect();
+        if let Some(other) = before.iter().find(|other| other.test.excludes(&last.test, &values)) {
+            return (cut(other.to_string()), cut(last.to_string()));
+        }
+        let chosen = self.terms.iter().position(|term| matches!(term.test, Test::In(_))).unwrap_or_default();
+        let rest = self.terms.iter().enumerate().filter(|(at, _)| *at != chosen).map(|(_, term)| (*term).clone());
+        (cut(self.terms[chosen].to_string()), Selector { terms: rest.collect() }.summary())
     }
 }
 
 impl Term {
     fn matches(&self, labels: &Labels) -> bool {
         self.test.holds(labels.get(&self.key))
+    }
+
+    fn values(&self) -> &[String] {
+        match &self.test {
+            Test::In(values) | Test::NotIn(values) => values,
+            Test::Exists | Test::Missing => &[],
+        }
     }
 }
 
@@ -100,11 +232,17 @@ impl Test {
         }
     }
 
-    /// No value, nor its absence, satisfies both.
-    fn excludes(&self, other: &Self) -> bool {
+    /// No value, nor its absence, satisfies both. The values of the other are given as a set as well.
+    fn excludes(&self, other: &Self, of_other: &BTreeSet<&str>) -> bool {
+        let within = |values: &[String]| values.iter().all(|value| of_other.contains(value.as_str()));
         match (self, other) {
             (Self::Missing, Self::Exists | Self::In(_)) | (Self::Exists | Self::In(_), Self::Missing) => true,
-            (Self::In(values), test) | (test, Self::In(values)) => !values.iter().any(|value| test.holds(Some(value))),
+            (Self::In(values), Self::In(_)) => !values.iter().any(|value| of_other.contains(value.as_str())),
+            (Self::In(values), Self::NotIn(_)) => within(values),
+            (Self::NotIn(values), Self::In(_)) => {
+                let values: BTreeSet<&str> = values.iter().map(String::as_str).collect();
+                of_other.is_subset(&values)
+            }
             _ => false,
         }
     }
@@ -141,27 +279,25 @@ impl Serialize for Selector {
 
 impl<'de> Deserialize<'de> for Selector {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        Self::stored(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 
 impl FromStr for Selector {
     type Err = SelectorError;
 
+    /// Reads what people write.
     fn from_str(text: &str) -> Result<Self, SelectorError> {
-        let mut parser = Parser { text, rest: text };
-        let mut terms = Vec::new();
-        parser.skip_space();
-        if parser.rest.is_empty() {
-            return Ok(Self { terms });
-        }
-        loop {
-            terms.push(parser.term()?);
-            if parser.rest.is_empty() {
-                return Ok(Self { terms });
+        // Before anything is parsed. What is longer in bytes alone has a character that no selector has.
+        if text.len() > MAX_SELECTOR {
+            let characters = text.chars().count();
+            if characters > MAX_SELECTOR {
+                return Err(SelectorError::TooLong { text: shown(text), characters });
             }
-            parser.expect(',', "',' or the end")?;
         }
+        let selector = Self::stored(text)?;
+        selector.check(text)?;
+        Ok(selector)
     }
 }
 
@@ -173,8 +309,23 @@ struct Parser<'a> {
 impl<'a> Parser<'a> {
     fn fail<T>(&self, expected: &'static str) -> Result<T, SelectorError> {
         let done = self.text.len() - self.rest.len();
-        let position = self.text[..done].chars().count() + 1;
-        Err(SelectorError { text: self.text.to_owned(), position, expected })
+        let position = self.text[..done].chars().count();
+        Err(SelectorError::Syntax { text: shown_around(self.text, position), position: position + 1, expected })
+    }
+
+    fn selector(mut self) -> Result<Selector, SelectorError> {
+        let mut terms = Vec::new();
+        self.skip_space();
+        if self.rest.is_empty() {
+            return Ok(Selector { terms });
+        }
+        loop {
+            terms.push(self.term()?);
+            if self.rest.is_empty() {
+                return Ok(Selector { terms });
+            }
+            self.expect(',', "',' or the end")?;
+        }
     }
 
     fn skip_space(&mut self) {
@@ -311,8 +462,67 @@ mod tests {
         ];
         for (text, position, expected) in cases {
             let error = text.parse::<Selector>().expect_err(text);
-            assert_eq!((error.position, error.expected), (position, expected), "{text:?}");
+            assert_eq!(error, SelectorError::Syntax { text: format!("{text:?}"), position, expected });
         }
+    }
+
+    #[test]
+    fn an_error_shows_the_text_around_the_fault_and_no_more() {
+        let text = format!("a in ({})>", vec!["b"; 200].join(","));
+        let error = text.parse::<Selector>().expect_err("refused").to_string();
+        assert!(error.starts_with("selector ...\"b,b,") && error.ends_with(",b)>\": at character 407: expected ',' or the end"), "{error}");
+        let megabyte = "a,".repeat(1 << 19);
+        let error = megabyte.parse::<Selector>().expect_err("refused").to_string();
+        let begin = "a,".repeat(40);
+        assert_eq!(error, format!("selector \"{begin}\"...: 1048576 characters are more than 8192; use fewer terms or shorter values"));
+    }
+
+    #[test]
+    fn each_limit_is_taken_and_one_more_is_refused() {
+        let terms = |n: usize| (0..n).map(|i| format!("k{i}")).collect::<Vec<_>>().join(",");
+        let values = |n: usize| format!("a in ({})", (0..n).map(|i| format!("v{i}")).collect::<Vec<_>>().join(","));
+        // 32 terms of 254 characters with a comma each, and one that fills the rest.
+        let whole = |more: usize| {
+            let terms: String = (0..32).map(|i| format!("k{i:02}={},", "v".repeat(250))).collect();
+            format!("{terms}z={}", "v".repeat(30 + more))
+        };
+        assert_eq!(whole(0).len(), MAX_SELECTOR);
+        let word = |n: usize| "w".repeat(n);
+        let cases = [
+            (terms(MAX_TERMS), terms(MAX_TERMS + 1), "65 terms are more than 64; leave some out"),
+            (values(MAX_VALUES), values(MAX_VALUES + 1), "257 values are more than 256; leave some out"),
+            (whole(0), whole(1), "8193 characters are more than 8192; use fewer terms or shorter values"),
+            (word(MAX_LABEL), word(MAX_LABEL + 1), "has 254 characters; a label's key or value has at most 253"),
+            (format!("a={}", word(MAX_LABEL)), format!("a={}", word(MAX_LABEL + 1)), "has 254 characters"),
+        ];
+        for (taken, refused, says) in cases {
+            let selector: Selector = taken.parse().expect(says);
+            assert_eq!(selector.to_string().parse(), Ok(selector));
+            let error = refused.parse::<Selector>().expect_err(says).to_string();
+            assert!(error.contains(says) && error.len() < 250, "{error}");
+            // What was stored under other limits is read all the same.
+            assert_eq!(Selector::stored(&refused).expect("stored").to_string(), refused);
+        }
+    }
+
+    #[test]
+    fn what_reads_back_longer_than_it_was_written_is_judged_by_that() {
+        // Printed, each has a space more.
+        let term = |n: usize| format!("k{n:03} in({},{})", "a".repeat(62), "b".repeat(61));
+        let text = (0..61).map(term).collect::<Vec<_>>().join(",");
+        assert!(text.len() <= MAX_SELECTOR && text.len() + 61 > MAX_SELECTOR, "{}", text.len());
+        assert!(matches!(text.parse::<Selector>(), Err(SelectorError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_contradiction_among_many_terms_is_found() {
+        let many = (0..100_000).map(|i| format!("a!=v{i}")).collect::<Vec<_>>().join(",");
+        assert_eq!(Selector::stored(&many).expect("stored").contradiction(), None);
+        let exhausted = Selector::stored(&format!("a in (v7,v99999),{many}")).expect("stored");
+        let (one, others) = exhausted.contradiction().expect("found");
+        assert!(one == "a in (v7,v99999)" && others.starts_with("a!=v0,a!=v1,") && others.ends_with("..."), "{one} {others}");
+        let same = Selector::stored(&vec!["a"; 100_000].join(",")).expect("stored");
+        assert_eq!(same.contradiction(), None);
     }
 
     #[test]

@@ -5,7 +5,12 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 
-use crate::{DefinitionError, limits::MAX_SPEC, resource::field_error};
+use crate::{
+    DefinitionError,
+    limits::{MAX_SPEC, MAX_SPEC_DEPTH},
+    resource::field_error,
+    shown::cut,
+};
 
 /// What a driver is given: a JSON object as canonical text (keys in order, no spaces), empty for none.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -20,20 +25,34 @@ impl Spec {
     /// whether it came through JSON, YAML or a protobuf struct (whose numbers are all doubles).
     ///
     /// # Errors
-    /// When it is no object, is too large, or holds an integer that a double cannot hold exactly.
+    /// When it is no object, is too large or too deep, or holds an integer that a double cannot hold exactly.
     pub fn from_value(mut value: Value) -> Result<Self, DefinitionError> {
         match &value {
             Value::Null => return Ok(Self::default()),
             Value::Object(fields) if fields.is_empty() => return Ok(Self::default()),
             Value::Object(_) => {}
-            _ => return Err(field_error("spec", "is not an object")),
+            _ => return Err(field_error("spec", "must be an object, {...}")),
         }
-        make_canonical(&mut value)?;
+        make_canonical(&mut value, 1)?;
         let text = value.to_string();
         if text.len() > MAX_SPEC {
-            return Err(field_error("spec", format!("{} bytes are more than {MAX_SPEC}", text.len())));
+            let rule = format!("{} bytes are more than {MAX_SPEC}; keep what is large elsewhere, and say here where", text.len());
+            return Err(field_error("spec", rule));
         }
         Ok(Self(text.into()))
+    }
+
+    /// What was stored, whatever is asked of a spec today. None: it is no object.
+    #[must_use]
+    pub fn stored(mut value: Value) -> Option<Self> {
+        match &value {
+            Value::Null => return Some(Self::default()),
+            Value::Object(fields) if fields.is_empty() => return Some(Self::default()),
+            Value::Object(_) => {}
+            _ => return None,
+        }
+        make_plain(&mut value);
+        Some(Self(value.to_string().into()))
     }
 
     /// The canonical JSON text; empty for none.
@@ -55,36 +74,68 @@ impl Spec {
     }
 }
 
-fn make_canonical(value: &mut Value) -> Result<(), DefinitionError> {
+/// The level counts lists and maps within each other, the spec itself being the first.
+fn make_canonical(value: &mut Value, level: usize) -> Result<(), DefinitionError> {
+    if level > MAX_SPEC_DEPTH && (value.is_array() || value.is_object()) {
+        return Err(field_error(
+            "spec",
+            format!("is nested deeper than {MAX_SPEC_DEPTH} levels; make it flatter, or write a part of it as text"),
+        ));
+    }
+    match value {
+        Value::Number(n) => match canonical(n) {
+            Canonical::Already => Ok(()),
+            Canonical::As(whole) => {
+                *value = whole.into();
+                Ok(())
+            }
+            Canonical::Inexact => {
+                Err(field_error("spec", format!("{} cannot be held exactly by every client; write it as a string", cut(n.to_string()))))
+            }
+        },
+        Value::Array(items) => items.iter_mut().try_for_each(|item| make_canonical(item, level + 1)),
+        Value::Object(fields) => fields.values_mut().try_for_each(|field| make_canonical(field, level + 1)),
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+    }
+}
+
+/// The same without a judgement. It goes as deep as the reader of JSON has gone, which has a limit of its own.
+fn make_plain(value: &mut Value) {
     match value {
         Value::Number(n) => {
-            if let Some(canonical) = canonical_number(n)? {
-                *value = canonical;
+            if let Canonical::As(whole) = canonical(n) {
+                *value = whole.into();
             }
-            Ok(())
         }
-        Value::Array(items) => items.iter_mut().try_for_each(make_canonical),
-        Value::Object(fields) => fields.values_mut().try_for_each(make_canonical),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::Array(items) => items.iter_mut().for_each(make_plain),
+        Value::Object(fields) => fields.values_mut().for_each(make_plain),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
     }
 }
 
 /// The largest integer that no other integer is rounded to when both become doubles.
 const EXACT: i64 = (1 << 53) - 1;
 
-/// None: it is canonical already.
-fn canonical_number(n: &serde_json::Number) -> Result<Option<Value>, DefinitionError> {
-    let inexact = || field_error("spec", format!("{n} cannot be held exactly by every client; write it as a string"));
+/// How a number is written in canonical text.
+enum Canonical {
+    Already,
+    /// As this whole number.
+    As(i64),
+    /// Not every client can hold it.
+    Inexact,
+}
+
+fn canonical(n: &serde_json::Number) -> Canonical {
     if n.is_i64() || n.is_u64() {
         let exact = n.as_i64().is_some_and(|i| (-EXACT..=EXACT).contains(&i));
-        return if exact { Ok(None) } else { Err(inexact()) };
+        return if exact { Canonical::Already } else { Canonical::Inexact };
     }
     match n.as_f64().filter(|f| f.fract() == 0.0) {
         // What came as a double may have been another integer before.
-        Some(whole) if whole.abs() > EXACT as f64 => Err(inexact()),
+        Some(whole) if whole.abs() > EXACT as f64 => Canonical::Inexact,
         #[allow(clippy::cast_possible_truncation, reason = "the value is whole and within 2^53")]
-        Some(whole) => Ok(Some(Value::from(whole as i64))),
-        None => Ok(None),
+        Some(whole) => Canonical::As(whole as i64),
+        None => Canonical::Already,
     }
 }
 
@@ -106,7 +157,7 @@ impl Serialize for Spec {
 
 impl<'de> Deserialize<'de> for Spec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_value(Value::deserialize(deserializer)?).map_err(de::Error::custom)
+        Self::stored(Value::deserialize(deserializer)?).ok_or_else(|| de::Error::custom("the spec is not an object"))
     }
 }
 

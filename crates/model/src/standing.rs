@@ -156,11 +156,20 @@ impl Worker {
     }
 
     /// How long a leader that waits for `least` has to wait for the end of the admitted session's authority: no less than that session
-    /// said when it was admitted, by whichever leader.
+    /// said when it was admitted, by whichever leader, up to [`crate::limits::MAX_AUTHORITY`].
     #[must_use]
     pub fn wait(&self, least: Duration) -> Duration {
-        let said = self.admission.as_deref().and_then(|admission| admission.value.authority_ms);
-        said.map_or(least, |ms| least.max(crate::wait_for(Duration::from_millis(ms))))
+        self.authority().map_or(least, |(authority, _)| least.max(crate::wait_for(authority)))
+    }
+
+    /// The admitted session claims more authority than a leader waits for.
+    #[must_use]
+    pub fn claims_too_much(&self) -> bool {
+        self.authority().is_some_and(|(_, claims_too_much)| claims_too_much)
+    }
+
+    fn authority(&self) -> Option<(Duration, bool)> {
+        self.admission.as_deref().and_then(|admission| admission.value.authority())
     }
 
     /// When the authority of the admitted session has surely ended, for a leader that waits for `least`; none: it was not seen to be gone.

@@ -4,7 +4,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Session, WorkerId};
+use crate::{
+    ResourceName, Session, WorkerId, check_labels,
+    limits::{MAX_ADDRESS, MAX_AUTHORITY, MAX_KINDS, MAX_WORD},
+    shown::shown,
+};
+
+/// The longest authority that a leader waits for.
+const LONGEST_AUTHORITY: Duration = Duration::from_secs(MAX_AUTHORITY);
 
 /// rho: by how much the clocks of two machines may differ in rate, in percent.
 pub const RATE_PERCENT: u64 = 1;
@@ -57,6 +64,9 @@ pub struct Registration {
     /// Everything was stopped and this session runs nothing more: its last write.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
+    /// Why nothing is placed on this worker, whatever else is said here: it cannot be read, or it is beyond a limit. Never written.
+    #[serde(skip)]
+    pub refused: Option<Box<str>>,
 }
 
 impl Registration {
@@ -75,6 +85,54 @@ impl Registration {
             origin: Origin::default(),
             attests: None,
             released: false,
+            refused: None,
+        }
+    }
+
+    /// A worker of which nothing can be used but that it lives: it takes nothing.
+    #[must_use]
+    pub fn unusable(id: WorkerId, reason: impl Into<Box<str>>) -> Self {
+        Self { capacity: Some(0), refused: Some(reason.into()), ..Self::bare(id, String::new()) }
+    }
+
+    /// What a leader acts on of what a worker says of itself: all of it within the limits. Beyond one, the worker can take nothing; its
+    /// authority and that it has stopped everything still count, since to forget them would be to forget what may run.
+    #[must_use]
+    pub fn judged(self, id: &WorkerId) -> Self {
+        let Err(reason) = self.check(id) else { return self };
+        let http = if self.http.len() > MAX_ADDRESS { String::new() } else { self.http };
+        let address = if self.address.len() > MAX_ADDRESS { String::new() } else { self.address };
+        let (authority_ms, released) = (self.authority_ms, self.released);
+        Self { address, http, authority_ms, released, ..Self::unusable(id.clone(), reason) }
+    }
+
+    fn check(&self, id: &WorkerId) -> Result<(), String> {
+        if self.id != *id {
+            return Err(format!("it is the registration of {}", self.id));
+        }
+        for (field, text, most) in [
+            ("Address", &self.address, MAX_ADDRESS),
+            ("HTTP", &self.http, MAX_ADDRESS),
+            ("Version", &self.version, MAX_WORD),
+            ("BootID", &self.origin.boot_id, MAX_WORD),
+            ("Guard", &self.origin.guard, MAX_WORD),
+        ] {
+            if text.len() > most {
+                return Err(format!("{field}: {} characters are more than {most}", text.len()));
+            }
+        }
+        check_labels("Labels", &self.labels).map_err(|e| e.to_string())?;
+        if self.kinds.len() > MAX_KINDS {
+            return Err(format!("Kinds: {} kinds are more than {MAX_KINDS}", self.kinds.len()));
+        }
+        for kind in &self.kinds {
+            ResourceName::new(kind).map_err(|e| format!("Kinds: {} {e}", shown(kind)))?;
+        }
+        match self.authority_ms {
+            Some(ms) if Duration::from_millis(ms) > LONGEST_AUTHORITY => Err(format!(
+                "AuthorityMs: {ms} are more than {MAX_AUTHORITY} seconds, and its end is waited for no longer than that asks for"
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -111,4 +169,75 @@ pub struct Admission {
     /// Whose word counts when the next session attests.
     #[serde(flatten)]
     pub origin: Origin,
+}
+
+impl Admission {
+    /// The authority that a leader waits for, and whether the session said that it is longer than that.
+    #[must_use]
+    pub fn authority(&self) -> Option<(Duration, bool)> {
+        let said = Duration::from_millis(self.authority_ms?);
+        Some((said.min(LONGEST_AUTHORITY), said > LONGEST_AUTHORITY))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_beyond_a_limit_takes_nothing_and_its_reason_says_why() {
+        let id = WorkerId::new("w").expect("id");
+        let good = Registration {
+            labels: (0..64).map(|n| (format!("l{n}"), "v".repeat(253))).collect(),
+            kinds: (0..64).map(|n| format!("k{n}")).collect(),
+            http: "h".repeat(320),
+            version: "v".repeat(128),
+            authority_ms: Some(3_600_000),
+            origin: Origin { boot_id: "b".repeat(128), guard: "g".repeat(128) },
+            ..Registration::bare(id.clone(), "a".repeat(320))
+        };
+        assert_eq!(good.clone().judged(&id), good);
+        type Change = fn(&mut Registration);
+        let cases: [(Change, &str); 11] = [
+            (|r| r.id = WorkerId::new("x").expect("id"), "it is the registration of x"),
+            (|r| r.address.push('a'), "Address: 321 characters are more than 320"),
+            (|r| r.http.push('a'), "HTTP: 321 characters are more than 320"),
+            (|r| r.version.push('a'), "Version: 129 characters are more than 128"),
+            (|r| r.origin.boot_id = "x".repeat(1_000_000), "BootID: 1000000 characters are more than 128"),
+            (|r| r.origin.guard.push('a'), "Guard: 129 characters are more than 128"),
+            (|r| drop(r.labels.insert("one".into(), String::new())), "Labels: 65 labels are more than 64; leave some out"),
+            (|r| drop(r.labels.insert("l0".into(), "a b".into())), "Labels: invalid value \"a b\" of l0: at most 253"),
+            (|r| r.kinds.push("k".into()), "Kinds: 65 kinds are more than 64"),
+            (|r| r.kinds[0] = "a b".into(), "Kinds: \"a b\" has ' ' at position 2"),
+            (|r| r.authority_ms = Some(3_600_001), "AuthorityMs: 3600001 are more than 3600 seconds"),
+        ];
+        for (change, says) in cases {
+            let mut bad = Registration { released: true, ..good.clone() };
+            change(&mut bad);
+            let judged = bad.clone().judged(&id);
+            let reason = judged.refused.as_deref().expect(says);
+            assert!(reason.starts_with(says), "{reason}");
+            assert_eq!((judged.capacity, judged.kinds.len(), judged.labels.len(), &judged.origin), (Some(0), 0, 0, &Origin::default()));
+            assert_eq!((judged.released, judged.authority_ms), (true, bad.authority_ms), "{says}");
+            assert!(judged.address.len() <= 320 && judged.http.len() <= 320);
+        }
+    }
+
+    #[test]
+    fn no_session_is_waited_for_longer_than_an_hour_asks_for() {
+        let admission = |ms| Admission { session: Session(1), authority_ms: ms, origin: Origin::default() };
+        assert_eq!(admission(None).authority(), None);
+        assert_eq!(admission(Some(3_600_000)).authority(), Some((Duration::from_secs(3600), false)));
+        assert_eq!(admission(Some(u64::MAX)).authority(), Some((Duration::from_secs(3600), true)));
+        let least = Duration::from_secs(5);
+        let wait = |ms| {
+            let value = admission(ms);
+            let admission = Some(Box::new(crate::Versioned { revision: crate::Revision(1), value }));
+            let worker = crate::Worker { admission, ..crate::Worker::default() };
+            (worker.wait(least), worker.claims_too_much())
+        };
+        assert_eq!(wait(None), (least, false));
+        assert_eq!(wait(Some(10_000)), (wait_for(Duration::from_secs(10)), false));
+        assert_eq!(wait(Some(u64::MAX)), (wait_for(Duration::from_secs(3600)), true));
+    }
 }

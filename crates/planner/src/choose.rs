@@ -233,7 +233,8 @@ pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
     for (id, shaped) in loads.cluster.rankings().shapes() {
         let shape = &shaped.shape;
         let least = loads.of_shape(id, shaped).next().and_then(|rank| loads.place(&rank.worker));
-        let of_all = fit::suits(definition.needs(), &shape.kinds, &shape.labels).err();
+        let of_all = shape.refused.clone().map(Misfit::Refused);
+        let of_all = of_all.or_else(|| fit::suits(definition.needs(), &shape.kinds, &shape.labels).err());
         // Where the least loaded has no room, none has.
         let of_all = of_all.or_else(|| least.and_then(|place| fit::has_room(definition, &place).err()));
         match of_all {

@@ -51,7 +51,10 @@ pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerC
     let Some(holder) = unit.holders.first() else { return choose(cluster, definition, now, config).err() };
     let worker = cluster.worker(holder.worker.as_str());
     match evenkeel_model::ends::end_of(holder, worker, definition.ownership, now, config.wait) {
-        evenkeel_model::End::At(until) => Some(Pending::Authority { worker: holder.worker.clone(), until }),
+        evenkeel_model::End::At(until) => {
+            let capped = worker.is_some_and(evenkeel_model::Worker::claims_too_much);
+            Some(Pending::Authority { worker: holder.worker.clone(), until, capped })
+        }
         evenkeel_model::End::Known(reason) if reason.is_of_lost() && !brake::is_let_go(cluster, &holder.worker) => {
             brake::judge(cluster, config).map(Pending::Brake)
         }

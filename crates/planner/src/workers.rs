@@ -85,8 +85,9 @@ fn wait_of(turn: &Turn<'_>, worker: &Worker) -> Option<Moment> {
 }
 
 fn wait_for(turn: &mut Turn<'_>, id: &WorkerId, until: Moment) {
+    let capped = turn.cluster.worker(id.as_str()).is_some_and(Worker::claims_too_much);
     turn.wake_at(until);
-    turn.undone(Subject::Worker(id.clone()), Pending::Authority { worker: id.clone(), until });
+    turn.undone(Subject::Worker(id.clone()), Pending::Authority { worker: id.clone(), until, capped });
 }
 
 /// Nothing runs on this worker any more: all of its assignments end.

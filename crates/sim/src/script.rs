@@ -89,6 +89,7 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
         origin: Origin { boot_id: "boot".to_owned(), guard: id.to_owned() },
         attests: admitted.filter(|_| attests),
         released: false,
+        refused: None,
     })
 }
 

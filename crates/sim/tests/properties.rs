@@ -66,6 +66,7 @@ fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registrat
         origin: Origin { boot_id: "boot".to_owned(), guard: guard.to_string() },
         attests: None,
         released: false,
+        refused: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use evenkeel_model::{
     Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Intent, MasterId, MasterRecord, Origin, Phase, Record,
-    Registration, Revision, Session, Versioned, WorkerId, WorkerWish, Write,
+    Registration, Revision, Session, Versioned, WorkerWish, Write, limits::MAX_RECORD, shown::sentence,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -44,6 +44,12 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
             return Meaning::Candidate { lease, value: Some(Box::new(Versioned { revision: kv.created, value })) };
         }
         Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
+        // Whatever else is asked of it, it could not be written together with its assignment.
+        Key::Resource(name) if kv.value.len() > MAX_RECORD => {
+            let error = format!("its record has {} bytes, more than {MAX_RECORD}; delete it, or write a shorter one", kv.value.len());
+            tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
+            Event::Unreadable { name, error: error.into() }
+        }
         Key::Resource(name) => match read::<Record>(kv) {
             Ok(value) if value.definition.name != name => {
                 let error = format!("it is the record of {}", value.definition.name);
@@ -55,7 +61,10 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
         },
         // The session lives as long as its key stands, whatever the key says.
         Key::Worker(id) => {
-            let registration = read(kv).unwrap_or_else(|_| unusable(id.clone()));
+            let registration = match read::<Registration>(kv) {
+                Ok(registration) => registration.judged(&id),
+                Err(_) => Registration::unusable(id.clone(), "it cannot be read"),
+            };
             Event::Worker { id, value: Some(Box::new((Session(kv.created.0), registration))) }
         }
         // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
@@ -99,11 +108,6 @@ pub fn meaning_of_change(keys: &Keys, change: &Change) -> Meaning {
     }
 }
 
-/// A worker of which nothing is known but that it lives: it can take nothing.
-fn unusable(id: WorkerId) -> Registration {
-    Registration { capacity: Some(0), ..Registration::bare(id, String::new()) }
-}
-
 /// A master of which nothing is known but that it campaigns.
 fn unknown_master() -> MasterRecord {
     let id = MasterId::new("unknown").unwrap_or_else(|_| unreachable!("it is a name"));
@@ -125,8 +129,9 @@ fn versioned<T>(kv: &Kv, value: T) -> Option<Box<Versioned<T>>> {
 
 fn read<T: DeserializeOwned>(kv: &Kv) -> Result<T, String> {
     serde_json::from_slice(&kv.value).map_err(|error| {
+        let error = sentence(&error);
         tracing::warn!(key = %String::from_utf8_lossy(&kv.key), revision = kv.modified.0, %error, "a value in etcd cannot be read");
-        error.to_string()
+        error
     })
 }
 
@@ -180,7 +185,7 @@ fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Definition, ResourceName};
+    use evenkeel_model::{Definition, ResourceName, WorkerId};
 
     use super::*;
 
@@ -243,6 +248,15 @@ mod tests {
         assert_eq!(admission.value.session, Session(0));
         let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
         assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
+        assert_eq!(worker.1.refused.as_deref(), Some("it cannot be read"));
+        let other = r#"{"ID":"x","Address":"h:1","Kinds":["noop"]}"#;
+        let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else { panic!("lives") };
+        assert_eq!((worker.1.refused.as_deref(), worker.1.kinds.len()), (Some("it is the registration of x"), 0));
+        let record = |letters: usize| format!(r#"{{"Name":"a","Spec":{{"a":"{}"}}}}"#, "x".repeat(letters));
+        let room = MAX_RECORD - record(0).len();
+        let record_of = |letters| meaning(&keys, &kv("/resources/a", &record(letters)));
+        assert!(matches!(record_of(room), Meaning::Cluster(Event::Resource { .. })));
+        assert!(matches!(record_of(room + 1), Meaning::Cluster(Event::Unreadable { .. })), "it could not be written with its assignment");
         let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
         assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
         let cordoned = Meaning::Cluster(Event::Intent {

@@ -122,8 +122,8 @@ impl Default for Timing {
 
 /// etcd grants no shorter lease at its default election timeout.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(2);
-/// No span is longer: beyond this nobody means it.
-pub const LONGEST_SPAN: Duration = Duration::from_secs(3600);
+/// No span is longer: beyond this nobody means it, and no leader would wait for it.
+pub const LONGEST_SPAN: Duration = Duration::from_secs(evenkeel_model::limits::MAX_AUTHORITY);
 /// What is computed is rounded up to this.
 const STEP: Duration = Duration::from_millis(10);
 

@@ -12,15 +12,20 @@ use evenkeel_model::{
     Assignment, ResourceName, Spec,
     process::{self, ProcessSpec},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 /// What a name means.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "judged")]
     spec: Spec,
+}
+
+/// A person writes it here, so it is judged as in a resource.
+fn judged<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
+    Spec::from_value(serde_json::Value::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 /// Names and what they mean.
@@ -152,6 +157,7 @@ mod tests {
             ("a: {kind: docker}", "--catalog FILE: a is of kind \"docker\"; this worker has the drivers noop, process"),
             ("a: {kind: noop, sepc: {}}", "unknown field `sepc`"),
             ("a: 3", "--catalog FILE: "),
+            ("a: {kind: noop, spec: {n: 9007199254740993}}", "cannot be held exactly by every client"),
             ("a b: {kind: noop}", "has ' ' at position 2"),
         ] {
             let error = read(text).expect_err(text);

@@ -62,11 +62,11 @@ pub(crate) fn to_resource(definition: &Definition) -> Result<Resource, ConvertEr
     dynamic.transcode_to().map_err(|e| fail(e.to_string()))
 }
 
-/// A definition as the API shows it.
+/// A definition as the API shows it. A master has taken it in, perhaps one of another version: it is not judged again.
 pub(crate) fn to_definition(resource: &Resource) -> Result<Definition, ConvertError> {
     let fail = |reason: String| ConvertError::Message { name: resource.name.clone(), reason };
     let draft: Draft = serde_json::from_value(to_json("Resource", resource)?).map_err(|e| fail(e.to_string()))?;
-    draft.check().map_err(|e| fail(e.to_string()))
+    draft.stored().map_err(|e| fail(e.to_string()))
 }
 
 #[cfg(test)]

@@ -114,7 +114,7 @@ mod tests {
             (Status::not_found("no such resource"), "a: no such resource"),
             (Status::not_found("a: no such resource"), "a: no such resource"),
             (
-                Status::already_exists("resource a exists with other content"),
+                Status::already_exists("resource a already exists with a different definition"),
                 "a: already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
             ),
             (Status::unavailable(""), "a: there is no leader now; try again in a moment"),

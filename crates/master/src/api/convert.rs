@@ -2,14 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use evenkeel_model::{Definition, DefinitionError, Draft, Happening, Preference};
+use evenkeel_model::{
+    Definition, DefinitionError, Draft, Happening, Preference, ResourceName,
+    limits::{MAX_BODY_DEPTH, MAX_SPEC_DEPTH},
+    shown::shown,
+};
 use evenkeel_proto::v1;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::{Map, Value as Json};
 use tonic::Status;
 
-/// How deep a spec may be nested.
-const DEPTH: usize = 32;
+/// Looks at how deep a body is nested before it is parsed, since the decoders of JSON and protobuf speak of their own limits only.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn check_depth(body: &[u8]) -> Result<(), Status> {
+    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_BODY_DEPTH {
+            let rule =
+                format!("body: is nested deeper than {MAX_BODY_DEPTH} levels, of which a spec may have {MAX_SPEC_DEPTH}; make it flatter");
+            return Err(Status::invalid_argument(rule));
+        }
+    }
+    Ok(())
+}
 
 /// Checks a resource of a request.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -20,7 +43,7 @@ pub(crate) fn definition(resource: Option<v1::Resource>) -> Result<Definition, S
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
 fn draft(resource: v1::Resource) -> Result<Draft, Status> {
-    let spec = resource.spec.map(|fields| object(fields, 0)).transpose()?;
+    let spec = resource.spec.map(object).transpose()?;
     let prefer = |p: v1::Preference| Json::from_iter([("selector", Json::from(p.selector)), ("weight", Json::from(p.weight.unwrap_or(1)))]);
     Ok(Draft {
         name: resource.name,
@@ -82,17 +105,15 @@ pub(crate) fn event(sequence: i64, happening: &Happening) -> v1::Event {
     }
 }
 
+/// It goes as deep as the decoder of protobuf has gone, which has a limit of its own; the check of the spec has a lower one.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn object(fields: Struct, depth: usize) -> Result<Json, Status> {
-    if depth > DEPTH {
-        return Err(Status::invalid_argument(format!("spec: is nested deeper than {DEPTH}")));
-    }
-    let fields: Result<Map<String, Json>, Status> = fields.fields.into_iter().map(|(k, v)| Ok((k, json(v, depth + 1)?))).collect();
+fn object(fields: Struct) -> Result<Json, Status> {
+    let fields: Result<Map<String, Json>, Status> = fields.fields.into_iter().map(|(k, v)| Ok((k, json(v)?))).collect();
     Ok(Json::Object(fields?))
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn json(value: Value, depth: usize) -> Result<Json, Status> {
+fn json(value: Value) -> Result<Json, Status> {
     Ok(match value.kind {
         None | Some(Kind::NullValue(_)) => Json::Null,
         Some(Kind::BoolValue(b)) => Json::Bool(b),
@@ -101,14 +122,8 @@ fn json(value: Value, depth: usize) -> Result<Json, Status> {
             let number = serde_json::Number::from_f64(n);
             Json::Number(number.ok_or_else(|| Status::invalid_argument(format!("spec: {n} is not a finite number")))?)
         }
-        Some(Kind::StructValue(fields)) => object(fields, depth)?,
-        Some(Kind::ListValue(list)) if depth > DEPTH || list.values.is_empty() => {
-            if depth > DEPTH {
-                return Err(Status::invalid_argument(format!("spec: is nested deeper than {DEPTH}")));
-            }
-            Json::Array(Vec::new())
-        }
-        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(|v| json(v, depth + 1)).collect::<Result<_, _>>()?),
+        Some(Kind::StructValue(fields)) => object(fields)?,
+        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(json).collect::<Result<_, _>>()?),
     })
 }
 
@@ -158,7 +173,16 @@ mod tests {
         }
         let spec = Struct { fields: [("deep".to_owned(), deep)].into_iter().collect() };
         let refused = definition(Some(v1::Resource { name: "a".into(), spec: Some(spec), ..Default::default() }));
-        assert_eq!(refused.expect_err("refused").message(), "spec: is nested deeper than 32");
+        assert_eq!(
+            refused.expect_err("refused").message(),
+            "spec: is nested deeper than 32 levels; make it flatter, or write a part of it as text"
+        );
+        let nested = |levels: usize| format!("{}\"]]\\\"[[\"{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(check_depth(nested(MAX_BODY_DEPTH).as_bytes()).is_ok() && check_depth("[]".repeat(100).as_bytes()).is_ok());
+        let refused = check_depth(nested(MAX_BODY_DEPTH + 1).as_bytes()).expect_err("refused");
+        assert_eq!(refused.message(), "body: is nested deeper than 36 levels, of which a spec may have 32; make it flatter");
+        assert_eq!((source("").ok(), source("file").ok()), (Some(""), Some("file")));
+        assert!(source(&"s".repeat(1_000_000)).is_err_and(|e| e.message().contains("has 1000000 characters; a name has 1 to 253")));
         assert_eq!(definition(None).expect_err("refused").message(), "resource: is missing");
     }
 }

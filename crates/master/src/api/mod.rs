@@ -5,6 +5,7 @@ mod convert;
 mod crawler;
 mod explain;
 mod forward;
+pub mod fuzzing;
 mod lists;
 mod logs;
 mod measured;

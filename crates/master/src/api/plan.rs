@@ -76,7 +76,8 @@ fn supposition(supposed: Supposed, cluster: &Cluster) -> Result<Supposition, Sta
     let supposed = match supposed {
         Supposed::Added(definition) => {
             if cluster.unit(definition.name.as_str()).is_some_and(|unit| unit.record.is_some() || unit.unreadable.is_some()) {
-                return Err(Status::already_exists(format!("add: resource {} already exists; explain tells of it", definition.name)));
+                let name = &definition.name;
+                return Err(Status::already_exists(format!("add: resource {name} already exists; see `evenkeel explain {name}`")));
             }
             return Ok(Supposition::Add(definition));
         }

@@ -1,5 +1,6 @@
 //! The table of HTTP routes, read from the `google.api.http` options of the protos, and how a request's parts become a message's fields.
 
+use evenkeel_model::shown::{bare, shown};
 use http::{Method, StatusCode};
 use prost_reflect::{
     Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage, Value,
@@ -152,7 +153,11 @@ impl Found {
         for (path, value) in &self.fields {
             let before = text_at(&message, path);
             if !before.is_empty() && before != *value {
-                let why = format!("{path}: the body says {before:?} and the path {value:?}; let them agree, or leave it out of the body");
+                let why = format!(
+                    "{path}: the body says {} and the path {}; let them agree, or leave it out of the body",
+                    shown(&before),
+                    shown(value)
+                );
                 return Err(Failure::Grpc(Status::invalid_argument(why)));
             }
             set(&mut message, path, value)?;
@@ -172,7 +177,7 @@ impl Found {
 }
 
 fn unknown(name: &str) -> Failure {
-    Failure::Http(StatusCode::BAD_REQUEST, format!("{name}: no such field; leave it out"))
+    Failure::Http(StatusCode::BAD_REQUEST, format!("{}: no such field; leave it out", bare(name)))
 }
 
 /// Sets a field by its path, such as `resource.name`, from text.
@@ -187,7 +192,12 @@ fn set(message: &mut DynamicMessage, path: &str, text: &str) -> Result<(), Failu
         };
     }
     let value = parse(&field, text).ok_or_else(|| {
-        Failure::Grpc(Status::invalid_argument(format!("{path}: {text:?} is not a value for a field of type {:?}", field.kind())))
+        Failure::Grpc(Status::invalid_argument(format!(
+            "{}: {} is not a value for a field of type {:?}",
+            bare(path),
+            shown(text),
+            field.kind()
+        )))
     })?;
     message.set_field(&field, value);
     Ok(())

@@ -1,6 +1,8 @@
 //! What people and programs are shown: resources and workers, read from what the master knows. It changes nothing.
 
-use evenkeel_model::{Cluster, Holder, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, WorkerWish};
+use evenkeel_model::{
+    Cluster, Holder, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, WorkerWish, limits::MAX_AUTHORITY,
+};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
 
@@ -96,6 +98,12 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         Standing::Absent => ("lost", "it has left"),
     };
     let registration = worker.registration();
+    let refused =
+        registration.and_then(|r| r.refused.as_deref()).map(|why| format!("takes nothing: its registration cannot be used: {why}"));
+    let capped = worker
+        .claims_too_much()
+        .then(|| format!("it claims more authority than {MAX_AUTHORITY} seconds, and no more than that is waited for"));
+    let reasons: Vec<String> = [refused, capped].into_iter().flatten().chain((!reason.is_empty()).then(|| reason.to_owned())).collect();
     let wish = worker.wish();
     v1::WorkerState {
         id: id.to_string(),
@@ -107,7 +115,7 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         version: registration.map(|r| r.version.clone()).unwrap_or_default(),
         session: worker.registered.as_ref().map_or(0, |r| r.0.0),
         phase: phase.to_owned(),
-        reason: reason.to_owned(),
+        reason: reasons.join("; "),
         resources: worker.names.len() as u64,
         payload: worker.payload,
         cordoned: wish.is_some(),

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use evenkeel_model::limits::MAX_MESSAGE;
+use evenkeel_model::{limits::MAX_MESSAGE, shown::sentence};
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
@@ -182,7 +182,8 @@ fn to_json(output: &MessageDescriptor, message: Bytes) -> Result<Vec<u8>, Failur
 
 /// Reads a message from JSON; what does not belong there is refused by its name.
 pub(super) fn from_json(descriptor: MessageDescriptor, text: &[u8]) -> Result<DynamicMessage, Failure> {
-    let wrong = |e: serde_json::Error| Failure::Grpc(Status::invalid_argument(format!("body: {e}")));
+    let wrong = |e: serde_json::Error| Failure::Grpc(Status::invalid_argument(format!("body: {}", sentence(&e))));
+    super::convert::check_depth(text)?;
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let message = DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options).map_err(wrong)?;

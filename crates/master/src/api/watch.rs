@@ -68,7 +68,7 @@ pub(super) fn resources(
                 return Some((Ok(answer), Some(watcher)));
             }
             if !leads(watcher.service.shared()) {
-                return Some((Err(Status::unavailable("this master does not lead any more; watch again")), None));
+                return Some((Err(Status::unavailable("this master is no longer the leader; watch again")), None));
             }
             watcher.step().await;
         }
@@ -177,7 +177,7 @@ pub(super) fn events(service: Service, after: i64, place: OwnedSemaphorePermit) 
                 return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last, place))));
             }
             if !leads(service.shared()) {
-                let ended = Err(Status::unavailable("this master does not lead any more; watch again"));
+                let ended = Err(Status::unavailable("this master is no longer the leader; watch again"));
                 return Some((stream::iter(vec![ended]), None));
             }
             tokio::select! {

@@ -81,7 +81,7 @@ pub enum Request {
 /// What may stand already when a resource is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutMode {
-    /// Nothing of other content.
+    /// Nothing with a different definition.
     Add,
     /// It must stand.
     Update,
@@ -111,9 +111,9 @@ pub struct PutAnswer {
 pub enum Effect {
     /// It is new.
     Created,
-    /// It stood with other content.
+    /// It existed with a different definition.
     Changed,
-    /// It stood like this already.
+    /// It existed like this.
     Unchanged,
 }
 
@@ -127,13 +127,13 @@ pub enum Refusal {
     #[error("no such worker")]
     NoWorker(WorkerId),
     /// It is there, and differs.
-    #[error("resource {0} exists with other content; update it, or delete it first")]
+    #[error("resource {0} already exists with a different definition; update it, or delete it first")]
     AlreadyExists(ResourceName),
     /// A source asks for what it does not keep.
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
     /// It led when it was asked, perhaps, and does not any more: it may have been written all the same.
-    #[error("this master does not lead any more; try again")]
+    #[error("this master is no longer the leader; try again")]
     NotLeader,
     /// A guard of the write failed.
     #[error("another writer changed {0} at the same moment, and nothing was written; try again")]
@@ -154,7 +154,7 @@ pub enum Refusal {
     #[error("it is not known whether what is wanted of {0} was written; trying again is safe")]
     UnknownOf(WorkerId),
     /// Too much waits already.
-    #[error("more is being asked for than can be written; try again in a moment")]
+    #[error("too many requests are waiting; try again in a moment")]
     Busy,
 }
 

@@ -79,17 +79,17 @@ fn what_is_wrong_names_its_place_and_rule() {
         ("", "f.yaml: has no document; write `resources: []` if no resource is meant"),
         ("# nothing\n", "f.yaml: has no document"),
         ("---\n---\n", "f.yaml: has no document"),
-        ("hello", "f.yaml: document 1: is neither a resource nor a list of resources"),
-        ("resources: 3", "f.yaml: document 1: resources: is not a list"),
-        ("resources:", "f.yaml: document 1: resources: is not a list"),
-        ("resources: []\nresource: 3", "f.yaml: document 1: field `resource` stands beside `resources`"),
-        ("- a\n- name: b", "f.yaml: document 1, entry 1: is a text, not a resource"),
-        ("- - name: a", "f.yaml: document 1, entry 1: is a list, not a resource"),
+        ("hello", "f.yaml: document 1: must be a resource or a list of resources"),
+        ("resources: 3", "f.yaml: document 1: resources: must be a list"),
+        ("resources:", "f.yaml: document 1: resources: must be a list"),
+        ("resources: []\nresource: 3", "f.yaml: document 1: unknown field \"resource\" beside `resources`"),
+        ("- a\n- name: b", "f.yaml: document 1, entry 1: must be a resource, a map that has a name, not a text"),
+        ("- - name: a", "f.yaml: document 1, entry 1: must be a resource, a map that has a name, not a list"),
         ("kind: noop", "f.yaml: document 1: name: is missing"),
-        ("name: 7", "f.yaml: document 1: name: 7 is a number, and text is wanted; put it in quotes: \"7\""),
-        ("name: true", "f.yaml: document 1: name: true is a boolean, and text is wanted"),
+        ("name: 7", "f.yaml: document 1: name: must be text, not a number; put it in quotes: \"7\""),
+        ("name: true", "f.yaml: document 1: name: must be text, not a boolean; put it in quotes: \"true\""),
         ("name:", "f.yaml: document 1: name: has no value"),
-        ("name: [a]", "f.yaml: document 1: name: is a list, and text is wanted"),
+        ("name: [a]", "f.yaml: document 1: name: must be text, not a list"),
         ("name: 007", "f.yaml: document 1: name: one reader of YAML takes this for 7"),
         (
             "name: a\n---\n- name: b\n- name: no",
@@ -100,20 +100,17 @@ fn what_is_wrong_names_its_place_and_rule() {
             "f.yaml: document 1, entry 1: spec.country: one reader of YAML takes this for \"NO\"",
         ),
         ("name: a\nlabels: {debug: yes}", "f.yaml: document 1: labels.debug: one reader"),
-        (
-            "name: a\nlabels: {debug: true}",
-            "f.yaml: document 1 (a): labels.debug: true is a boolean, and text is wanted; put it in quotes: \"true\"",
-        ),
-        ("name: a\nlabels: {level: 3}", "f.yaml: document 1 (a): labels.level: 3 is a number"),
-        ("name: a\nlabels: [a]", "f.yaml: document 1 (a): labels: is a list, not a map"),
-        ("name: a\nkind: process\nspec: {env: {PORT: 80}}", "f.yaml: document 1 (a): spec.env.PORT: 80 is a number"),
-        ("name: a\nkind: process\nspec: {command: [sleep, 5]}", "f.yaml: document 1 (a): spec.command[1]: 5 is a number"),
-        ("name: a\nspec: text", "f.yaml: document 1 (a): spec: is a text, not a map"),
-        ("name: a\nweight: two", "f.yaml: document 1 (a): weight: \"two\" is not a whole number"),
-        ("name: a\nweight: -1", "f.yaml: document 1 (a): weight: -1 is not a whole number"),
-        ("name: a\nweight: 1.5", "f.yaml: document 1 (a): weight: 1.5 is not a whole number"),
+        ("name: a\nlabels: {debug: true}", "f.yaml: document 1 (a): labels.debug: must be text, not a boolean; put it in quotes: \"true\""),
+        ("name: a\nlabels: {level: 3}", "f.yaml: document 1 (a): labels.level: must be text, not a number; put it in quotes: \"3\""),
+        ("name: a\nlabels: [a]", "f.yaml: document 1 (a): labels: must be a map of keys to texts, not a list"),
+        ("name: a\nkind: process\nspec: {env: {PORT: 80}}", "f.yaml: document 1 (a): spec.env.PORT: must be text, not a number"),
+        ("name: a\nkind: process\nspec: {command: [sleep, 5]}", "f.yaml: document 1 (a): spec.command[1]: must be text, not a number"),
+        ("name: a\nspec: text", "f.yaml: document 1 (a): spec: must be a map, not a text"),
+        ("name: a\nweight: two", "f.yaml: document 1 (a): weight: must be a whole number, 1 or more, not \"two\""),
+        ("name: a\nweight: -1", "f.yaml: document 1 (a): weight: must be a whole number, 1 or more, not -1"),
+        ("name: a\nweight: 1.5", "f.yaml: document 1 (a): weight: must be a whole number, 1 or more, not 1.5"),
         ("name: a\nweight: 0", "f.yaml: document 1 (a): weight: 0 is not within 1 to 1000000"),
-        ("name: a\nwieght: 1", "f.yaml: document 1 (a): \"wieght\" is no field of a resource; it has name, kind"),
+        ("name: a\nwieght: 1", "f.yaml: document 1 (a): unknown field \"wieght\"; use one of name, kind"),
         ("name: a b", "f.yaml: document 1: name: \"a b\" has ' ' at position 2"),
         ("name: a\nrequire: \"a in b\"", "f.yaml: document 1 (a): require: selector \"a in b\": at character 6: expected '('"),
         ("name: a\nname: b", "f.yaml: line 2, column 1: duplicate mapping key: name"),
@@ -163,7 +160,10 @@ fn hostile_files_end_in_an_error() {
 fn a_name_that_stands_twice_names_both_places() {
     let (one, two) = ("- name: a\n- name: b\n", "name: c\n---\nname: b\n");
     let error = read([file("one.yaml", one), file("two.yaml", two)]).expect_err("b stands twice");
-    assert_eq!(error.to_string(), "two.yaml: document 2 (b): name: stands already in one.yaml: document 1, entry 2 (b)");
+    assert_eq!(
+        error.to_string(),
+        "two.yaml: document 2 (b): name: already exists in one.yaml: document 1, entry 2 (b); leave one of them out"
+    );
 }
 
 #[test]

@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Options, UserMessageFormatter};
 
 use super::{ManifestError, Place, shown};
-use crate::limits::{MAX_DEPTH, MAX_FILE, MAX_NODES};
+use crate::{
+    limits::{MAX_DEPTH, MAX_FILE, MAX_NODES},
+    shown::{bare, sentence},
+};
 
 /// The text of a file.
 pub(super) fn decode<'a>(file: &Arc<str>, bytes: &'a [u8]) -> Result<&'a str, ManifestError> {
@@ -94,7 +97,7 @@ fn syntax_error(file: &Arc<str>, error: &Error) -> ManifestError {
         other => {
             let text = other.render_with_formatter(&UserMessageFormatter);
             let first = text.lines().next().unwrap_or_default();
-            first.strip_suffix(&format!(" at line {line}, column {column}")).unwrap_or(first).to_owned()
+            sentence(&first.strip_suffix(&format!(" at line {line}, column {column}")).unwrap_or(first))
         }
     };
     ManifestError::Syntax { file: file.clone(), line, column, problem }
@@ -135,7 +138,7 @@ fn ambiguous(file: &Arc<str>, document: usize, difference: &Difference<'_>) -> M
     if entry.is_some() {
         path.next();
     }
-    let field = path.collect::<Vec<_>>().join(".");
+    let field = bare(&path.collect::<Vec<_>>().join("."));
     let (now, older) = (shown(difference.now), shown(difference.older));
     let problem = format!(
         "{field}: one reader of YAML takes this for {now}, another for {older}; put a text in quotes, and write true, false or a plain number otherwise"

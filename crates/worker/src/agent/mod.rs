@@ -98,6 +98,7 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
         origin,
         attests: None,
         released: false,
+        refused: None,
     };
     let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
     let _servers = server::serve(listeners, &board, &logs, &config.version);

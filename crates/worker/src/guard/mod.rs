@@ -4,6 +4,8 @@
 //! while it kills, and it never speaks to etcd. It runs on one thread, before any other exists.
 
 mod footing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 mod reap;
 pub mod rules;
