@@ -31,7 +31,7 @@ const TARGETS: &str = "/sd/";
 const SHOWN: usize = 80;
 
 /// The names, beside addresses and names without a dot, that a port answers to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     names: BTreeSet<String>,
 }
@@ -59,6 +59,13 @@ impl Names {
             _ => Err(InvalidHost(host.as_ref().to_owned())),
         };
         Ok(Self { names: hosts.into_iter().map(name).collect::<Result<_, _>>()? })
+    }
+
+    /// And this one, as it is advertised.
+    #[must_use]
+    pub fn with(mut self, host: &str) -> Self {
+        self.names.extend(host_and_port(host).map(|(name, _)| name));
+        self
     }
 
     /// DNS cannot lead a foreign page here under an address, under a name that is not in the public DNS, or under those of this machine.

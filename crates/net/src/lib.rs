@@ -9,6 +9,7 @@ mod activity;
 mod answer;
 mod descriptors;
 mod door;
+mod front;
 mod io;
 mod keeper;
 mod limits;
@@ -20,6 +21,7 @@ pub use self::{
     answer::{Body, BodyError, boxed, error_json, refusal},
     descriptors::{descriptors, raise_descriptors},
     door::{Door, DoorLayer, InvalidHost, Names, is_loopback},
+    front::Front,
     keeper::Keeper,
     limits::Limits,
     ports::{GrpcPort, GrpcPortLayer, HttpPort, HttpPortLayer, OpenEnded, Ports, is_grpc},

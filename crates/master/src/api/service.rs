@@ -350,7 +350,7 @@ impl Master for Service {
         if state.worker.is_empty() {
             return Err(Status::failed_precondition(format!("{name} is pending, so no worker has output of it: {}", state.reason)));
         }
-        super::logs::read(&state, request).await
+        super::logs::read(&state, request, &self.config).await
     }
 }
 
