@@ -70,7 +70,7 @@ limits! {
         MAX_PAGE: usize = 5000, "entries";
     }
     "Connections to a master or worker, gRPC and HTTP together (closed, or HTTP 408, 431 or 503; by gRPC DEADLINE_EXCEEDED)" {
-        /// A request's headers, from their first byte to their last. They are small, so whoever needs longer does not want an answer.
+        /// A request's headers, from their first byte to their last. They are small, and a caller that needs longer does not want an answer.
         HEADER_READ_S: u64 = 10, "seconds";
         /// A request's headers together. Browsers and proxies send 8 KiB at the most.
         MAX_HEADER: usize = 16 << 10, "bytes";

@@ -26,6 +26,8 @@ struct State {
     /// The first byte of a request whose headers are not whole. HTTP/1 only: on HTTP/2 other things come in, too.
     header_begun: Option<Instant>,
     is_http2: bool,
+    /// Since when nothing that was written has gone out: its peer does not read.
+    stalled: Option<Instant>,
     /// A request ended although not all of its body was read.
     is_unread: bool,
 }
@@ -43,7 +45,15 @@ pub(crate) enum Verdict {
 
 impl Activity {
     pub(crate) fn new(seat: Seat) -> Self {
-        let state = State { in_flight: 0, arriving: 0, since: Instant::now(), header_begun: None, is_http2: false, is_unread: false };
+        let state = State {
+            in_flight: 0,
+            arriving: 0,
+            since: Instant::now(),
+            header_begun: None,
+            is_http2: false,
+            stalled: None,
+            is_unread: false,
+        };
         Self { seat, state: Mutex::new(state) }
     }
 
@@ -71,6 +81,15 @@ impl Activity {
         state.header_begun = None;
     }
 
+    /// Nothing more that is written goes out, or something does again.
+    pub(crate) fn stalled(&self, is_stalled: bool) {
+        let mut state = self.state();
+        state.stalled = is_stalled.then(Instant::now);
+        if !is_stalled {
+            self.changed(&mut state);
+        }
+    }
+
     /// Whether a request has ended although not all of its body was read.
     pub(crate) fn is_unread(&self) -> bool {
         self.state().is_unread
@@ -96,6 +115,10 @@ impl Activity {
     pub(crate) fn judge(&self, limits: &Limits) -> Verdict {
         let (state, now) = (self.state(), Instant::now());
         if state.in_flight > 0 {
+            // Who does not read its answer may go on, as long as nobody else needs the place.
+            if let Some(since) = state.stalled.filter(|since| *since + limits.idle <= now) {
+                self.seat.waits(Some(since));
+            }
             // What begins once this request has ended is seen in time.
             return Verdict::LookAgain(now + limits.header_read.min(limits.idle));
         }

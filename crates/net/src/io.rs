@@ -30,6 +30,7 @@ pub(crate) struct Watched<T> {
     /// How much of HTTP/2's preface has come; none: it is decided what the stream speaks.
     preface: Option<usize>,
     is_at_end: bool,
+    is_stalled: bool,
     linger: Duration,
     closing: Closing,
 }
@@ -44,7 +45,15 @@ enum Closing {
 
 impl<T> Watched<T> {
     pub(crate) fn new(inner: T, activity: Arc<Activity>, linger: Duration) -> Self {
-        Self { inner, activity, preface: Some(0), is_at_end: false, linger, closing: Closing::Open }
+        Self { inner, activity, preface: Some(0), is_at_end: false, is_stalled: false, linger, closing: Closing::Open }
+    }
+
+    fn wrote<R>(&mut self, result: Poll<R>) -> Poll<R> {
+        if result.is_pending() != self.is_stalled {
+            self.is_stalled = result.is_pending();
+            self.activity.stalled(self.is_stalled);
+        }
+        result
     }
 
     fn arrived(&mut self, bytes: &[u8]) {
@@ -81,11 +90,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.wrote(result)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        self.wrote(result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -36,7 +36,8 @@ impl Accept for InMemory {
     }
 }
 
-/// A server of three pages: `/` answers with the length of the body it was sent, `/stream` sends a line each second, `/deaf` reads no body.
+/// A server of four pages: `/` answers with the length of the body that it was sent, `/stream` sends a line each second, `/endless` sends without
+/// a pause, `/deaf` reads no body.
 struct Server {
     connect: mpsc::UnboundedSender<(DuplexStream, SocketAddr)>,
     keeper: Keeper,
@@ -51,6 +52,10 @@ async fn page(request: Request<Body>) -> Result<Response<Body>, Infallible> {
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"line\n"))), ()))
         });
         return Ok(Response::new(boxed(StreamBody::new(lines.boxed()))));
+    }
+    if request.uri().path() == "/endless" {
+        let pieces = futures::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 65_536]))));
+        return Ok(Response::new(boxed(StreamBody::new(pieces.boxed()))));
     }
     let length = match request.uri().path() {
         "/deaf" => 0,
@@ -159,6 +164,11 @@ async fn a_body_that_does_not_end_is_answered_with_408_after_fifteen_seconds() {
     // It lingers for a second, so that the answer arrives.
     assert!(took >= Duration::from_secs(15) && took <= Duration::from_secs(17), "{took:?}");
     trickle.abort();
+    // A gRPC call is told in its own way.
+    let mut call = server.open();
+    call.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 9\r\n\r\n").await.expect("sent");
+    let said = rest(&mut call).await;
+    assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.contains("grpc-status: 4\r\n"), "{said}");
     // A body that comes in time is read, however many pieces it has.
     let mut quick = server.open();
     quick.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n").await.expect("sent");
@@ -270,6 +280,54 @@ async fn when_all_are_busy_the_next_is_told_so() {
     slow.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nx").await.expect("sent");
     sleep(Duration::from_secs(1)).await;
     exchange(&mut server.from("10.0.0.8"), GET, "read 0").await;
+}
+
+/// A peer that does not read holds its place only as long as nobody else needs it.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_makes_room_after_a_minute() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() });
+    let mut deaf = server.open();
+    deaf.write_all(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    sleep(Duration::from_secs(55)).await;
+    assert!(rest(&mut server.open()).await.starts_with("HTTP/1.1 503 "));
+    sleep(Duration::from_secs(20)).await;
+    exchange(&mut server.open(), GET, "read 0").await;
+}
+
+/// An error of one connection is nothing; one that repeats itself is waited out, and makes room.
+#[tokio::test(start_paused = true)]
+async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
+    struct Failing(Vec<io::Error>, InMemory, usize);
+    impl Accept for Failing {
+        type Stream = DuplexStream;
+
+        async fn accept(&mut self) -> io::Result<(DuplexStream, SocketAddr)> {
+            if self.2 > 0
+                && let Some(error) = self.0.pop()
+            {
+                return Err(error);
+            }
+            self.2 += 1;
+            self.1.accept().await
+        }
+    }
+    // EMFILE
+    let mut errors: Vec<io::Error> = (0..20).map(|_| io::Error::from_raw_os_error(24)).collect();
+    errors.push(io::ErrorKind::ConnectionAborted.into());
+    let (connect, accepted) = mpsc::unbounded_channel();
+    let (_stop, stopped) = watch::channel(false);
+    let listener = Failing(errors, InMemory(accepted), 0);
+    tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
+    let open = || {
+        let (ours, theirs) = duplex(1 << 20);
+        connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
+        ours
+    };
+    let (mut first, begun) = (open(), Instant::now());
+    let mut second = open();
+    exchange(&mut second, GET, "read 0").await;
+    assert!(begun.elapsed() >= Duration::from_secs(1), "20 times 50 ms: {:?}", begun.elapsed());
+    assert_eq!(rest(&mut first).await, "");
 }
 
 #[tokio::test(start_paused = true)]

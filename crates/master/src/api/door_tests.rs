@@ -58,12 +58,14 @@ async fn ask(web: &impl Web, method: &Method, path: &str, headers: &[(&str, &str
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
+/// What is tried, the headers, the body, the status, and whether the pages for probes are an exception.
+type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u16, bool);
+
 #[tokio::test(start_paused = true)]
 async fn the_door_is_before_every_route() {
     let (web, _, mut asked) = ports().await;
     let host = ("host", "127.0.0.1:8081");
-    // name, headers, body, the status, and whether pages for probes are an exception
-    let refused: [(&str, &[(&str, &str)], &str, u16, bool); 10] = [
+    let refused: [Refused<'_>; 10] = [
         ("a foreign origin", &[host, JSON, ("origin", "http://evil.example")], "{}", 403, false),
         ("a foreign origin without a body", &[host, ("origin", "http://evil.example")], "", 403, false),
         ("no origin to speak of", &[host, ("origin", "null")], "", 403, false),
