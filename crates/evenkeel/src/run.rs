@@ -34,11 +34,14 @@ pub(crate) fn master(settings: MasterSettings, manager: Option<Manager>) -> Resu
         http_listen: settings.common.http.listen,
         grpc_host: settings.common.grpc.host,
         http_host: settings.common.http.host,
+        http_names: settings.common.http_names,
         resources: settings.resources,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lease: settings.spans.master_lease,
         planner: settings.planner,
     };
+    // Each connection is a file. Never a worker's limit: its work would inherit it.
+    evenkeel_net::raise_descriptors();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         if let Some(manager) = manager {
@@ -112,6 +115,7 @@ pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -
     config.http_listen = settings.common.http.listen;
     config.find_host = settings.common.grpc.is_found.then_some(found_host as _);
     config.advertise_host = settings.common.grpc.host;
+    config.http_names = settings.common.http_names;
     config.labels = settings.labels;
     config.capacity = settings.capacity;
     config.catalog = settings.catalog;

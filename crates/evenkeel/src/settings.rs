@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
+use evenkeel_net::{InvalidHost, Names};
 use evenkeel_planner::PlannerConfig;
 
 use crate::{
@@ -38,6 +39,9 @@ pub(crate) struct CommonArgs {
     /// The name or address that others reach this host by
     #[arg(long, value_name = "HOST", env = "EVENKEEL_ADVERTISE", value_parser = check_host, hide_env = true)]
     pub(crate) advertise: Option<String>,
+    /// A further name that the HTTP port answers to; many times, or with commas
+    #[arg(long, value_name = "NAME", env = "EVENKEEL_HTTP_HOST", value_delimiter = ',', value_parser = http_host, hide_env = true)]
+    pub(crate) http_host: Vec<String>,
     /// How the log is written, to stderr
     #[arg(long, value_name = "FORMAT", env = "EVENKEEL_LOG_FORMAT", value_enum, default_value = "text", hide_env = true)]
     pub(crate) log_format: LogFormat,
@@ -143,6 +147,8 @@ pub(crate) struct CommonSettings {
     pub(crate) http: Endpoint,
     /// Where gRPC is served, and what others are told.
     pub(crate) grpc: Endpoint,
+    /// Further names that the HTTP port answers to.
+    pub(crate) http_names: Names,
     /// What the log is to say once it is there.
     pub(crate) notes: Vec<Note>,
 }
@@ -227,7 +233,8 @@ fn settle_common(
     let (http, mut notes) = resolve(wish("--http", http), around.host)?;
     let (grpc, more) = resolve(wish("--grpc", grpc), around.host)?;
     notes.extend(more);
-    Ok(CommonSettings { etcd, prefix: common.prefix.clone(), http, grpc, notes })
+    let http_names = Names::of(&common.http_host).map_err(|e| format!("--http-host: {e}"))?;
+    Ok(CommonSettings { etcd, prefix: common.prefix.clone(), http, grpc, http_names, notes })
 }
 
 /// A number makes `master-1`; without an id it is the host's name, made to fit the rule for names.
@@ -296,6 +303,10 @@ fn prefix(text: &str) -> Result<String, String> {
         text if text.len() > MAX_NAME => Err(format!("has {} characters; it may have {MAX_NAME}", text.len())),
         text => Ok(text.to_owned()),
     }
+}
+
+fn http_host(text: &str) -> Result<String, InvalidHost> {
+    Names::of([text]).map(|_| text.to_owned())
 }
 
 fn driver(text: &str) -> Result<String, String> {
@@ -384,13 +395,14 @@ mod tests {
 
     #[test]
     fn every_flag_of_a_worker_arrives() {
-        let line = "--id blue --etcd a:1,http://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
+        let line = "--id blue --etcd a:1,http://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --http-host w.example,[::1] --http-host W2.example --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
         let settings = worker(line).expect("valid");
         assert_eq!(settings.common.etcd, ["http://a:1", "http://b:2"]);
         assert_eq!(settings.common.prefix, "/x/y");
         assert_eq!(settings.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["disk=ssd", "gpu=true", "zone=a"]);
         assert_eq!((settings.capacity, settings.drivers), (Some(7), vec!["noop".to_owned()]));
         assert_eq!(settings.common.http.host, "box");
+        assert_eq!(settings.common.http_names, Names::of(["w.example", "[::1]", "w2.example"]).expect("hosts"));
         assert_eq!(settings.common.http.listen.to_string(), "0.0.0.0:8080");
         assert!(settings.common.notes.is_empty());
     }

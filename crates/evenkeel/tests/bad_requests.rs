@@ -109,7 +109,7 @@ fn others() -> Vec<Case> {
     vec![
         case("GET", "/v1/resources/none", "", 404, 5, "no such resource"),
         case("GET", "/v1/resources/a%20b", "", 400, 3, "name: \"a b\""),
-        case("GET", "/v1/resources/%ff", "", 400, 3, "position 1"),
+        case("GET", "/v1/resources/%ff", "", 400, 3, "is not UTF-8 when decoded"),
         case("GET", "/v1/resources?selector=a%20in%20b", "", 400, 3, "selector: selector \"a in b\": at character 6"),
         case("GET", "/v1/resources?page_size=many", "", 400, 3, "page_size: \"many\""),
         case("GET", "/v1/resources?page_size=-2", "", 400, 3, "page_size: -2 is less than 0"),
@@ -125,7 +125,7 @@ fn others() -> Vec<Case> {
         case("PUT", "/v1/resources/none", "{", 400, 3, "body: EOF"),
         case("PUT", "/v1/resources/a%2fb", "{}", 400, 3, "name: \"a/b\""),
         case("DELETE", "/v1/resources/none", "", 404, 5, "no such resource"),
-        case("DELETE", "/v1/resources", "", 405, 12, "DELETE is not allowed for /v1/resources; allowed: POST, GET"),
+        case("DELETE", "/v1/resources", "", 405, 12, "DELETE is not allowed for /v1/resources; allowed: POST, GET, HEAD"),
         case("DELETE", "/crawler/resource", "{}", 400, 3, "name: \"\" is empty"),
         case("DELETE", "/crawler/resource", r#"{"name":"none"}"#, 404, 5, "no such resource"),
         case("GET", "/crawler/resource", "", 405, 12, "allowed: POST, DELETE"),
@@ -144,7 +144,7 @@ fn others() -> Vec<Case> {
         case("GET", "/v1", "", 404, 5, "nothing is at GET /v1"),
         case("GET", "/v2/resources", "", 404, 5, "nothing is at"),
         case("GET", "//v1//resources", "", 404, 5, "nothing is at"),
-        case("POST", "/metrics", "", 405, 0, ""),
+        case("POST", "/metrics", "", 405, 12, "POST is not allowed for /metrics; allowed: GET, HEAD"),
     ]
 }
 

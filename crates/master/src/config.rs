@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use evenkeel_model::MasterId;
+use evenkeel_net::Names;
 use evenkeel_planner::PlannerConfig;
 
 /// The configuration of a master, parsed and checked.
@@ -22,6 +23,8 @@ pub struct MasterConfig {
     pub grpc_host: String,
     /// The host under which others reach its HTTP server.
     pub http_host: String,
+    /// Further names that its HTTP port answers to.
+    pub http_names: Names,
     /// A file of resources that is kept in sync, as the first source.
     pub resources: Option<PathBuf>,
     /// The version of the binary.
@@ -45,6 +48,7 @@ impl MasterConfig {
             http_listen: loopback,
             grpc_host: "127.0.0.1".to_owned(),
             http_host: "127.0.0.1".to_owned(),
+            http_names: Names::default(),
             resources: None,
             version: String::new(),
             lease: MASTER_LEASE,

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     clock: Arc<dyn Clock>,
     /// When the control loop last turned, in milliseconds.
     turned: AtomicU64,
+    /// What this master waits for before it begins; none: it has begun.
+    waits_for: Mutex<Option<String>>,
 }
 
 /// Who leads, as far as this master knows.
@@ -84,6 +86,7 @@ impl Shared {
             happened: watch::Sender::new(0),
             measures: Measures::default(),
             turned: AtomicU64::new(millis(clock.now())),
+            waits_for: Mutex::default(),
             clock,
         }
     }
@@ -110,6 +113,16 @@ impl Shared {
     pub(crate) fn hangs_for(&self) -> Option<Duration> {
         let since = millis(self.now()).saturating_sub(self.turned.load(Ordering::Relaxed));
         Some(Duration::from_millis(since)).filter(|since| *since >= HANGS)
+    }
+
+    /// Notes what this master waits for before it begins; none: it has begun.
+    pub(crate) fn set_waits_for(&self, what: Option<String>) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// What this master waits for before it begins.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What it goes by.

@@ -20,10 +20,12 @@ mod time;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use evenkeel_model::MasterRecord;
+use evenkeel_net::Ports;
 use evenkeel_store::{Client, Config};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -31,6 +33,7 @@ pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
     api::{room::Turns, service::Service},
     engine::Engine,
+    known::Shared,
     source::FileSource,
     time::SystemClock,
 };
@@ -51,11 +54,6 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     let grpc = listen("--grpc", config.grpc_listen).await?;
     let http = listen("--http", config.http_listen).await?;
     let client = Client::new(Config::new(config.etcd.clone()))?;
-    tokio::pin!(stop);
-    tokio::select! {
-        ready = ready(&client) => ready?,
-        () = &mut stop => return Ok(()),
-    }
     let config = Arc::new(config);
     let record = MasterRecord {
         id: config.id.clone(),
@@ -65,17 +63,28 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
         leads_since: 0,
     };
     tracing::info!(id = %record.id, grpc = %record.address, http = %record.http, "the master serves");
-    let engine = Engine::new(config.clone(), client, record, Arc::new(SystemClock::start()));
+    let ports = Ports { grpc: record.address.clone(), http: record.http.clone() };
+    let engine = Engine::new(config.clone(), client.clone(), record, Arc::new(SystemClock::start()));
     let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
-    let service = Service { config, engine: engine.handle(), turns: Turns::default(), source: source_handle };
+    let service = Service { config: config.clone(), engine: engine.handle(), turns: Turns::default(), source: source_handle };
+    let shared = service.engine.shared.clone();
+    let (stop_servers, servers_stop) = watch::channel(false);
+    // Dropped, it ends the servers. They serve before etcd answers: what is asked meanwhile is told what this master waits for.
+    let mut servers = JoinSet::new();
+    shared.set_waits_for(Some(format!("etcd at {} has not answered yet", config.etcd.join(","))));
+    servers.spawn(api::serve(service.clone(), ports, grpc, http, servers_stop));
+    tokio::pin!(stop);
+    tokio::select! {
+        ready = ready(&client, &shared) => ready?,
+        ended = servers.join_next() => return flatten(ended),
+        () = &mut stop => return Ok(()),
+    }
     let (stop_control, control_stops) = oneshot::channel();
     let mut control = tokio::spawn(engine.run(control_stops));
-    let source = source.map(|source| tokio::spawn(source.run(service.clone())));
-    let (stop_servers, servers_stop) = watch::channel(false);
-    let mut servers = tokio::spawn(api::serve(service, grpc, http, servers_stop));
+    let source = source.map(|source| tokio::spawn(source.run(service)));
     let ended = tokio::select! {
         () = &mut stop => None,
-        ended = &mut servers => Some(ended),
+        ended = servers.join_next() => Some(ended),
         // It ends by itself only when it cannot be.
         ended = &mut control => return Err(ended.map_or_else(|e| MasterError::Server("control", e.to_string()), refused)),
     };
@@ -89,7 +98,7 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     match ended {
         Some(ended) => flatten(ended),
         // A caller that does not end its stream is left behind.
-        None => timeout(LAST_CALLS, servers).await.map_or(Ok(()), flatten),
+        None => timeout(LAST_CALLS, servers.join_next()).await.map_or(Ok(()), flatten),
     }
 }
 
@@ -97,13 +106,15 @@ fn refused(ended: Result<(), engine::IdTaken>) -> MasterError {
     ended.map_or_else(MasterError::IdTaken, |()| MasterError::Server("control", "it ended by itself".to_owned()))
 }
 
-fn flatten(ended: Result<Result<(), MasterError>, tokio::task::JoinError>) -> Result<(), MasterError> {
-    ended.unwrap_or_else(|e| Err(MasterError::Server("API", e.to_string())))
+/// How the servers ended.
+fn flatten(ended: Option<Result<Result<(), MasterError>, tokio::task::JoinError>>) -> Result<(), MasterError> {
+    ended.unwrap_or(Ok(Ok(()))).unwrap_or_else(|e| Err(MasterError::Server("API", e.to_string())))
 }
 
-async fn ready(client: &Client) -> Result<(), MasterError> {
-    client.wait_ready(ETCD_PATIENCE).await?;
+async fn ready(client: &Client, shared: &Shared) -> Result<(), MasterError> {
+    client.wait_ready_noting(ETCD_PATIENCE, |error| shared.set_waits_for(Some(error.to_string()))).await?;
     client.require_version().await?;
+    shared.set_waits_for(None);
     Ok(())
 }
 

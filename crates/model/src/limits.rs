@@ -124,6 +124,32 @@ limits! {
         /// The requests that are read and not yet answered. Two thousand of the largest specs.
         MAX_WAITING_BYTES: usize = 128 << 20, "bytes";
     }
+    "Connections to a master or worker, gRPC and HTTP together (closed, or HTTP 408, 431 or 503; by gRPC DEADLINE_EXCEEDED)" {
+        /// A request's headers, from their first byte to their last. They are small, and a caller that needs longer does not want an answer.
+        HEADER_READ_S: u64 = 10, "seconds";
+        /// A request's headers together. Browsers and proxies send 8 KiB at the most.
+        MAX_HEADER: usize = 16 << 10, "bytes";
+        /// Headers of a request. Twice what a browser behind two proxies sends.
+        MAX_HEADERS: usize = 100, "headers";
+        /// A request's body, from its headers to its last byte; a gRPC call that streams its requests has no such bound. The largest body at 1 Mbit/s takes 9 s.
+        BODY_READ_S: u64 = 15, "seconds";
+        /// A connection without a request in flight. It costs a file and some memory, and opening another one costs a round trip.
+        IDLE_S: u64 = 60, "seconds";
+        /// Connections to one process, or half (a worker: a quarter) of the files that it may open, if that is less. At the limit the one that has waited longest without a request is closed.
+        MAX_CONNECTIONS: usize = 4096, "connections";
+        /// Connections from one address that is not this machine's own. Browsers open 6, a proxy a few dozen.
+        MAX_CONNECTIONS_OF_ADDRESS: usize = 256, "connections";
+        /// Requests in flight on one HTTP/2 connection. RFC 9113 asks for no less than 100.
+        MAX_STREAMS: u32 = 128, "streams";
+        /// Silence on an HTTP/2 connection before it is asked for a sign of life. Proxies and firewalls forget connections after a minute or more.
+        KEEP_ALIVE_S: u64 = 20, "seconds";
+        /// How long that answer may take. It is given without the caller's doing, so it takes a round trip.
+        KEEP_ALIVE_ANSWER_S: u64 = 10, "seconds";
+        /// Requests of one HTTP/2 connection that were reset before they were taken up. More is an attack (CVE-2023-44487).
+        MAX_PENDING_RESETS: usize = 20, "streams";
+        /// Streams of one HTTP/2 connection that were reset for a fault of the caller's. More is an attack (CVE-2025-8671).
+        MAX_LOCAL_RESETS: usize = 256, "streams";
+    }
 }
 
 /// The table as Markdown.

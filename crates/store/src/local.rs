@@ -355,6 +355,8 @@ impl LocalCluster {
             format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_front}"),
             format!("--initial-cluster={}", all.join(",")),
             "--initial-cluster-state=new".to_owned(),
+            // Its JSON is for any page in a browser: it asks neither for Origin nor for Host nor for a type of content.
+            "--enable-grpc-gateway=false".to_owned(),
             "--logger=zap".to_owned(),
             "--log-outputs=stderr".to_owned(),
         ];

@@ -56,6 +56,14 @@ impl Client {
     /// # Errors
     /// [`Error::NotReady`] with the last failure after `bound`; [`Error::TooOld`] at once.
     pub async fn wait_ready(&self, bound: Duration) -> Result<MemberStatus, Error> {
+        self.wait_ready_noting(bound, |_| ()).await
+    }
+
+    /// The same; each failure is noted, for whoever asks meanwhile what is waited for.
+    ///
+    /// # Errors
+    /// Those of [`Client::wait_ready`].
+    pub async fn wait_ready_noting(&self, bound: Duration, mut noted: impl FnMut(&Error)) -> Result<MemberStatus, Error> {
         let start = Instant::now();
         let mut next_log = start + READY_LOG_INTERVAL.min(self.deadline());
         loop {
@@ -71,6 +79,7 @@ impl Client {
                 Err(error @ Error::TooOld { .. }) => return Err(error),
                 Err(error) => error,
             };
+            noted(&last);
             if start.elapsed() >= bound {
                 return Err(Error::NotReady { waited: bound, last: Box::new(last) });
             }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use evenkeel_model::{Labels, WorkerId};
+use evenkeel_net::Names;
 use evenkeel_store as store;
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct WorkerConfig {
     pub http_listen: SocketAddr,
     /// The host under which others reach it.
     pub advertise_host: String,
+    /// Further names that its HTTP port answers to.
+    pub http_names: Names,
     /// Finds that host anew for each session, as a machine's address may change while it is cut off; none: it stays what it is.
     pub find_host: Option<FindHost>,
     /// What `require` selects on.
@@ -77,6 +80,7 @@ impl WorkerConfig {
             grpc_listen: loopback,
             http_listen: loopback,
             advertise_host: "127.0.0.1".to_owned(),
+            http_names: Names::default(),
             find_host: None,
             labels: Labels::new(),
             capacity: None,

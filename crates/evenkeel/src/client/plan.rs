@@ -121,11 +121,16 @@ fn text(response: &PlanResponse, colour: bool) -> String {
         parts.push(format!("Left undone:\n{}", output::table(&["RESOURCE", "WORKER", "REASON"], &rows, colour)));
     }
     if response.more_actions + response.more_undone > 0 {
-        parts.push(format!("and {} actions and {} undone more
-", response.more_actions, response.more_undone));
+        parts.push(format!(
+            "and {} actions and {} undone more
+",
+            response.more_actions, response.more_undone
+        ));
     }
-    parts.join("
-")
+    parts.join(
+        "
+",
+    )
 }
 
 fn action(action: &PlannedAction) -> Row {

@@ -78,7 +78,8 @@ pub(crate) async fn run(args: SourceArgs) -> Result<(), ClientError> {
 /// A call that answers when the turn has ended.
 async fn timed<T>(name: &str, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, ClientError> {
     let answer = tokio::time::timeout(TURN, call).await;
-    let answer = answer.map_err(|_| ClientError::Silent { subject: name.to_owned(), reasons: format!("no answer within {} s", TURN.as_secs()) })?;
+    let answer =
+        answer.map_err(|_| ClientError::Silent { subject: name.to_owned(), reasons: format!("no answer within {} s", TURN.as_secs()) })?;
     answer.map(tonic::Response::into_inner).map_err(|status| ClientError::status(name, &status))
 }
 

@@ -155,7 +155,7 @@ impl Cluster {
         if !std::mem::replace(&mut self.etcd_is_down, down) && down {
             let data = self.folder.path().join("etcd").join("etcd-1");
             let again = format!(
-                "etcd --data-dir={} --listen-client-urls={url} --advertise-client-urls={url} --listen-peer-urls=http://127.0.0.1:0",
+                "etcd --data-dir={} --listen-client-urls={url} --advertise-client-urls={url} --listen-peer-urls=http://127.0.0.1:0 --enable-grpc-gateway=false",
                 process::quoted(&data.to_string_lossy())
             );
             return Some(Ended { id: "etcd".to_owned(), status: "it refuses connections".to_owned(), tail: Vec::new(), again });
@@ -237,6 +237,7 @@ impl Flags<'_> {
         words.extend(or_usual("--log-format", format, "text"));
         words.extend(or_usual("--log-level", &common.log_level, "info"));
         words.extend(or_usual("--advertise", common.advertise.as_deref().unwrap_or_default(), ""));
+        words.extend(common.http_host.iter().flat_map(|name| ["--http-host".to_owned(), name.clone()]));
         words.extend(common.insecure.then(|| "--insecure".to_owned()));
         words.into_iter().map(OsString::from).collect()
     }

@@ -61,7 +61,11 @@ impl ForwardLayer {
         let found = timeout_at(deadline, leadership.wait_for(usable)).await;
         match found {
             Ok(Ok(leadership)) => Ok(leadership.clone()),
-            Ok(Err(_)) | Err(_) => Err(Status::unavailable("no master leads at the moment; try again")),
+            Ok(Err(_)) | Err(_) => {
+                let why =
+                    self.shared.waits_for().map_or_else(|| "no master leads at the moment".to_owned(), |what| format!("not ready: {what}"));
+                Err(Status::unavailable(format!("{why}; try again")))
+            }
         }
     }
 

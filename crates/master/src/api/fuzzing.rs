@@ -50,6 +50,7 @@ pub fn http_request(data: &[u8]) {
         Ok(message) => accepted(&message),
         Err(Failure::Http(_, text)) => check_refusal(&text),
         Err(Failure::Grpc(status)) => check_refusal(status.message()),
+        Err(Failure::Method(..)) => unreachable!("the method was found"),
     }
 }
 

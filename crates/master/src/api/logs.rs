@@ -1,25 +1,128 @@
 //! Output of a resource, fetched from the worker that runs it and passed on as it comes.
+//!
+//! Beside the wheel. The worker's address is its own word: a master is not to be sent to its own machine, or to what only machines of its
+//! network reach, by whoever registers as a worker.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
+use evenkeel_net::is_loopback;
 use evenkeel_proto::v1::{self, worker_client::WorkerClient};
 use futures::StreamExt;
-use tonic::{Response, Status, transport::Endpoint};
+use tokio::{net::lookup_host, time::timeout};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 use super::{forward::innermost, service::Answers};
+use crate::config::MasterConfig;
 
 const CONNECT: Duration = Duration::from_secs(3);
+/// Where clouds hand out a machine's credentials, beside the link-local addresses (AWS, Google, Alibaba, Oracle).
+const METADATA: [&str; 4] = ["fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192"];
 
 /// Opens the worker's stream. A worker that cannot be reached is named with its address.
 pub(super) async fn read(
     state: &v1::ResourceState,
     request: v1::ReadLogsRequest,
+    config: &MasterConfig,
 ) -> Result<Response<Answers<v1::ReadLogsResponse>>, Status> {
-    let (worker, address) = (&state.worker, &state.address);
-    let unreachable = |why: String| Status::unavailable(format!("{worker} at {address} cannot be asked for its output: {why}"));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| unreachable(e.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT).connect().await.map_err(|e| unreachable(innermost(&e)))?;
+    let channel = connect(&state.worker, &state.address, is_local(config)).await?;
     let ask = v1::LogsRequest { name: request.name, follow: request.follow, tail: request.tail };
     let chunks = WorkerClient::new(channel).logs(ask).await?.into_inner();
     Ok(Response::new(chunks.map(|chunk| chunk.map(|c| v1::ReadLogsResponse { chunk: c.chunk })).boxed()))
+}
+
+/// Whether this master serves its own machine only: then its workers are there, too.
+fn is_local(config: &MasterConfig) -> bool {
+    config.grpc_listen.ip().is_loopback() || is_loopback(&config.grpc_host)
+}
+
+async fn connect(worker: &str, address: &str, is_local: bool) -> Result<Channel, Status> {
+    let unreachable = |why: String| Status::unavailable(format!("{worker} at {address} cannot be asked for its output: {why}"));
+    let found = timeout(CONNECT, lookup_host(address)).await.map_err(|_| unreachable("its name is not resolved in time".to_owned()))?;
+    // What was judged is what is dialled: a name could mean something else the next time.
+    let mut last = unreachable("its name has no address".to_owned());
+    for found in found.map_err(|e| unreachable(e.to_string()))? {
+        if let Some(kind) = forbidden(found.ip(), is_local) {
+            last = Status::failed_precondition(format!(
+                "{worker} at {address} is not asked for its output: {} is {kind}; start the worker with --advertise HOST, by which masters reach it",
+                found.ip()
+            ));
+            continue;
+        }
+        match dial(found).await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => last = unreachable(innermost(&error)),
+        }
+    }
+    Err(last)
+}
+
+async fn dial(address: SocketAddr) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(CONNECT).connect().await
+}
+
+/// What kind of address it is, if a master must not go there.
+fn forbidden(address: IpAddr, is_local: bool) -> Option<&'static str> {
+    let address = address.to_canonical();
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    // To the unspecified address systems connect as to the loopback.
+    let is_own = address.is_loopback() || address.is_unspecified();
+    if is_link_local || METADATA.iter().any(|metadata| metadata.parse() == Ok(address)) {
+        Some("a link-local or metadata address")
+    } else if is_own && !is_local {
+        Some("a loopback address, and this master is not on the loopback")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_worker_sends_a_master_to_its_own_machine_or_to_its_cloud() {
+        // an address; whether a master elsewhere goes there, and one on the loopback
+        let cases = [
+            ("10.0.0.5", true, true),
+            ("fd00::5", true, true),
+            ("127.0.0.1", false, true),
+            ("127.8.8.8", false, true),
+            ("::1", false, true),
+            ("::ffff:127.0.0.1", false, true),
+            ("0.0.0.0", false, true),
+            ("::", false, true),
+            ("169.254.169.254", false, false),
+            ("::ffff:169.254.169.254", false, false),
+            ("169.254.7.7", false, false),
+            ("fe80::1", false, false),
+            ("fd00:ec2::254", false, false),
+            ("100.100.100.200", false, false),
+            ("224.0.0.1", false, false),
+        ];
+        for (address, elsewhere, local) in cases {
+            let found = [false, true].map(|is_local| forbidden(address.parse().expect(address), is_local).is_none());
+            assert_eq!(found, [elsewhere, local], "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_judged_by_its_addresses() {
+        let refused = connect("worker-1", "localhost:1", false).await.expect_err("loopback");
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(refused.message().starts_with("worker-1 at localhost:1 is not asked for its output: "), "{}", refused.message());
+        assert!(refused.message().ends_with("--advertise HOST, by which masters reach it"), "{}", refused.message());
+        let unreachable = connect("worker-1", "localhost:1", true).await.expect_err("nobody listens");
+        assert_eq!(unreachable.code(), tonic::Code::Unavailable);
+    }
 }

@@ -3,6 +3,8 @@
 
 mod convert;
 mod crawler;
+#[cfg(test)]
+mod door_tests;
 mod explain;
 mod forward;
 pub mod fuzzing;
@@ -28,16 +30,20 @@ use axum::{
     routing::get,
 };
 use evenkeel_model::limits::MAX_MESSAGE;
+use evenkeel_net::{Front, Keeper, Limits, OpenEnded, Ports, descriptors};
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
 use prost_reflect::DescriptorPool;
 use tokio::{net::TcpListener, sync::watch as signal};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
 use tower::{Layer, util::BoxCloneSyncService};
 
-use self::{forward::ForwardLayer, measured::MeasuredLayer, service::Service, transcode::Transcoder};
+use self::{
+    forward::{Forward, ForwardLayer},
+    measured::{Measured, MeasuredLayer},
+    service::Service,
+    transcode::Transcoder,
+};
 use crate::{
     config::MasterError,
     known::{Leadership, Shared},
@@ -47,28 +53,56 @@ use crate::{
 const SERVED: [&str; 3] = ["CrawlerMaster", "evenkeel.v1.Master", "grpc.health.v1.Health"];
 
 /// Serves until `stop` becomes true, then ends in order.
-pub(crate) async fn serve(service: Service, grpc: TcpListener, http: TcpListener, stop: signal::Receiver<bool>) -> Result<(), MasterError> {
+pub(crate) async fn serve(
+    service: Service,
+    ports: Ports,
+    grpc: TcpListener,
+    http: TcpListener,
+    stop: signal::Receiver<bool>,
+) -> Result<(), MasterError> {
+    let config = service.config.clone();
+    let Services { grpc: calls, http: web, streaming } = services(service).await?;
+    let front = Front {
+        // Half of the files are for etcd, other masters and workers.
+        keeper: Keeper::new(Limits::default().within(descriptors(), 2)),
+        ports,
+        names: config.http_names.clone().with(&config.http_host),
+        open_ended: OpenEnded::of(streaming),
+    };
+    front.serve((grpc, calls), (http, web), stop).await;
+    Ok(())
+}
+
+/// What is served, on which port.
+struct Services<G> {
+    grpc: G,
+    http: Router,
+    /// The paths of the calls that stream their requests.
+    streaming: Vec<String>,
+}
+
+async fn services(service: Service) -> Result<Services<Measured<Forward<Routes>>>, MasterError> {
     let failed = |what: &'static str| move |e: Box<dyn std::error::Error + Send + Sync>| MasterError::Server(what, e.to_string());
     let shared = service.engine.shared.clone();
-    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str());
-    let routes = grpc_routes(&service).map_err(|e| failed("gRPC")(e.into()))?;
+    let routes = grpc_routes(&service).await.map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
-    let measured = MeasuredLayer::new(shared.measures.clone(), &pool);
-    let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(measured.layer(forward.layer(routes.clone()))));
-    let server = Server::builder().layer(measured).layer(forward).add_routes(routes);
-    let grpc = server.serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), until(stop.clone()));
-    let http = axum::serve(http, http_router(shared, &service.config.version, transcoder)).with_graceful_shutdown(until(stop));
-    let (grpc, http) = tokio::join!(grpc, http);
-    grpc.map_err(|e| failed("gRPC")(e.into()))?;
-    http.map_err(|e| failed("HTTP")(e.into()))
+    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str());
+    let grpc = MeasuredLayer::new(shared.measures.clone(), &pool).layer(forward.layer(routes));
+    let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(grpc.clone()));
+    let http = http_router(shared, &service.config.version, transcoder);
+    Ok(Services { grpc, http, streaming: streaming(&pool) })
 }
 
-async fn until(mut stop: signal::Receiver<bool>) {
-    // A sender that is gone means the same.
-    let _ = stop.wait_for(|stopped| *stopped).await;
+/// The paths of the calls that stream their requests.
+fn streaming(pool: &DescriptorPool) -> Vec<String> {
+    let of = |service: prost_reflect::ServiceDescriptor| {
+        let calls = service.methods().filter(prost_reflect::MethodDescriptor::is_client_streaming);
+        calls.map(|call| format!("/{}/{}", service.full_name(), call.name())).collect::<Vec<_>>()
+    };
+    pool.services().flat_map(of).collect()
 }
 
-fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::server::Error> {
+async fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::server::Error> {
     // The descriptors hold the worker's service too, which is not served here.
     let reflection = || {
         let builder = tonic_reflection::server::Builder::configure()
@@ -84,21 +118,28 @@ fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::server::Er
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    tokio::spawn(report_health(service.engine.shared.clone(), health));
-    Ok(routes.routes())
+    let leadership = service.engine.shared.leadership.subscribe();
+    let now = leadership.borrow().clone();
+    report_health(&now, &health).await;
+    tokio::spawn(keep_reporting_health(leadership, health));
+    Ok(routes.routes().prepare())
 }
 
 /// Health follows readiness: a master serves when somebody leads, be it another.
-async fn report_health(shared: Arc<Shared>, health: tonic_health::server::HealthReporter) {
-    let mut leadership = shared.leadership.subscribe();
+async fn report_health(leadership: &Leadership, health: &HealthReporter) {
+    let status = match leadership {
+        Leadership::Nobody => tonic_health::ServingStatus::NotServing,
+        Leadership::Mine | Leadership::Other { .. } => tonic_health::ServingStatus::Serving,
+    };
+    for service in ["", "evenkeel.v1.Master", "CrawlerMaster"] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+async fn keep_reporting_health(mut leadership: signal::Receiver<Leadership>, health: HealthReporter) {
     loop {
-        let status = match *leadership.borrow_and_update() {
-            Leadership::Nobody => tonic_health::ServingStatus::NotServing,
-            Leadership::Mine | Leadership::Other { .. } => tonic_health::ServingStatus::Serving,
-        };
-        for service in ["", "evenkeel.v1.Master", "CrawlerMaster"] {
-            health.set_service_status(service, status).await;
-        }
+        let now = leadership.borrow_and_update().clone();
+        report_health(&now, &health).await;
         if leadership.changed().await.is_err() {
             return;
         }
@@ -112,6 +153,7 @@ fn http_router(shared: Arc<Shared>, version: &str, transcoder: Transcoder) -> Ro
         .route("/healthz", get(liveness))
         .route("/readyz", get(readiness))
         .route("/metrics", get(page))
+        .method_not_allowed_fallback(transcode::not_allowed)
         .with_state(shared)
         .fallback(move |request| transcoder.clone().answer(request))
 }
@@ -126,6 +168,9 @@ async fn liveness(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
 
 /// Ready: the cluster's state has been read, and somebody leads.
 async fn readiness(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    if let Some(what) = shared.waits_for() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {what}\n"));
+    }
     if !shared.read().is_synced {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the state of the cluster has not been read from etcd yet\n".to_owned());
     }

@@ -1,7 +1,10 @@
 //! The table of HTTP routes, read from the `google.api.http` options of the protos, and how a request's parts become a message's fields.
 
+use std::collections::BTreeMap;
+
 use evenkeel_model::shown::{bare, shown};
 use http::{Method, StatusCode};
+use prost::Message;
 use prost_reflect::{
     Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage, Value,
 };
@@ -37,7 +40,7 @@ pub(super) enum Match {
     None,
 }
 
-/// A call that was found, with the fields that its path gives.
+/// A call that was found, with the fields that its path gives, as the path has them.
 pub(super) struct Found {
     /// The path of the gRPC call.
     pub(super) path: String,
@@ -61,16 +64,35 @@ impl Routes {
         Self { routes }
     }
 
+    /// HEAD is GET: only what is sent of the answer differs.
     pub(super) fn find(&self, method: &Method, path: &str) -> Match {
+        let wanted = if method == Method::HEAD { &Method::GET } else { method };
         let mut allowed = Vec::new();
         for route in &self.routes {
             let Some(fields) = route.fields(path) else { continue };
-            if route.method == *method {
+            if route.method == *wanted {
                 return Match::Found(route.found(fields));
             }
             allowed.push(route.method.to_string());
         }
+        if allowed.iter().any(|method| method == "GET") {
+            allowed.push(Method::HEAD.to_string());
+        }
         if allowed.is_empty() { Match::None } else { Match::OtherMethods(allowed) }
+    }
+
+    /// The method and a path of each route.
+    #[cfg(test)]
+    pub(super) fn examples(&self) -> Vec<(Method, String)> {
+        let part = |segment: &Segment| match segment {
+            Segment::Text(text) => text.clone(),
+            Segment::Field(_) => "x".to_owned(),
+        };
+        let path = |route: &Route| {
+            let path: String = route.segments.iter().map(|segment| format!("/{}", part(segment))).collect();
+            if route.verb.is_empty() { path } else { format!("{path}:{}", route.verb) }
+        };
+        self.routes.iter().map(|route| (route.method.clone(), path(route))).collect()
     }
 }
 
@@ -120,7 +142,7 @@ impl Route {
             match segment {
                 Segment::Text(text) if text == part => {}
                 Segment::Text(_) => return None,
-                Segment::Field(field) => fields.push((field.clone(), decode(part))),
+                Segment::Field(field) => fields.push((field.clone(), part.to_owned())),
             }
         }
         Some(fields)
@@ -139,30 +161,38 @@ impl Route {
 }
 
 impl Found {
-    /// The request's message: from the body, then the query, then the path, which has the last word.
+    /// The request's message, from the body, the query and the path. What one of them says of a field, the others may only repeat: whoever
+    /// took one of two values would do to one thing what was meant for another.
     pub(super) fn message(&self, body: &[u8], query: &str) -> Result<DynamicMessage, Failure> {
         let mut message = match self.body.as_str() {
             "*" => from_json(self.input.clone(), if body.is_empty() { b"{}" } else { body })?,
             "" => DynamicMessage::new(self.input.clone()),
             field => self.with_body(field, body)?,
         };
+        let mut given = Given::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            set(&mut message, &decode(key), &decode(&value.replace('+', " ")))?;
+            given.set(&mut message, &decode(key)?, &decode(&value.replace('+', " "))?, "query")?;
         }
         for (path, value) in &self.fields {
-            let before = text_at(&message, path);
-            if !before.is_empty() && before != *value {
-                let why = format!(
-                    "{path}: the body says {} and the path {}; let them agree, or leave it out of the body",
-                    shown(&before),
-                    shown(value)
-                );
-                return Err(Failure::Grpc(Status::invalid_argument(why)));
-            }
-            set(&mut message, path, value)?;
+            given.set(&mut message, path, &decode(value)?, "path")?;
+        }
+        if self.body.is_empty() && !body.is_empty() {
+            self.check_useless(body, &message)?;
         }
         Ok(message)
+    }
+
+    /// A call without a body takes one that says nothing else than path and query.
+    fn check_useless(&self, body: &[u8], message: &DynamicMessage) -> Result<(), Failure> {
+        let said = from_json(self.input.clone(), body)?;
+        let mut both = message.clone();
+        let merged = both.merge(said.encode_to_vec().as_slice());
+        if merged.is_ok() && both == *message {
+            return Ok(());
+        }
+        let why = "body: this call takes none, and it says something else than path and query; leave it out";
+        Err(Failure::Grpc(Status::invalid_argument(why)))
     }
 
     fn with_body(&self, name: &str, body: &[u8]) -> Result<DynamicMessage, Failure> {
@@ -180,36 +210,61 @@ fn unknown(name: &str) -> Failure {
     Failure::Http(StatusCode::BAD_REQUEST, format!("{}: no such field; leave it out", bare(name)))
 }
 
-/// Sets a field by its path, such as `resource.name`, from text.
-fn set(message: &mut DynamicMessage, path: &str, text: &str) -> Result<(), Failure> {
-    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    let descriptor = message.descriptor();
-    let field = descriptor.get_field_by_name(first).or_else(|| descriptor.get_field_by_json_name(first)).ok_or_else(|| unknown(path))?;
-    if let Some(rest) = rest {
-        return match message.get_field_mut(&field) {
-            Value::Message(inner) => set(inner, rest, text),
-            _ => Err(unknown(path)),
+/// Where the fields of a message that are not from its body were given.
+#[derive(Default)]
+struct Given(BTreeMap<String, (Value, &'static str)>);
+
+impl Given {
+    /// Sets a field by its path, such as `resource.name`, from text. What was given before must be the same.
+    fn set(&mut self, message: &mut DynamicMessage, path: &str, text: &str, place: &'static str) -> Result<(), Failure> {
+        let (message, field) = at(message, path).ok_or_else(|| unknown(path))?;
+        let refused = |why: String| Err(Failure::Grpc(Status::invalid_argument(format!("{}: {why}", bare(path)))));
+        let Some(value) = parse(&field, text) else {
+            return refused(format!("{} is not a value for a field of type {:?}", shown(text), field.kind()));
         };
+        let in_body = || message.has_field(&field).then(|| (message.get_field(&field).into_owned(), "body"));
+        if let Some((before, where_before)) = self.0.get(field.full_name()).cloned().or_else(in_body).filter(|(before, _)| *before != value)
+        {
+            let (before, value) = (value_text(&before), value_text(&value));
+            return refused(match where_before == place {
+                true => format!("the {place} says {before} and {value}; give it once"),
+                false => format!("the {where_before} says {before} and the {place} {value}; let them agree, or give it once"),
+            });
+        }
+        let others = field.containing_oneof().into_iter().flat_map(|oneof| oneof.fields().collect::<Vec<_>>());
+        if let Some(other) = others.into_iter().find(|other| *other != field && message.has_field(other)) {
+            return refused(format!("{} is given as well; leave out one of them", other.name()));
+        }
+        message.set_field(&field, value.clone());
+        self.0.insert(field.full_name().to_owned(), (value, place));
+        Ok(())
     }
-    let value = parse(&field, text).ok_or_else(|| {
-        Failure::Grpc(Status::invalid_argument(format!(
-            "{}: {} is not a value for a field of type {:?}",
-            bare(path),
-            shown(text),
-            field.kind()
-        )))
-    })?;
-    message.set_field(&field, value);
-    Ok(())
 }
 
-/// The text of a field by its path; empty where there is none.
-fn text_at(message: &DynamicMessage, path: &str) -> String {
+/// The message and the field that a path such as `resource.name` leads to.
+fn at<'a>(message: &'a mut DynamicMessage, path: &str) -> Option<(&'a mut DynamicMessage, FieldDescriptor)> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    match (message.get_field_by_name(first).as_deref(), rest) {
-        (Some(Value::Message(inner)), Some(rest)) => text_at(inner, rest),
-        (Some(Value::String(text)), None) => text.clone(),
-        _ => String::new(),
+    let descriptor = message.descriptor();
+    let field = descriptor.get_field_by_name(first).or_else(|| descriptor.get_field_by_json_name(first))?;
+    match rest {
+        None => Some((message, field)),
+        Some(rest) => match message.get_field_mut(&field) {
+            Value::Message(inner) => at(inner, rest),
+            _ => None,
+        },
+    }
+}
+
+/// A value as an error shows it.
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => shown(text),
+        Value::Bool(value) => value.to_string(),
+        Value::I32(value) => value.to_string(),
+        Value::I64(value) => value.to_string(),
+        Value::U32(value) => value.to_string(),
+        Value::U64(value) => value.to_string(),
+        _ => "another value".to_owned(),
     }
 }
 
@@ -229,8 +284,8 @@ fn parse(field: &FieldDescriptor, text: &str) -> Option<Value> {
     })
 }
 
-/// Undoes percent-encoding; what is not UTF-8 then becomes a replacement character, which no name has.
-fn decode(text: &str) -> String {
+/// Undoes percent-encoding; what is not UTF-8 then is refused.
+fn decode(text: &str) -> Result<String, Failure> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -243,7 +298,9 @@ fn decode(text: &str) -> String {
             rest = tail;
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    String::from_utf8(bytes).map_err(|_| {
+        Failure::Http(StatusCode::BAD_REQUEST, format!("{text:?} in the path or the query is not UTF-8 when decoded; encode it as UTF-8"))
+    })
 }
 
 #[cfg(test)]
@@ -264,6 +321,7 @@ mod tests {
             Ok(message) => Ok((found.path, serde_json::to_string(&message).expect("json"))),
             Err(Failure::Http(_, message)) => Err(message),
             Err(Failure::Grpc(status)) => Err(status.message().to_owned()),
+            Err(Failure::Method(..)) => unreachable!("it was found"),
         }
     }
 
@@ -311,7 +369,7 @@ mod tests {
             (Method::GET, "/", "", "", "nothing"),
             (Method::GET, "/v1/resources/a/b", "", "", "nothing"),
             (Method::GET, "/v1/resources/a:fly", "", "", "nothing"),
-            (Method::PATCH, "/v1/resources", "", "", "allowed: POST GET"),
+            (Method::PATCH, "/v1/resources", "", "", "allowed: POST GET HEAD"),
             (Method::GET, "/v1/resources", "page_size=x", "", "page_size: \"x\" is not a value for a field of type int32"),
             (Method::GET, "/v1/resources", "sort=x", "", "sort: no such field; leave it out"),
             (Method::POST, "/v1/resources", "", "{", "body: EOF while parsing an object at line 1 column 1"),
@@ -322,5 +380,73 @@ mod tests {
         }
         let unknown = found(Method::POST, "/v1/resources", "", r#"{"nmae":"a"}"#).expect_err("unknown field");
         assert!(unknown.contains("nmae"), "{unknown}");
+    }
+
+    #[test]
+    fn values_of_one_field_that_differ_are_refused() {
+        let cases = [
+            (
+                Method::DELETE,
+                "/crawler/resource",
+                "name=b",
+                r#"{"name":"a"}"#,
+                "name: the body says \"a\" and the query \"b\"; let them agree, or give it once",
+            ),
+            (
+                Method::DELETE,
+                "/v1/resources/a",
+                "name=b",
+                "",
+                "name: the query says \"b\" and the path \"a\"; let them agree, or give it once",
+            ),
+            (
+                Method::DELETE,
+                "/v1/resources/a",
+                "",
+                r#"{"name":"b"}"#,
+                "body: this call takes none, and it says something else than path and query; leave it out",
+            ),
+            (
+                Method::PUT,
+                "/v1/resources/a",
+                "",
+                r#"{"name":"b"}"#,
+                "resource.name: the body says \"b\" and the path \"a\"; let them agree, or give it once",
+            ),
+            (
+                Method::PUT,
+                "/v1/resources/a",
+                "resource.name=b",
+                "",
+                "resource.name: the query says \"b\" and the path \"a\"; let them agree, or give it once",
+            ),
+            (Method::GET, "/v1/resources", "page_size=1&pageSize=2", "", "pageSize: the query says 1 and 2; give it once"),
+            (Method::GET, "/v1/resources", "selector=&selector=a", "", "selector: the query says \"\" and \"a\"; give it once"),
+            (Method::GET, "/v1/resources/a:logs", "follow=true&follow=false", "", "follow: the query says true and false; give it once"),
+            (Method::GET, "/v1/plan", "drain=a&lose=a", "", "lose: drain is given as well; leave out one of them"),
+            (Method::POST, "/v1/plan", "drain=a", r#"{"add":{"name":"a"}}"#, "drain: add is given as well; leave out one of them"),
+            (Method::GET, "/v1/resources/%ff", "", "", "\"%ff\" in the path or the query is not UTF-8 when decoded; encode it as UTF-8"),
+            (
+                Method::GET,
+                "/v1/resources",
+                "selector=%c3%28",
+                "",
+                "\"%c3%28\" in the path or the query is not UTF-8 when decoded; encode it as UTF-8",
+            ),
+        ];
+        for (method, path, query, body, expected) in cases {
+            assert_eq!(found(method, path, query, body), Err(expected.to_owned()), "{path}?{query} {body}");
+        }
+        let cases = [
+            (Method::DELETE, "/crawler/resource", "name=a", r#"{"name":"a"}"#, r#"{"name":"a"}"#),
+            (Method::DELETE, "/crawler/resource", "name=a", "", r#"{"name":"a"}"#),
+            (Method::DELETE, "/v1/resources/a", "name=a&name=a", "{}", r#"{"name":"a"}"#),
+            (Method::DELETE, "/v1/resources/a", "", r#"{"name":"a"}"#, r#"{"name":"a"}"#),
+            (Method::PUT, "/v1/resources/a", "", r#"{"name":""}"#, r#"{"resource":{"name":"a"}}"#),
+            (Method::HEAD, "/v1/resources/a", "", "", r#"{"name":"a"}"#),
+        ];
+        for (method, path, query, body, expected) in cases {
+            assert_eq!(found(method, path, query, body).map(|(_, message)| message), Ok(expected.to_owned()), "{path}?{query} {body}");
+        }
     }
 }

@@ -364,7 +364,7 @@ impl Master for Service {
             return Err(Status::failed_precondition(format!("{name} is pending, so no worker has output of it: {}", state.reason)));
         }
         let place = self.turns.watch()?;
-        let output = super::logs::read(&state, request).await?;
+        let output = super::logs::read(&state, request, &self.config).await?;
         Ok(output.map(|output| with_place(output, place).boxed()))
     }
 }

@@ -9,9 +9,10 @@ use axum::{
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use evenkeel_model::{limits::MAX_MESSAGE, shown::sentence};
+use evenkeel_net::error_json;
 use futures::{StreamExt, stream};
-use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::{Code, Status, body::Body};
@@ -34,31 +35,29 @@ impl Transcoder {
         Self { routes: Arc::new(Routes::of(pool)), grpc }
     }
 
-    /// Answers any HTTP request: with JSON, or for a stream with one JSON object a line.
+    /// Answers any HTTP request: with JSON, or for a stream with one JSON object a line. HEAD is answered as GET; who serves leaves the body
+    /// out, and with it what runs for it.
     pub(crate) async fn answer(self, request: Request<HttpBody>) -> Response {
         match self.call(request).await {
             Ok(response) => response,
             Err(Failure::Http(status, message)) => error(status, grpc_code(status), &message),
+            Err(Failure::Method(method, path, allowed)) => method_not_allowed(&method, &path, &allowed),
             Err(Failure::Grpc(status)) => error(http_status(status.code()), status.code(), status.message()),
         }
     }
 
     async fn call(self, request: Request<HttpBody>) -> Result<Response, Failure> {
         let (parts, body) = request.into_parts();
-        let found = match self.routes.find(&parts.method, parts.uri.path()) {
+        let path = parts.uri.path();
+        let found = match self.routes.find(&parts.method, path) {
             Match::Found(found) => found,
-            Match::OtherMethods(allowed) => {
-                let message = format!("{} is not allowed for {}; allowed: {}", parts.method, parts.uri.path(), allowed.join(", "));
-                return Err(Failure::Http(StatusCode::METHOD_NOT_ALLOWED, message));
-            }
+            Match::OtherMethods(allowed) => return Err(Failure::Method(parts.method, path.to_owned(), allowed)),
             Match::None => {
-                let message = format!("nothing is at {} {}; see /v1/resources", parts.method, parts.uri.path());
+                let message = format!("nothing is at {} {path}; see /v1/resources", parts.method);
                 return Err(Failure::Http(StatusCode::NOT_FOUND, message));
             }
         };
-        let body = axum::body::to_bytes(body, MAX_MESSAGE).await;
-        let body =
-            body.map_err(|_| Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_MESSAGE} bytes")))?;
+        let body = read(body).await?;
         let message = found.message(&body, parts.uri.query().unwrap_or_default())?;
         let call = grpc_request(&found.path, &message)?;
         let response = match self.grpc.oneshot(call).await {
@@ -72,10 +71,40 @@ impl Transcoder {
     }
 }
 
+/// The whole body. One that says itself that it is too large is refused before it is read.
+async fn read(body: HttpBody) -> Result<Bytes, Failure> {
+    let too_large = || Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_MESSAGE} bytes"));
+    if http_body::Body::size_hint(&body).lower() > MAX_MESSAGE as u64 {
+        return Err(too_large());
+    }
+    Limited::new(body, MAX_MESSAGE).collect().await.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            too_large()
+        } else {
+            Failure::Http(StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}"))
+        }
+    })
+}
+
+/// Answers for a page that is there, but not for this method. The router names those that it has.
+pub(super) async fn not_allowed(method: Method, uri: Uri) -> Response {
+    method_not_allowed(&method, uri.path(), &["GET".to_owned(), "HEAD".to_owned()])
+}
+
+fn method_not_allowed(method: &Method, path: &str, allowed: &[String]) -> Response {
+    let allowed = allowed.join(", ");
+    let message = format!("{method} is not allowed for {path}; allowed: {allowed}");
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, &message);
+    answer.headers_mut().extend(HeaderValue::try_from(allowed).ok().map(|allowed| (header::ALLOW, allowed)));
+    answer
+}
+
 /// Why a call has no answer.
 pub(super) enum Failure {
     /// It never became a gRPC call.
     Http(StatusCode, String),
+    /// The path is there with other methods only: the method, the path, and those methods.
+    Method(Method, String, Vec<String>),
     /// The gRPC call failed.
     Grpc(Status),
 }
@@ -160,6 +189,7 @@ fn lines(body: Body, output: MessageDescriptor) -> Response {
             Ok(line) => line,
             Err(Failure::Grpc(status)) => format!("{{\"error\":{}}}", error_json(status.code(), status.message())).into(),
             Err(Failure::Http(_, message)) => format!("{{\"error\":{}}}", error_json(Code::Internal, &message)).into(),
+            Err(Failure::Method(..)) => return None,
         };
         line.push(b'\n');
         Some((Ok::<_, std::convert::Infallible>(line), rest))
@@ -195,11 +225,6 @@ fn json(status: StatusCode, text: impl Into<HttpBody>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
 
-/// The JSON of an error, as gRPC gateways write it.
-fn error_json(code: Code, message: &str) -> String {
-    format!(r#"{{"code":{},"message":{},"details":[]}}"#, code as i32, serde_json::Value::from(message))
-}
-
 fn error(status: StatusCode, code: Code, message: &str) -> Response {
     json(status, error_json(code, message))
 }
@@ -208,7 +233,6 @@ fn error(status: StatusCode, code: Code, message: &str) -> Response {
 fn grpc_code(status: StatusCode) -> Code {
     match status {
         StatusCode::NOT_FOUND => Code::NotFound,
-        StatusCode::METHOD_NOT_ALLOWED => Code::Unimplemented,
         StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
         _ => Code::InvalidArgument,
     }

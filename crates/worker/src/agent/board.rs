@@ -43,6 +43,8 @@ pub(crate) struct Board {
     /// When the agent last turned within its session, in nanoseconds of boot time; 0: there is no session.
     turned: AtomicU64,
     rows: Mutex<BTreeMap<ResourceName, Shown>>,
+    /// What it waits for before it registers for the first time; none: it has begun.
+    waits_for: Mutex<Option<String>>,
     pub(crate) starts: AtomicU64,
     pub(crate) restarts: AtomicU64,
     pub(crate) proofs_held: AtomicU64,
@@ -59,6 +61,7 @@ impl Board {
             clock,
             turned: AtomicU64::new(0),
             rows: Mutex::default(),
+            waits_for: Mutex::new(Some("etcd has not answered yet".to_owned())),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             proofs_held: AtomicU64::new(0),
@@ -93,6 +96,16 @@ impl Board {
 
     pub(crate) fn has(&self, name: &ResourceName) -> bool {
         self.rows().contains_key(name)
+    }
+
+    /// Notes what it waits for before it registers for the first time; none: it has begun.
+    pub(crate) fn set_waits_for(&self, what: Option<String>) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// What it waits for before it registers for the first time.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Admitted, and with authority.

@@ -18,6 +18,7 @@ use std::{
 };
 
 use evenkeel_model::{Registration, Session, WorkerId};
+use evenkeel_net::Ports;
 use evenkeel_store::{Client, keys::Keys};
 use tokio::sync::{mpsc, watch};
 
@@ -101,7 +102,9 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
         refused: None,
     };
     let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
-    let _servers = server::serve(listeners, &board, &logs, &config.version);
+    let names = config.http_names.with(&config.advertise_host);
+    let ports = Ports { grpc: registration.address.clone(), http: registration.http.clone() };
+    let _servers = server::serve(listeners, names, ports, &board, &logs, &config.version);
 
     let parts = Parts {
         client: config.client,
@@ -226,9 +229,10 @@ impl Agent {
         };
         tokio::select! {
             biased;
-            ready = self.client.wait_ready(patience) => ready?,
+            ready = self.client.wait_ready_noting(patience, |error| self.board.set_waits_for(Some(error.to_string()))) => ready?,
             () = asked() => return Ok(()),
         };
+        self.board.set_waits_for(None);
         loop {
             let begun = tokio::select! {
                 biased;

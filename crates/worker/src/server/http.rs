@@ -6,11 +6,17 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        Method, StatusCode, Uri,
+        header::{ALLOW, CONTENT_TYPE},
+    },
     response::IntoResponse,
     routing::get,
 };
+use evenkeel_net::refusal;
+use tonic::Code;
 
 use crate::agent::board::Board;
 
@@ -18,7 +24,23 @@ use crate::agent::board::Board;
 pub(super) fn routes(board: Arc<Board>, version: &str) -> Router {
     let registry = Arc::new(board.registry(version));
     let page = async move || ([(CONTENT_TYPE, evenkeel_metrics::CONTENT_TYPE)], evenkeel_metrics::page(&registry));
-    Router::new().route("/healthz", get(alive)).route("/readyz", get(ready)).route("/metrics", get(page)).with_state(board)
+    Router::new()
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(page))
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(board)
+        .fallback(nothing)
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> impl IntoResponse {
+    let message = format!("{method} is not allowed for {}; allowed: GET, HEAD", uri.path());
+    ([(ALLOW, "GET, HEAD")], refusal(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, &message).map(Body::new))
+}
+
+async fn nothing(method: Method, uri: Uri) -> impl IntoResponse {
+    let message = format!("nothing is at {method} {}; a worker has /healthz, /readyz and /metrics", uri.path());
+    refusal(StatusCode::NOT_FOUND, Code::NotFound, &message).map(Body::new)
 }
 
 /// Alive: the agent turns. It does so without etcd, too.
@@ -29,6 +51,11 @@ async fn alive(State(board): State<Arc<Board>>) -> impl IntoResponse {
     }
 }
 
+/// Ready: admitted, with authority.
 async fn ready(State(board): State<Arc<Board>>) -> impl IntoResponse {
-    if board.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not admitted, or without authority\n") }
+    match board.waits_for() {
+        _ if board.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
+        Some(what) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {what}\n")),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not admitted, or without authority\n".to_owned()),
+    }
 }

@@ -7,9 +7,10 @@ mod http;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use evenkeel_net::{Front, Keeper, Limits, Names, OpenEnded, Ports, descriptors};
 use evenkeel_proto::{DESCRIPTORS, v1::worker_server::WorkerServer};
-use tokio::{net::TcpListener, task::JoinSet};
-use tonic::transport::{Server, server::TcpIncoming};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tonic::service::Routes;
 
 use crate::{agent::board::Board, config::WorkerError, driver::process::log::Logs};
 
@@ -39,24 +40,27 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u
 }
 
 /// Serves until what is returned is dropped.
-pub(crate) fn serve(listeners: Listeners, board: &Arc<Board>, logs: &Logs, version: &str) -> JoinSet<()> {
-    let mut servers = JoinSet::new();
+pub(crate) fn serve(listeners: Listeners, names: Names, ports: Ports, board: &Arc<Board>, logs: &Logs, version: &str) -> JoinSet<()> {
+    // Most files are for the work. No call of a worker streams its requests.
+    let keeper = Keeper::new(Limits::default().within(descriptors(), 4));
+    let front = Front { keeper, ports, names, open_ended: OpenEnded::of([]) };
     let worker = grpc::Service { board: Arc::clone(board), logs: logs.clone() };
+    let web = http::routes(Arc::clone(board), version);
+    let mut servers = JoinSet::new();
     servers.spawn(async move {
-        if let Err(error) = serve_grpc(listeners.grpc, worker).await {
-            tracing::error!(error, "the gRPC server has ended");
-        }
-    });
-    let routes = http::routes(Arc::clone(board), version);
-    servers.spawn(async move {
-        if let Err(error) = axum::serve(listeners.http, routes).await {
-            tracing::error!(%error, "the HTTP server has ended");
+        match grpc_routes(worker).await {
+            // Nobody tells it to stop but who drops it.
+            Ok(calls) => {
+                let (_stop, stopped) = watch::channel(false);
+                front.serve((listeners.grpc, calls), (listeners.http, web), stopped).await;
+            }
+            Err(error) => tracing::error!(%error, "the servers cannot start"),
         }
     });
     servers
 }
 
-async fn serve_grpc(listener: TcpListener, worker: grpc::Service) -> Result<(), String> {
+async fn grpc_routes(worker: grpc::Service) -> Result<Routes, tonic_reflection::server::Error> {
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<WorkerServer<grpc::Service>>().await;
     let reflection = || {
@@ -66,12 +70,11 @@ async fn serve_grpc(listener: TcpListener, worker: grpc::Service) -> Result<(), 
             .with_service_name("evenkeel.v1.Worker")
             .with_service_name("grpc.health.v1.Health")
     };
-    Server::builder()
+    let mut routes = Routes::builder();
+    routes
         .add_service(health)
-        .add_service(reflection().build_v1().map_err(|e| e.to_string())?)
-        .add_service(reflection().build_v1alpha().map_err(|e| e.to_string())?)
-        .add_service(WorkerServer::new(worker))
-        .serve_with_incoming(TcpIncoming::from(listener))
-        .await
-        .map_err(|e| e.to_string())
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(WorkerServer::new(worker));
+    Ok(routes.routes().prepare())
 }

@@ -1,0 +1,184 @@
+//! What one connection is about at the moment, and when it has been at it for too long.
+//!
+//! Under net::serve: net::io says what arrives, net::request which requests begin and end. It closes nothing itself.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::{keeper::Seat, limits::Limits};
+
+/// What one connection is about.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    seat: Seat,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Requests that have begun and whose answers have not ended.
+    in_flight: usize,
+    /// Those of them whose body still comes.
+    arriving: usize,
+    /// When a request last began or ended.
+    since: Instant,
+    /// The first byte of a request whose headers are not whole. HTTP/1 only: on HTTP/2 other things come in, too.
+    header_begun: Option<Instant>,
+    is_http2: bool,
+    /// Since when nothing that was written has gone out: its peer does not read.
+    stalled: Option<Instant>,
+    /// A request ended although not all of its body was read.
+    is_unread: bool,
+}
+
+/// What is too long about a connection, or when that may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is to be looked at again then.
+    LookAgain(Instant),
+    /// A request's headers do not end.
+    SlowHeader,
+    /// Nothing has been asked.
+    Idle,
+}
+
+impl Activity {
+    pub(crate) fn new(seat: Seat) -> Self {
+        let state = State {
+            in_flight: 0,
+            arriving: 0,
+            since: Instant::now(),
+            header_begun: None,
+            is_http2: false,
+            stalled: None,
+            is_unread: false,
+        };
+        Self { seat, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Completes when this connection must make room for another.
+    pub(crate) async fn closed(&self) {
+        self.seat.closed().await;
+    }
+
+    /// Something was read from the stream.
+    pub(crate) fn arrived(&self) {
+        let mut state = self.state();
+        if state.in_flight == 0 && !state.is_http2 && state.header_begun.is_none() {
+            state.header_begun = Some(Instant::now());
+        }
+    }
+
+    /// The stream speaks HTTP/2.
+    pub(crate) fn is_http2(&self) {
+        let mut state = self.state();
+        state.is_http2 = true;
+        state.header_begun = None;
+    }
+
+    /// Nothing more that is written goes out, or something does again.
+    pub(crate) fn stalled(&self, is_stalled: bool) {
+        let mut state = self.state();
+        state.stalled = is_stalled.then(Instant::now);
+        if !is_stalled {
+            self.changed(&mut state);
+        }
+    }
+
+    /// Whether a request has ended although not all of its body was read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.state().is_unread
+    }
+
+    /// A request's headers are there.
+    pub(crate) fn begin(self: &Arc<Self>, body_comes: bool) -> InFlight {
+        let mut state = self.state();
+        state.in_flight += 1;
+        state.arriving += usize::from(body_comes);
+        state.header_begun = None;
+        self.changed(&mut state);
+        InFlight { activity: Arc::clone(self), body_comes }
+    }
+
+    /// Who only sends waits as one who does not: a connection is busy while a request that has arrived is being answered.
+    fn changed(&self, state: &mut State) {
+        state.since = Instant::now();
+        self.seat.waits((state.in_flight == state.arriving).then_some(state.since));
+    }
+
+    /// What is too long about it now.
+    pub(crate) fn judge(&self, limits: &Limits) -> Verdict {
+        let (state, now) = (self.state(), Instant::now());
+        if state.in_flight > 0 {
+            // Who does not read its answer may go on, as long as nobody else needs the place.
+            if let Some(since) = state.stalled.filter(|since| *since + limits.idle <= now) {
+                self.seat.waits(Some(since));
+            }
+            // What begins once this request has ended is seen in time.
+            return Verdict::LookAgain(now + limits.header_read.min(limits.idle));
+        }
+        let idle = state.since + limits.idle;
+        let header = state.header_begun.map(|begun| begun + limits.header_read);
+        match header {
+            Some(end) if end <= now => Verdict::SlowHeader,
+            _ if idle <= now => Verdict::Idle,
+            Some(end) => Verdict::LookAgain(idle.min(end)),
+            // The first byte of a header may come at any time.
+            None => Verdict::LookAgain(idle.min(now + limits.header_read)),
+        }
+    }
+}
+
+/// A request in flight, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    activity: Arc<Activity>,
+    body_comes: bool,
+}
+
+impl InFlight {
+    /// Its body's half: it says when the body has ended.
+    pub(crate) fn arriving(&self) -> Arriving {
+        Arriving { activity: Arc::clone(&self.activity), is_counted: self.body_comes }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut state = self.activity.state();
+        state.in_flight -= 1;
+        self.activity.changed(&mut state);
+    }
+}
+
+/// A body that comes, until it has ended or is dropped.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    activity: Arc<Activity>,
+    is_counted: bool,
+}
+
+impl Arriving {
+    /// All of it is there.
+    pub(crate) fn ended(&mut self) {
+        if std::mem::take(&mut self.is_counted) {
+            let mut state = self.activity.state();
+            state.arriving -= 1;
+            self.activity.changed(&mut state);
+        }
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if self.is_counted {
+            self.activity.state().is_unread = true;
+        }
+        self.ended();
+    }
+}

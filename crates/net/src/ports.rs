@@ -1,0 +1,189 @@
+//! Which port speaks what: a gRPC call that comes by the HTTP port, or the other way round, is told where to go.
+//!
+//! Between net::serve and the services of a port. On gRPC's it keeps the deadline that a caller gives its call.
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response, StatusCode, Version, header};
+use tokio::time::sleep;
+use tonic::Code;
+use tower::{Layer, Service};
+
+use crate::answer::{Body, boxed, grpc_refusal, refusal};
+
+/// The two addresses of a process, as others reach them.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// Where gRPC is served: HOST:PORT.
+    pub grpc: String,
+    /// Where HTTP is served: HOST:PORT.
+    pub http: String,
+}
+
+/// The paths of gRPC calls that stream their requests: their bodies may take as long as they like.
+#[derive(Clone, Debug, Default)]
+pub struct OpenEnded {
+    paths: Arc<BTreeSet<String>>,
+}
+
+impl OpenEnded {
+    /// These paths, and those of reflection, which is on every gRPC port.
+    #[must_use]
+    pub fn of(paths: impl IntoIterator<Item = String>) -> Self {
+        let reflection = ["v1", "v1alpha"].map(|version| format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"));
+        Self { paths: Arc::new(paths.into_iter().chain(reflection).collect()) }
+    }
+
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.paths.contains(path)
+    }
+}
+
+/// Whether a request with these headers is a gRPC call.
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Puts [`HttpPort`] before a service.
+#[derive(Clone, Debug)]
+pub struct HttpPortLayer(pub Arc<Ports>);
+
+/// Refuses gRPC calls, and says where they are answered.
+#[derive(Clone, Debug)]
+pub struct HttpPort<S> {
+    inner: S,
+    ports: Arc<Ports>,
+}
+
+impl<S> Layer<S> for HttpPortLayer {
+    type Service = HttpPort<S>;
+
+    fn layer(&self, inner: S) -> HttpPort<S> {
+        HttpPort { inner, ports: Arc::clone(&self.0) }
+    }
+}
+
+impl<S> Service<Request<Body>> for HttpPort<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if is_grpc(request.headers()) {
+            let message = format!("this port speaks HTTP and JSON; gRPC is served at {}", self.ports.grpc);
+            return Box::pin(std::future::ready(Ok(grpc_refusal(Code::Unimplemented, &message))));
+        }
+        Box::pin(self.inner.call(request))
+    }
+}
+
+/// Puts [`GrpcPort`] before a service.
+#[derive(Clone, Debug)]
+pub struct GrpcPortLayer(pub Arc<Ports>);
+
+/// Refuses what is not a gRPC call, and says where it is answered; ends calls at the deadline that their callers gave them.
+#[derive(Clone, Debug)]
+pub struct GrpcPort<S> {
+    inner: S,
+    ports: Arc<Ports>,
+}
+
+impl<S> Layer<S> for GrpcPortLayer {
+    type Service = GrpcPort<S>;
+
+    fn layer(&self, inner: S) -> GrpcPort<S> {
+        GrpcPort { inner, ports: Arc::clone(&self.0) }
+    }
+}
+
+impl<S> Service<Request<Body>> for GrpcPort<S>
+where
+    S: Service<Request<tonic::body::Body>, Response = Response<tonic::body::Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.version() != Version::HTTP_2 || !is_grpc(request.headers()) {
+            let message = format!("this port speaks gRPC; HTTP and JSON are served at http://{}", self.ports.http);
+            return Box::pin(std::future::ready(Ok(refusal(StatusCode::BAD_REQUEST, Code::InvalidArgument, &message))));
+        }
+        let span = deadline(request.headers());
+        let answer = self.inner.call(request.map(tonic::body::Body::new));
+        Box::pin(async move {
+            let Some(span) = span else { return answer.await.map(|answer| answer.map(boxed)) };
+            tokio::select! {
+                biased;
+                answer = answer => answer.map(|answer| answer.map(boxed)),
+                () = sleep(span) => Ok(grpc_refusal(Code::DeadlineExceeded, "the call's own deadline has passed")),
+            }
+        })
+    }
+}
+
+/// How long the caller gives its call: `grpc-timeout`, by gRPC's "HTTP/2 Mapping". One that cannot be read is none.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_deadline_is_read() {
+        let cases = [
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("123456789S", None),
+            ("S", None),
+            ("+5S", None),
+            ("5", None),
+            ("5x", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let headers = [(http::HeaderName::from_static("grpc-timeout"), text.parse().expect(text))].into_iter().collect();
+            assert_eq!(deadline(&headers), expected, "{text}");
+        }
+        assert_eq!(deadline(&HeaderMap::new()), None);
+    }
+}

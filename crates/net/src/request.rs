@@ -1,0 +1,139 @@
+//! One request: it is counted until its answer has ended, its body has a deadline, and too many headers are refused.
+//!
+//! Under net::serve, around every service.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep_until};
+use tonic::Code;
+use tower::{Service, ServiceExt};
+
+use crate::{
+    activity::{Activity, Arriving, InFlight},
+    answer::{Body, boxed, refusal_for},
+    limits::Limits,
+    ports::OpenEnded,
+};
+
+/// The service of one connection.
+#[derive(Clone)]
+pub(crate) struct Requests<S> {
+    pub(crate) service: S,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) open_ended: OpenEnded,
+}
+
+impl<S> hyper::service::Service<Request<Incoming>> for Requests<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Counted>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let is_stream = self.open_ended.has(request.uri().path());
+        let comes = !is_stream && !request.body().is_end_stream();
+        let in_flight = self.activity.begin(comes);
+        let headers = request.headers().clone();
+        if headers.len() > self.limits.headers {
+            let message = format!("{} headers are more than {}", headers.len(), self.limits.headers);
+            let answer = refusal_for(&headers, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::ResourceExhausted, &message);
+            return Box::pin(std::future::ready(Ok(answer.map(|body| Counted { body, _in_flight: in_flight }))));
+        }
+        let arrived = Arc::new(AtomicBool::new(!comes));
+        let (arriving, mark) = (in_flight.arriving(), Arc::clone(&arrived));
+        let request = request.map(|body| boxed(Timed { body, arriving, arrived: mark }));
+        let answer = self.service.clone().oneshot(request);
+        let bound = self.limits.body_read;
+        Box::pin(async move {
+            let answer = tokio::select! {
+                biased;
+                Ok(answer) = answer => answer,
+                () = overdue(Instant::now() + bound, &arrived) => {
+                    let message = format!("the request's body did not arrive within {} s; send it faster", bound.as_secs());
+                    refusal_for(&headers, StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, &message)
+                }
+            };
+            Ok(answer.map(|body| Counted { body, _in_flight: in_flight }))
+        })
+    }
+}
+
+/// Completes at the deadline if the body has not arrived by then.
+async fn overdue(deadline: Instant, arrived: &AtomicBool) {
+    if !arrived.load(Ordering::Relaxed) {
+        sleep_until(deadline).await;
+        if !arrived.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// A request's body, whose end is noted.
+struct Timed {
+    body: Incoming,
+    arriving: Arriving,
+    arrived: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Timed {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if self.body.is_end_stream() || !matches!(frame, Some(Ok(_))) {
+            self.arrived.store(true, Ordering::Relaxed);
+            self.arriving.ended();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body, with which the request ends.
+pub(crate) struct Counted {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

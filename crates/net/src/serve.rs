@@ -1,0 +1,205 @@
+//! The accept loop, and the life of one connection.
+//!
+//! Beside the wheel: masters and workers serve both of their ports by it. It answers no request itself, except the one sentence to whom
+//! no place is left.
+
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tonic::Code;
+use tower::Service;
+
+use crate::{
+    activity::{Activity, Verdict},
+    answer::{Body, error_json},
+    io::Watched,
+    keeper::{Full, Keeper},
+    limits::Limits,
+    ports::OpenEnded,
+    request::Requests,
+};
+
+/// How long it is waited after a failure to accept that repeats itself until something has changed: no file is left, say.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// How often such failures and refusals are logged.
+const LOG_AGAIN: Duration = Duration::from_secs(10);
+/// How long a connection may take to end in order.
+const END: Duration = Duration::from_secs(5);
+/// How many that are refused are told why at the same time.
+const TOLD: usize = 64;
+
+/// Where connections come from. TLS and identity come in here: whoever accepts says which stream, and who is at its other end.
+pub trait Accept: Send {
+    /// What is read and written.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = TcpListener::accept(self).await?;
+        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, peer))
+    }
+}
+
+/// Serves until `stop` becomes true or its sender has gone; then lets the requests in flight end. Dropped, it ends all connections at once.
+pub async fn serve<A, S>(mut listener: A, service: S, keeper: Keeper, open_ended: OpenEnded, mut stop: watch::Receiver<bool>)
+where
+    A: Accept,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let limits = Arc::new(keeper.limits().clone());
+    let mut connections = JoinSet::new();
+    let mut refused = JoinSet::new();
+    let mut log = Rarely::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next() => continue,
+            Some(_) = refused.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) => {
+                log.warn(&format!("no connection can be accepted: {error}"));
+                keeper.make_room();
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        match keeper.admit(peer) {
+            Ok(seat) => {
+                let activity = Arc::new(Activity::new(seat));
+                let service = Requests { service: service.clone(), activity, limits: Arc::clone(&limits), open_ended: open_ended.clone() };
+                connections.spawn(connection(stream, service, stop.clone()));
+            }
+            Err(full) => {
+                log.warn(&format!("a connection from {peer} is refused: {full}"));
+                if refused.len() < TOLD {
+                    refused.spawn(tell(stream, full, limits.linger));
+                }
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = stop.wait_for(|stopped| *stopped).await;
+}
+
+/// Whether only the connection that was to be accepted has failed.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Tells somebody for whom there is no place, by HTTP/1.1.
+async fn tell<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, full: Full, linger: Duration) {
+    let body = error_json(Code::Unavailable, &full.to_string());
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close";
+    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let told = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closed before what it sends is read, its socket would be reset, and the answer lost.
+        let mut scratch = [0; 1024];
+        while stream.read(&mut scratch).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whoever has gone, or takes too long, is not told.
+    let _ = timeout(linger, told).await;
+}
+
+/// Serves one connection until it ends, makes room for another, or does nothing for too long.
+async fn connection<T, S>(stream: T, service: Requests<S>, mut stop: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let (activity, limits) = (Arc::clone(&service.activity), Arc::clone(&service.limits));
+    let stream = TokioIo::new(Watched::new(stream, Arc::clone(&activity), limits.linger));
+    let builder = builder(&limits);
+    let mut connection = pin!(builder.serve_connection(stream, service));
+    let mut look_again = pin!(sleep(Duration::ZERO));
+    let mut is_ending = false;
+    loop {
+        tokio::select! {
+            // How it ended is the caller's matter.
+            _ = connection.as_mut() => return,
+            () = activity.closed() => return,
+            () = stopped(&mut stop), if !is_ending => {
+                is_ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = look_again.as_mut() => match activity.judge(&limits) {
+                Verdict::LookAgain(then) => look_again.as_mut().reset(then),
+                Verdict::SlowHeader => return,
+                Verdict::Idle if is_ending => return,
+                Verdict::Idle => {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                    look_again.as_mut().reset(Instant::now() + END);
+                }
+            },
+        }
+    }
+}
+
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // The activity of a connection has deadlines of its own: hyper's would end connections that wait for their next request as well.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes).max_headers(limits.headers);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_timeout(limits.keep_alive_answer)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.pending_resets)
+        .max_local_error_reset_streams(limits.local_resets);
+    builder
+}
+
+/// Says what may happen a thousand times a second a few times a minute.
+#[derive(Default)]
+struct Rarely {
+    last: Option<Instant>,
+    kept: u64,
+}
+
+impl Rarely {
+    fn warn(&mut self, message: &str) {
+        if self.last.is_some_and(|last| last.elapsed() < LOG_AGAIN) {
+            self.kept += 1;
+            return;
+        }
+        tracing::warn!(unlogged = std::mem::take(&mut self.kept), "{message}");
+        self.last = Some(Instant::now());
+    }
+}
