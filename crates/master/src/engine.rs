@@ -46,11 +46,8 @@ impl Engine {
         let keys = Keys::new(config.prefix.clone());
         let office = Office::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
         let shared = Arc::new(Shared::new(clock));
-        let (operations, operations_asked) = mpsc::channel(OPERATIONS);
-        let (requests, requests_asked) = mpsc::channel(MAX_WAITING);
-        let queues = Queues { operations: operations_asked, requests: requests_asked };
-        let control = Control::new(config, client, Arc::clone(&shared), queues, office);
-        Self { control, handle: Handle { shared, intake: Intake::default(), operations, requests } }
+        let (handle, queues) = Handle::new(Arc::clone(&shared));
+        Self { control: Control::new(config, client, shared, queues, office), handle }
     }
 
     /// The way to ask it.
@@ -70,6 +67,14 @@ impl Engine {
 }
 
 impl Handle {
+    /// The way to ask, and where what is asked comes out.
+    pub(crate) fn new(shared: Arc<Shared>) -> (Self, Queues) {
+        let (operations, operations_asked) = mpsc::channel(OPERATIONS);
+        let (requests, requests_asked) = mpsc::channel(MAX_WAITING);
+        let handle = Self { shared, intake: Intake::default(), operations, requests };
+        (handle, Queues { operations: operations_asked, requests: requests_asked })
+    }
+
     /// Asks for something. It is answered by the request's own channel, after the commit.
     ///
     /// # Errors

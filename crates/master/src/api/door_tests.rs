@@ -8,21 +8,21 @@ use evenkeel_net::{Body, Front, Keeper, Limits, Names, OpenEnded, Ports, boxed};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use prost_reflect::DescriptorPool;
-use tokio::sync::mpsc;
 use tower::{Service, ServiceExt};
 
-use super::{Services, routes::Routes, service::Service as Master, services};
-use crate::{config::MasterConfig, control::request::Request as Wish, known::Shared, time::SystemClock};
+use super::{Services, room::Turns, routes::Routes, service::Service as Master, services};
+use crate::{config::MasterConfig, control::Queues, engine::Handle, known::Shared, time::SystemClock};
 
 const PAGES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// A master's HTTP port and gRPC port as they are served, and what has come to its control loop.
-async fn ports() -> (impl Web, impl Web, mpsc::Receiver<Wish>) {
+async fn ports() -> (impl Web, impl Web, Queues) {
     let config = Arc::new(MasterConfig::new(MasterId::new("master-1").expect("an id"), Vec::new()));
-    let (wishes, asked) = mpsc::channel(64);
     let shared = Arc::new(Shared::new(Arc::new(SystemClock::start())));
     shared.set_waits_for(Some("etcd at http://e:1 does not answer".to_owned()));
-    let Services { grpc, http, streaming } = services(Master { config, shared, wishes }).await.expect("services");
+    let (engine, asked) = Handle::new(shared);
+    let master = Master { config, engine, turns: Turns::default(), source: None };
+    let Services { grpc, http, streaming } = services(master).await.expect("services");
     assert_eq!(streaming, ["/evenkeel.v1.Master/AddResources"]);
     let front = Front {
         keeper: Keeper::new(Limits::default()),
@@ -92,7 +92,7 @@ async fn the_door_is_before_every_route() {
             assert!(said["message"].as_str().is_some_and(|message| message.len() > 20), "{said}");
         }
     }
-    assert!(asked.try_recv().is_err());
+    assert!(asked.requests.try_recv().is_err() && asked.operations.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
