@@ -30,10 +30,11 @@ compose-test: prepare-compose ## docker-compose.yml as it is, on images that are
 	scripts/compose-images && cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
 
 compose-smoke: prepare-compose ## the images, made with the binary for development, and two short scenarios of compose-test
-	cargo build --locked --package evenkeel
+	# As `make test` builds them: with the features of the whole workspace, nothing is built twice.
+	cargo build --locked --workspace --bin evenkeel
 	@trap 'exit 1' INT TERM; trap 'scripts/compose-images --remove' EXIT; \
 	scripts/compose-images --binary $(BUILD_DIR)/debug/evenkeel && \
-	cargo test --locked --package evenkeel --test compose -- --include-ignored --exact the_classic_run,worker_killed
+	cargo test --locked --workspace --test compose -- --include-ignored --exact the_classic_run,worker_killed
 
 deploy-check: ## what can be checked of deploy/ without running it: units, manifests, scrape configuration, alerts, dashboard
 	deploy/systemd/check

@@ -125,6 +125,7 @@ fn others() -> Vec<Case> {
         case("PUT", "/v1/resources/none", "{", 400, 3, "body: EOF"),
         case("PUT", "/v1/resources/a%2fb", "{}", 400, 3, "name: \"a/b\""),
         case("DELETE", "/v1/resources/none", "", 404, 5, "no such resource"),
+        case("DELETE", "/v1/resources/none?id=x", "", 400, 3, "id: invalid \"x\""),
         case("DELETE", "/v1/resources", "", 405, 12, "DELETE is not allowed for /v1/resources; allowed: POST, GET, HEAD"),
         case("DELETE", "/crawler/resource", "{}", 400, 3, "name: \"\" is empty"),
         case("DELETE", "/crawler/resource", r#"{"name":"none"}"#, 404, 5, "no such resource"),

@@ -29,7 +29,7 @@ impl Stage {
         let file = self.path().join("body");
         std::fs::write(&file, body.to_string()).expect("written");
         let data = format!("@{}", file.display());
-        let answer = self.curl("master-1", path, &["-H", "content-type: application/json", "-d", &data, "-w", "\n%{http_code}"]);
+        let answer = self.curl("master-1", path, &["-d", &data, "-w", "\n%{http_code}"]);
         let (answer, status) = answer.rsplit_once('\n').expect("a status");
         (serde_json::from_str(answer).unwrap_or_else(|e| panic!("{e}: {answer}")), status.to_owned())
     }

@@ -124,5 +124,6 @@ async fn the_http_port_of_a_master_is_called_one() {
     let output = evenkeel().args(["get", "--master", &http]).output().expect("run");
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("gRPC port") && !text.contains("compression"), "{text}");
+    let grpc = stage.process("master-1").grpc;
+    assert!(text.contains(&format!("this port speaks HTTP and JSON; gRPC is served at 127.0.0.1:{grpc}")), "{text}");
 }

@@ -239,9 +239,13 @@ fn is_own(origin: &str, host: Option<&(String, Option<u16>)>) -> bool {
 fn check_body(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter().map(|value| value.to_str().unwrap_or_default());
     let (first, second) = (types.next(), types.next());
+    if second.is_some() {
+        let why = "the header Content-Type is there twice; send it once".to_owned();
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, why));
+    }
     let is_json =
         first.is_some_and(|text| text.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json")));
-    if is_json && second.is_none() {
+    if is_json {
         return Ok(());
     }
     let given = first.map_or_else(|| "none".to_owned(), shown);

@@ -52,9 +52,13 @@ impl Testbed {
     }
 
     fn delete(&self, name: &str) -> Answer<()> {
+        self.delete_only(name, None)
+    }
+
+    fn delete_only(&self, name: &str, id: Option<u64>) -> Answer<()> {
         let (reply, answer) = oneshot::channel();
         let name = ResourceName::new(name).unwrap();
-        self.handle.ask(Request::Delete { name, source: "".into(), reply: reply.into() }).unwrap();
+        self.handle.ask(Request::Delete { name, source: "".into(), id, reply: reply.into() }).unwrap();
         answer
     }
 
@@ -112,6 +116,18 @@ async fn what_waits_for_one_resource_is_answered_in_order() {
     assert_eq!(changed.await.unwrap().unwrap().effect, Effect::Changed);
     let last = unchanged.await.unwrap().unwrap();
     assert_eq!((last.effect, last.record.definition.weight), (Effect::Unchanged, 4));
+}
+
+/// A delete that was asked twice, and came late the second time, deleted what had been added meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_comes_late_deletes_no_later_resource() {
+    let testbed = Testbed::start().await;
+    let first = testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap().record.id;
+    assert_eq!(testbed.delete_only("a", Some(first)).await.unwrap(), Ok(()));
+    let second = testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap();
+    assert!(matches!(testbed.delete_only("a", Some(first)).await.unwrap(), Err(Refusal::NotFound(_))));
+    assert_eq!(testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap().record, second.record);
+    assert_eq!(testbed.delete_only("a", Some(second.record.id)).await.unwrap(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,7 +57,7 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     bench.phase("known", epoch, Observed::Running).await;
     bench.phase("unknown", unknown, Observed::Running).await;
     let why = bench.phase("failed", failed, Observed::Failed).await.message;
-    assert_eq!(why, "spec.comand: is not known; there are command, env, cwd, restart, stop_signal, stop_grace");
+    assert_eq!(why, "spec.comand: unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace");
     let why = bench.phase("docker", docker, Observed::Failed).await.message;
     assert_eq!(why, "kind \"docker\" has no driver here; there are noop, process");
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use evenkeel_model::ResourceName;
-use evenkeel_proto::v1::DeleteResourceRequest;
+use evenkeel_proto::v1::{DeleteResourceRequest, GetResourceRequest};
 use futures::{StreamExt, stream};
 use tonic::Code;
 
@@ -50,14 +50,24 @@ pub(crate) async fn run(args: DeleteArgs) -> Result<(), ClientError> {
     if failed == 0 { Ok(()) } else { Err(ClientError::Failed(format!("{failed} of {total} were not deleted"))) }
 }
 
-/// Deletes one. When a try was lost on the way and the next finds nothing, the lost one did it.
+/// Deletes one: the one that there is now. A request that was sent again may come late, when another has been added under the name.
 pub(super) async fn delete(session: &Session, name: ResourceName) -> (ResourceName, Result<(), ClientError>) {
-    let request = DeleteResourceRequest { name: name.to_string() };
-    let answer = session.ask(name.as_str(), request, async |client, request| client.delete_resource(request).await).await;
-    let result = match answer.result {
-        Ok(_) => Ok(()),
-        Err(error) if answer.retried && error.is(Code::NotFound) => Ok(()),
+    let request = GetResourceRequest { name: name.to_string() };
+    let found = session.call(name.as_str(), request, async |client, request| client.get_resource(request).await).await;
+    let result = match found {
+        Ok(found) => delete_id(session, &name, found.resource.unwrap_or_default().id).await,
         Err(error) => Err(error),
     };
     (name, result)
+}
+
+/// When a try was lost on the way and the next finds nothing, the lost one did it.
+async fn delete_id(session: &Session, name: &ResourceName, id: String) -> Result<(), ClientError> {
+    let request = DeleteResourceRequest { name: name.to_string(), id };
+    let answer = session.ask(name.as_str(), request, async |client, request| client.delete_resource(request).await).await;
+    match answer.result {
+        Ok(_) => Ok(()),
+        Err(error) if answer.retried && error.is(Code::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
 }

@@ -158,7 +158,9 @@ impl Caller {
         match wish {
             Wish::Put(content) if stood => client.update_resource(UpdateResourceRequest { resource: resource(content) }).await.map(drop),
             Wish::Put(content) => client.add_resource(AddResourceRequest { resource: resource(content) }).await.map(drop),
-            Wish::Delete => client.delete_resource(DeleteResourceRequest { name: name.to_owned() }).await.map(drop),
+            Wish::Delete => {
+                client.delete_resource(DeleteResourceRequest { name: name.to_owned(), ..DeleteResourceRequest::default() }).await.map(drop)
+            }
         }
     }
 }

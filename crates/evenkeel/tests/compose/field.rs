@@ -296,7 +296,7 @@ impl Field {
 
     pub(crate) fn delete(&self, name: &str) {
         self.eventually("it is deleted", |field| {
-            let request = DeleteResourceRequest { name: name.to_owned() };
+            let request = DeleteResourceRequest { name: name.to_owned(), ..DeleteResourceRequest::default() };
             field.runtime.block_on(async {
                 match Self::master().await?.delete_resource(request).await {
                     Ok(_) => Some(()),

@@ -18,7 +18,7 @@ impl CrawlerMaster for Service {
     }
 
     async fn delete_resource(&self, request: Request<ResourceSpec>) -> Result<Response<()>, Status> {
-        self.delete(name(&request.into_inner().name)?).await?;
+        self.delete(name(&request.into_inner().name)?, None).await?;
         Ok(Response::new(()))
     }
 }

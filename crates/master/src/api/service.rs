@@ -3,7 +3,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_WAITING_OF_STREAMS};
+use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_WAITING_OF_STREAMS, shown::shown};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
 use prost::Message;
@@ -96,20 +96,20 @@ impl Service {
     }
 
     /// Deletes a resource and waits for the commit.
-    pub(crate) async fn delete(&self, name: ResourceName) -> Result<(), Status> {
+    pub(crate) async fn delete(&self, name: ResourceName, id: Option<u64>) -> Result<(), Status> {
         let ticket = self.engine.intake.one(OVERHEAD)?;
-        self.delete_with(name, "", ticket).await
+        self.delete_with(name, "", id, ticket).await
     }
 
     /// As [`Service::delete`], for a source: only what it keeps.
     pub(crate) async fn delete_of_source(&self, name: ResourceName, source: &str) -> Result<(), Status> {
         let ticket = self.engine.intake.one_of_many(OVERHEAD).await;
-        self.delete_with(name, source, ticket).await
+        self.delete_with(name, source, None, ticket).await
     }
 
-    async fn delete_with(&self, name: ResourceName, source: &str, ticket: Ticket) -> Result<(), Status> {
+    async fn delete_with(&self, name: ResourceName, source: &str, id: Option<u64>, ticket: Ticket) -> Result<(), Status> {
         let (reply, answer) = Reply::new(ticket);
-        self.engine.ask(Request::Delete { name: name.clone(), source: source.into(), reply })?;
+        self.engine.ask(Request::Delete { name: name.clone(), source: source.into(), id, reply })?;
         settled(answer, || Refusal::Unknown(name)).await
     }
 
@@ -240,7 +240,10 @@ impl Master for Service {
         &self,
         request: tonic::Request<v1::DeleteResourceRequest>,
     ) -> Result<Response<v1::DeleteResourceResponse>, Status> {
-        self.delete(name(&request.into_inner().name)?).await?;
+        let v1::DeleteResourceRequest { name: text, id } = request.into_inner();
+        let wrong = |_| Status::invalid_argument(format!("id: invalid {}: the id that the resource is shown with, or nothing", shown(&id)));
+        let id = if id.is_empty() { None } else { Some(id.parse().map_err(wrong)?) };
+        self.delete(name(&text)?, id).await?;
         Ok(Response::new(v1::DeleteResourceResponse {}))
     }
 

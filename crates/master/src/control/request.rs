@@ -73,6 +73,8 @@ pub enum Request {
         name: ResourceName,
         /// The inventory that asks, which deletes only what it keeps; empty: the API, which deletes anything.
         source: Box<str>,
+        /// Only the one with this id; none: whichever has the name.
+        id: Option<u64>,
         /// For the answer.
         reply: Reply<()>,
     },

@@ -68,7 +68,7 @@ enum Outcome {
 /// What is asked of a resource, apart from who asks.
 enum Asked<'a> {
     Put { definition: &'a Definition, mode: PutMode, source: &'a str },
-    Delete { name: &'a ResourceName, source: &'a str },
+    Delete { name: &'a ResourceName, source: &'a str, id: Option<u64> },
 }
 
 impl Term {
@@ -125,7 +125,7 @@ impl Term {
     fn rule(&mut self, known: &Known, asked: Asked<'_>, now: Moment) -> Ruling {
         match asked {
             Asked::Put { definition, mode, source } => self.rule_put(known, definition, mode, source, now),
-            Asked::Delete { name, source } => self.rule_delete(known, name, source),
+            Asked::Delete { name, source, id } => self.rule_delete(known, name, source, id),
         }
     }
 
@@ -217,10 +217,13 @@ impl Term {
     }
 
     /// The resource goes and its work is told to stop, in one transaction.
-    fn rule_delete(&self, known: &Known, name: &ResourceName, source: &str) -> Ruling {
+    fn rule_delete(&self, known: &Known, name: &ResourceName, source: &str, id: Option<u64>) -> Ruling {
         let Some(unit) = known.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
             return Ruling::Stands(Revision::default(), Outcome::Refused(Refusal::NotFound(name.clone())));
         };
+        if let Some(record) = unit.record.as_deref().filter(|r| id.is_some_and(|id| id != r.value.id)) {
+            return Ruling::Stands(record.revision, Outcome::Refused(Refusal::NotFound(name.clone())));
+        }
         if let Some(record) = unit.record.as_deref().filter(|r| !source.is_empty() && *r.value.source != *source) {
             let refusal = Refusal::OfAnother(name.clone(), source_of(&record.value).into());
             return Ruling::Stands(record.revision, Outcome::Refused(refusal));
@@ -258,7 +261,7 @@ impl<'a> Asked<'a> {
     fn of(request: &'a Request) -> Option<Self> {
         match request {
             Request::Put { definition, mode, source, .. } => Some(Self::Put { definition, mode: *mode, source }),
-            Request::Delete { name, source, .. } => Some(Self::Delete { name, source }),
+            Request::Delete { name, source, id, .. } => Some(Self::Delete { name, source, id: *id }),
             Request::Intent { .. } | Request::ReleaseBrake { .. } => None,
         }
     }

@@ -144,7 +144,7 @@ impl Caller {
             }
             Call::Delete => {
                 let (reply, answer) = oneshot::channel();
-                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), reply: reply.into() }).ok()?;
+                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), id: None, reply: reply.into() }).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(()))) => Reply::Certain(Answer::Deleted),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
