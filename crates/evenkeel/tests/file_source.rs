@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use evenkeel_proto::v1::{AddResourcesRequest, Resource};
 use nix::sys::signal::Signal;
@@ -36,11 +40,18 @@ async fn standing(stage: &Stage) -> usize {
     stage.client.list(&evenkeel_store::KeyRange::prefix("/resources/")).await.expect("listed").kvs.len()
 }
 
-/// Two turns have passed, so that what they would have deleted would be gone.
-fn sync_twice(stage: &Stage, master: &str) {
-    for _ in 0..2 {
-        stage.cli(master, &["source", "sync", "file"]);
-    }
+/// For how long a file must have said the same before what it lacks is deleted, and a little more.
+const SETTLED: Duration = Duration::from_millis(2500);
+
+/// Turns have passed for so long that what they would have deleted would be gone: each is one more reading of the same file.
+async fn turns_pass(stage: &Stage, master: &str) {
+    let began = Instant::now();
+    stage
+        .eventually("the file has been read for long enough", async || {
+            stage.cli(master, &["source", "sync", "file"]);
+            (began.elapsed() > SETTLED).then_some(())
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -66,7 +77,7 @@ async fn a_new_leader_whose_file_is_missing_or_broken_deletes_nothing() {
         }
         stage.signal("master-1", Signal::SIGKILL);
         let failing = source_is(&stage, "master-2", "failing").await;
-        sync_twice(&stage, "master-2");
+        turns_pass(&stage, "master-2").await;
         assert_eq!(standing(&stage).await, COUNT, "{case}: {failing}");
         assert!(failing["reason"].as_str().is_some_and(|reason| reason.contains("two.yaml")), "{case}: {failing}");
         assert!(stage.logs().contains("nothing of it is added, changed or deleted"), "{case}: {}", stage.logs());
@@ -92,7 +103,7 @@ async fn what_a_file_lacks_beyond_the_limit_waits_for_its_release() {
         let shown =
             stage.eventually("it is held", async || source(&stage, "master-1").filter(|s| s["state"] == "held" && s["held"] == held)).await;
         assert_eq!((&shown["delete"]["wanted"], &shown["delete"]["done"]), (&Value::from(held), &Value::from(0)), "{shown}");
-        sync_twice(&stage, "master-1");
+        turns_pass(&stage, "master-1").await;
         assert_eq!(standing(&stage).await, COUNT);
     }
     let half = source(&stage, "master-1").expect("shown");
@@ -125,6 +136,25 @@ async fn what_a_file_lacks_beyond_the_limit_waits_for_its_release() {
     assert!(stage.curl("master-1", "/v1/sources", &[]).contains("\"state\":\"ok\""));
 }
 
+/// Read again at once, because somebody asks for it, a file that is being written confirms nothing.
+#[tokio::test]
+async fn who_asks_for_a_turn_does_not_hasten_a_delete() {
+    let mut stage = Stage::start().await;
+    let file = stage.path().join("resources.yaml");
+    write(&file, &names(COUNT));
+    stage.masters(1, &["--resources", &file.display().to_string()]).await;
+    stage.eventually("all are added", async || (standing(&stage).await == COUNT).then_some(())).await;
+    // Within the limit, so it would go by itself. Two readings and the look at what there is are over long before it may.
+    write(&file, &names(COUNT - 3));
+    let written = Instant::now();
+    for _ in 0..2 {
+        stage.cli("master-1", &["source", "sync", "file"]);
+    }
+    let left = standing(&stage).await;
+    assert!(left == COUNT || written.elapsed() > Duration::from_millis(1500), "{left} are left after {:?}", written.elapsed());
+    stage.eventually("they are deleted in their time", async || (standing(&stage).await == COUNT - 3).then_some(())).await;
+}
+
 /// The source of a resource is the door by which it came, whatever a caller says.
 #[tokio::test]
 async fn a_caller_cannot_hand_a_resource_to_the_file() {
@@ -142,7 +172,7 @@ async fn a_caller_cannot_hand_a_resource_to_the_file() {
     };
     client.add_resources(futures::stream::iter([request])).await.expect("answered").into_inner().message().await.expect("an answer");
     assert_eq!(stage.get("mine").await.expect("it is there").source, "api");
-    sync_twice(&stage, "master-1");
+    turns_pass(&stage, "master-1").await;
     assert_eq!(standing(&stage).await, 4);
     // Nor can the file take what the API has.
     write(&file, &["r00".to_owned(), "r01".to_owned(), "r02".to_owned(), "mine".to_owned()]);
@@ -150,6 +180,6 @@ async fn a_caller_cannot_hand_a_resource_to_the_file() {
     assert_eq!(stage.get("mine").await.expect("it is there").source, "api");
     write(&file, &names(3));
     stage.eventually("the conflict is gone", async || source(&stage, "master-1").filter(|s| s["conflict"] == 0)).await;
-    sync_twice(&stage, "master-1");
+    turns_pass(&stage, "master-1").await;
     assert_eq!(standing(&stage).await, 4);
 }

@@ -45,7 +45,6 @@ async fn large_resources_are_listed_page_by_page() {
     assert_eq!((listed.len(), pages), (COUNT, 3));
     let printed = stage.cli("master-1", &["get", "-o", "name"]);
     assert_eq!(String::from_utf8_lossy(&printed.stdout).lines().count(), COUNT);
-    // Of a plan too, only as much is shown as one answer takes; what is left out is counted.
     let plan: serde_json::Value = serde_json::from_str(&stage.curl("master-1", "/v1/plan", &[])).expect("json");
     assert_eq!(plan["undone"].as_array().map(Vec::len), Some(COUNT), "every one of them is pending: {plan}");
 }

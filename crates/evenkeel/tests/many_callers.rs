@@ -105,3 +105,19 @@ async fn streams_starve_neither_a_single_caller_nor_an_operator() {
         flood.await.expect("every request was answered");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_carried_out_in_its_order() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    let mut client = stage.connect("master-1").await.expect("connected");
+    let requests = (1..=200).map(|weight| AddResourcesRequest {
+        resource: Some(Resource { name: "a".to_owned(), weight: Some(weight), ..Resource::default() }),
+        replace: true,
+        ..AddResourcesRequest::default()
+    });
+    let answers = client.add_resources(stream::iter(requests)).await.expect("accepted").into_inner();
+    let outcomes: Vec<String> = answers.map(|answer| answer.expect("answered").outcome).collect().await;
+    assert_eq!((outcomes[0].as_str(), outcomes.iter().filter(|outcome| *outcome == "changed").count()), ("created", 199));
+    assert_eq!(stage.get("a").await.and_then(|state| state.resource).and_then(|resource| resource.weight), Some(200));
+}

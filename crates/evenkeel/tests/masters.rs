@@ -29,14 +29,16 @@ fn text(output: &Output) -> String {
 #[tokio::test]
 async fn every_command_is_answered_although_the_first_master_hangs() {
     let mut stage = Stage::start().await;
-    stage.masters(1, &[]).await;
+    let source = stage.path().join("source.yaml");
+    fs::write(&source, "resources: [{name: s}]").expect("written");
+    stage.masters(1, &["--resources", &source.display().to_string()]).await;
     stage.workers(1).await;
     let (_listener, hangs) = hanging();
     let masters = format!("{hangs},{}", url(&stage, "master-1"));
     let file = stage.path().join("more.yaml");
     fs::write(&file, "resources: [{name: b}, {name: c}]").expect("written");
     let file = file.display().to_string();
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 10] = [
         &["add", "a", "--", "echo", "said"],
         &["apply", "-f", &file],
         &["get"],
@@ -44,6 +46,8 @@ async fn every_command_is_answered_although_the_first_master_hangs() {
         &["plan"],
         &["cordon", "worker-1"],
         &["brake", "release"],
+        &["source", "sync", "file"],
+        &["source", "get", "file"],
         &["delete", "b", "c"],
     ];
     for arguments in commands {

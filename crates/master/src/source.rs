@@ -1,8 +1,8 @@
 //! The first source: a file of resources that the leader keeps the cluster in sync with. What is new in it is added, what has changed is
 //! changed, what it lacks is deleted as far as the guard allows (`evenkeel_model::source`); what came by the API stays.
 //!
-//! The wheel: it stands before it, beside the API. It only asks; the control loop decides. It must not act on anything but a file that this
-//! master has itself read whole in this very turn.
+//! The wheel: before it, beside the API. It only asks; the control loop decides. It must not act on anything but a file that this master has
+//! itself read to its end in this very turn.
 
 use std::{
     collections::BTreeMap,
@@ -23,24 +23,27 @@ use tokio::{
     io::AsyncReadExt,
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
-    api::service::{Service, leads},
+    api::{
+        room::Step,
+        service::{Service, leads},
+    },
     config::MasterError,
     control::request::PutMode,
-    known::Known,
 };
 
 /// The name of this source, with which the records of its resources are marked.
 pub(crate) const NAME: &str = "file";
-/// How often the file is read. What it lacks goes with the second reading that says so.
+/// How often the file is read.
 const PERIOD: Duration = Duration::from_secs(2);
+/// For how long the file must have said the same before what it lacks is deleted: the next reading in its turn comes later than that, one that
+/// somebody asks for may come sooner.
+const SETTLES: Duration = Duration::from_millis(1500);
 /// How many requests are under way at a time.
 const WINDOW: usize = 256;
-/// How many resources are looked at before others may have the lock.
-const STEP: usize = 1000;
 /// How many callers may wait for a turn.
 const ORDERS: usize = 16;
 
@@ -72,6 +75,8 @@ pub(crate) enum Order {
 pub(crate) enum NotReleased {
     #[error("digest: the source holds nothing")]
     Nothing,
+    #[error("digest: the file says something else at each reading; release it when that has ended")]
+    Unsettled,
     #[error("digest: other deletes are held now: {0} of them, under {1}; look at them, then release those")]
     Other(usize, HeldDigest),
     #[error("the source is failing, so it deletes nothing: {0}")]
@@ -105,12 +110,14 @@ pub(crate) struct SourceHandle {
     pub(crate) orders: mpsc::Sender<Order>,
 }
 
+type Parsed = Result<BTreeMap<ResourceName, Definition>, String>;
+
 /// The task that follows the file.
 pub(crate) struct FileSource {
     path: Arc<Path>,
     guard: DeleteGuard,
-    /// The last file that was read whole, and what stands in it.
-    read: Option<(Content, BTreeMap<ResourceName, Definition>)>,
+    /// The last content that was read, and what it means or what is wrong with it.
+    read: Option<(Content, Parsed)>,
     /// The changes of the cluster up to which it is as the file says; none: it may not be.
     settled: Option<u64>,
     state: watch::Sender<State>,
@@ -122,7 +129,7 @@ impl FileSource {
         let (state, shown) = watch::channel(State::default());
         let (sender, orders) = mpsc::channel(ORDERS);
         let path: Arc<Path> = path.into();
-        let source = Self { path: path.clone(), guard: DeleteGuard::new(DeleteLimit::default()), read: None, settled: None, state, orders };
+        let source = Self { path: path.clone(), guard: guard(), read: None, settled: None, state, orders };
         (source, SourceHandle { path, state: shown, orders: sender })
     }
 
@@ -139,6 +146,12 @@ impl FileSource {
             }
             let next = Instant::now() + PERIOD;
             self.turn(&service).await;
+            if leadership.has_changed().unwrap_or(true) {
+                // Perhaps another has led in between.
+                leadership.mark_unchanged();
+                self.forget();
+                continue;
+            }
             let order = tokio::select! {
                 order = self.orders.recv() => order,
                 () = sleep_until(next) => None,
@@ -146,7 +159,7 @@ impl FileSource {
             };
             match order {
                 Some(order) if leads(service.shared()) => self.obey(&service, order).await,
-                // Whoever asked is answered by the closed channel: this master does not lead.
+                // The caller is answered by the closed channel: this master does not lead.
                 Some(_) | None => {}
             }
         }
@@ -154,7 +167,7 @@ impl FileSource {
 
     /// What was read and seen before counts no more: another leader may have gone by another file since.
     fn forget(&mut self) {
-        self.guard = DeleteGuard::new(DeleteLimit::default());
+        self.guard = guard();
         (self.read, self.settled) = (None, None);
         self.state.send_replace(State::default());
         while self.orders.try_recv().is_ok() {}
@@ -175,7 +188,7 @@ impl FileSource {
         }
     }
 
-    /// Lets what is held go, if the file still lacks just that when it is read once more.
+    /// Deletes what is held, if the file still lacks just that when it is read once more.
     async fn release(&mut self, service: &Service, digest: HeldDigest) -> Result<State, NotReleased> {
         let held = self.state.borrow().held;
         match held {
@@ -187,13 +200,18 @@ impl FileSource {
         self.settled = None;
         self.turn(service).await;
         if self.guard.is_released() {
-            // The file says it in other words by now: the second reading confirms them.
+            // The file says it in other words by now, or has been read a moment ago for the first time.
+            sleep(PERIOD).await;
             self.turn(service).await;
         }
+        let is_unsettled = self.guard.is_released();
+        // Whatever came of it, what is not deleted by now is not released any more.
+        self.guard.withdraw();
         let state = self.state.borrow().clone();
         match (&state.failure, state.held) {
             (Some(failure), _) => Err(NotReleased::Failing(failure.clone())),
             (None, Some((count, held))) => Err(NotReleased::Other(count, held)),
+            (None, None) if is_unsettled => Err(NotReleased::Unsettled),
             (None, None) => Ok(state),
         }
     }
@@ -215,7 +233,7 @@ impl FileSource {
         }
     }
 
-    /// Reads the file whole. What it says is kept as long as its content stays the same.
+    /// Reads the file to its end. What it says is kept as long as its content stays the same.
     async fn look(&mut self) -> Result<Content, String> {
         let bytes = read_file(&self.path).await.map_err(|e| format!("{}: {e}", self.path.display()))?;
         let content = Content::of(&bytes);
@@ -223,14 +241,18 @@ impl FileSource {
             let path = self.path.clone();
             // A large file takes seconds.
             let parsed = spawn_blocking(move || parse(&path, &bytes)).await.map_err(|e| e.to_string())?;
-            self.read = Some((content, parsed?));
+            self.read = Some((content, parsed));
             self.settled = None;
         }
-        Ok(content)
+        match &self.read {
+            Some((_, Err(wrong))) => Err(wrong.clone()),
+            _ => Ok(content),
+        }
     }
 
     async fn sync(&mut self, service: &Service, content: Content) {
-        let Some((_, wanted)) = &self.read else { return };
+        let Some((_, Ok(wanted))) = &self.read else { return };
+        let began = Instant::now();
         let changes = service.shared().read().next_change();
         if self.settled == Some(changes) {
             return;
@@ -238,7 +260,8 @@ impl FileSource {
         let standing = definitions_of(service, NAME).await;
         let diff = diff::diff(&standing, wanted);
         let missing: Vec<ResourceName> = diff.delete.iter().map(|definition| definition.name.clone()).collect();
-        let answer = Answer { content, records: wanted.len(), present: standing.len(), missing: &missing };
+        let at = service.shared().now();
+        let answer = Answer { content, at, records: wanted.len(), present: standing.len(), missing: &missing };
         let verdict = self.guard.judge(answer);
         let (requests, conflict) = requests(service, &diff, if verdict == Deletes::Allowed { missing } else { Vec::new() }).await;
         let held = if let Deletes::Held(digest) = verdict { Some((diff.delete.len(), digest)) } else { None };
@@ -261,7 +284,7 @@ impl FileSource {
         self.state.send_replace(state.clone());
         if tally.add + tally.change + tally.delete > 0 {
             let done = Counts { unchanged: diff.unchanged, ..requests.carry_out(service).await };
-            tracing::info!(source = NAME, wanted = %tally, %done, "synced the file of resources");
+            log_turn(&state, tally, done, began.elapsed());
             let present = standing.len() + done.add - done.delete;
             self.state.send_replace(State { done, present, ..state });
             return self.settled = None;
@@ -291,6 +314,28 @@ impl FileSource {
     }
 }
 
+fn guard() -> DeleteGuard {
+    DeleteGuard::new(DeleteLimit::default(), SETTLES)
+}
+
+/// One line, with the keys that the inventory sync before Evenkeel wrote: what the answer had, what there was, what was wanted and what was
+/// done.
+fn log_turn(state: &State, wanted: Counts, done: Counts, took: Duration) {
+    tracing::info!(
+        source = NAME,
+        public.cloud.num = state.records,
+        db.num = state.present,
+        toAddNum = wanted.add,
+        toModNum = wanted.change,
+        toDelNum = wanted.delete,
+        suAddNum = done.add,
+        suModNum = done.change,
+        suDelNum = done.delete,
+        timeTook = ?took,
+        "synced the file of resources"
+    );
+}
+
 /// The content of a file; what has no end, and what has more than is taken, is refused.
 async fn read_file(path: &Path) -> Result<Vec<u8>, std::io::Error> {
     if !tokio::fs::metadata(path).await?.is_file() {
@@ -311,12 +356,21 @@ struct Requests {
 /// The requests that a diff comes to, and how many names of it belong to somebody else.
 async fn requests(service: &Service, diff: &Diff<'_>, deletes: Vec<ResourceName>) -> (Requests, usize) {
     let mut puts = Vec::with_capacity(diff.add.len() + diff.change.len());
-    for some in diff.add.chunks(STEP) {
-        let is_free = |known: &Known, name: &ResourceName| known.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
-        {
-            let known = service.shared().read();
-            puts.extend(some.iter().filter(|d| is_free(&known, &d.name)).map(|d| ((*d).clone(), PutMode::Add)));
-        }
+    let mut adds = diff.add.iter();
+    while adds.len() > 0 {
+        let free: Vec<&Definition> = {
+            let (known, step) = (service.shared().read(), Step::begin());
+            let is_free = |name: &ResourceName| known.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
+            let mut free = Vec::new();
+            for definition in adds.by_ref() {
+                free.extend(Some(*definition).filter(|definition| is_free(&definition.name)));
+                if step.is_over() {
+                    break;
+                }
+            }
+            free
+        };
+        puts.extend(free.into_iter().map(|definition| (definition.clone(), PutMode::Add)));
         tokio::task::yield_now().await;
     }
     let conflict = diff.add.len() - puts.len();
@@ -356,16 +410,24 @@ async fn definitions_of(service: &Service, source: &str) -> BTreeMap<ResourceNam
     let mut found = BTreeMap::new();
     let mut after: Option<ResourceName> = None;
     loop {
-        {
-            let known = service.shared().read();
-            let some: Vec<_> = known.cluster.units_after(after.as_ref().map(ResourceName::as_str)).take(STEP).collect();
-            let records = some.iter().filter_map(|(name, unit)| Some((*name, unit.record.as_deref()?)));
-            let kept = records.filter(|(_, record)| *record.value.source == *source);
-            found.extend(kept.map(|(name, record)| (name.clone(), record.value.definition.clone())));
-            if some.len() < STEP {
-                return found;
+        let is_over = {
+            let (known, step) = (service.shared().read(), Step::begin());
+            let from = after.clone();
+            let mut is_over = false;
+            for (name, unit) in known.cluster.units_after(from.as_ref().map(ResourceName::as_str)) {
+                if let Some(record) = unit.record.as_deref().filter(|r| *r.value.source == *source) {
+                    found.insert(name.clone(), record.value.definition.clone());
+                }
+                is_over = step.is_over();
+                if is_over {
+                    after = Some(name.clone());
+                    break;
+                }
             }
-            after = some.last().map(|(name, _)| (*name).clone());
+            is_over
+        };
+        if !is_over {
+            return found;
         }
         tokio::task::yield_now().await;
     }

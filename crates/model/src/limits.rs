@@ -112,8 +112,12 @@ limits! {
         /// Actions of a plan that a caller asks for, and resources assigned nowhere that it looks at. It is made while the leader waits: in some
         /// ten milliseconds.
         MAX_PLAN: usize = 5000, "entries";
-        /// Plans and explanations that wait for their turn, one being made at a time.
+        /// Plans that wait for their turn, one being made at a time.
         MAX_PLANS_WAITING: usize = 32, "calls";
+        /// Lists and explanations that are being made. They give way to the leader between their steps, and share the processors with it.
+        MAX_SEARCHES: usize = 16, "calls";
+        /// Lists and explanations that wait for that.
+        MAX_SEARCHES_WAITING: usize = 1024, "calls";
         /// Streams that watch resources or events, or follow output, over all callers. Each remembers what its caller was shown.
         MAX_WATCHES: usize = 1024, "streams";
         /// Requests to change something that are read and not yet answered, over all callers. A leader writes that many within
@@ -121,7 +125,8 @@ limits! {
         MAX_WAITING: usize = 8192, "requests";
         /// Of those, what all streams and sources may take together. Who asks for one thing finds a place beside them.
         MAX_WAITING_OF_STREAMS: usize = 1024, "requests";
-        /// The requests that are read and not yet answered. Two thousand of the largest specs.
+        /// The requests that are read and not yet answered; all streams and sources together may take half of it. Two thousand of the largest
+        /// specs.
         MAX_WAITING_BYTES: usize = 128 << 20, "bytes";
     }
     "Connections to a master or worker, gRPC and HTTP together (closed, or HTTP 408, 431 or 503; by gRPC DEADLINE_EXCEEDED)" {

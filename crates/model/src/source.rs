@@ -1,21 +1,21 @@
 //! What one answer of a source may delete: the guard between an inventory that lacks something and work that ends.
 //!
-//! The wheel: it stands before it, with [`crate::diff`], which says what is missing. It reads nothing, deletes nothing and knows no clock.
+//! The wheel: before it, with [`crate::diff`], which says what is missing. It reads nothing, deletes nothing and knows no clock.
 //!
 //! An answer that is not complete (a file that cannot be read, or is wrong) deletes nothing. A complete one deletes what it lacks when the
-//! answer before said the same, and only within a limit. What is beyond the limit is held until a person has seen it and releases exactly
-//! that.
+//! source has said the same for a while, and only within a limit. What is beyond the limit is held until a person has seen it and releases
+//! exactly that.
 
-use std::{fmt, num::ParseIntError, str::FromStr};
+use std::{fmt, num::ParseIntError, str::FromStr, time::Duration};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::ResourceName;
+use crate::{Moment, ResourceName};
 
 /// How much one answer may delete by itself: no more than the larger of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeleteLimit {
-    /// Of what stands of the source, in percent.
+    /// Of the resources of the source, in percent.
     pub percent: usize,
     /// So many in any case, unless the answer is empty.
     pub at_least: usize,
@@ -28,7 +28,7 @@ impl Default for DeleteLimit {
     }
 }
 
-/// What an answer said, whole: two answers with the same content are equal.
+/// All that an answer said: two answers with the same content are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content(u64);
 
@@ -69,14 +69,16 @@ impl FromStr for HeldDigest {
     }
 }
 
-/// A complete answer, beside what stands of the source.
+/// A complete answer, beside the resources of the source.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
     /// What it said.
     pub content: Content,
+    /// When it was read.
+    pub at: Moment,
     /// How many records it has.
     pub records: usize,
-    /// How many resources of the source stand.
+    /// How many resources of the source there are.
     pub present: usize,
     /// Those of them that it lacks, in order.
     pub missing: &'a [ResourceName],
@@ -88,7 +90,7 @@ pub struct Answer<'a> {
 pub enum Deletes {
     /// It lacks nothing.
     Nothing,
-    /// It is the first to say so: the next answer decides.
+    /// The source has not said so for long enough: a later answer decides.
     Unconfirmed,
     /// It is more than the limit: a person decides.
     Held(HeldDigest),
@@ -100,8 +102,10 @@ pub enum Deletes {
 #[derive(Clone, Debug, Default)]
 pub struct DeleteGuard {
     limit: DeleteLimit,
-    /// What the answer before said, if it was complete.
-    last: Option<Content>,
+    /// For how long a source must have said the same before anything is deleted by it.
+    settles: Duration,
+    /// What the answer before said, if it was complete, and when it was first said.
+    last: Option<(Content, Moment)>,
     /// The set that a person has released, until it is deleted.
     released: Option<HeldDigest>,
 }
@@ -109,18 +113,23 @@ pub struct DeleteGuard {
 impl DeleteGuard {
     /// One that has seen no answer.
     #[must_use]
-    pub fn new(limit: DeleteLimit) -> Self {
-        Self { limit, ..Self::default() }
+    pub fn new(limit: DeleteLimit, settles: Duration) -> Self {
+        Self { limit, settles, ..Self::default() }
     }
 
-    /// The answer was not complete: it deletes nothing, and the next complete one is the first again.
+    /// The answer was not complete: it deletes nothing, and the next complete one is the first again. What was released is held again.
     pub fn incomplete(&mut self) {
-        self.last = None;
+        (self.last, self.released) = (None, None);
     }
 
     /// A person allows this set to be deleted, once.
     pub fn release(&mut self, held: HeldDigest) {
         self.released = Some(held);
+    }
+
+    /// Nothing is released any more.
+    pub fn withdraw(&mut self) {
+        self.released = None;
     }
 
     /// A release waits for the answer that confirms it.
@@ -131,7 +140,9 @@ impl DeleteGuard {
 
     /// Judges a complete answer.
     pub fn judge(&mut self, answer: Answer<'_>) -> Deletes {
-        let is_confirmed = self.last.replace(answer.content) == Some(answer.content);
+        let since = self.last.filter(|(content, _)| *content == answer.content).map_or(answer.at, |(_, since)| since);
+        self.last = Some((answer.content, since));
+        let is_confirmed = answer.at >= since.after(self.settles) && answer.at > since;
         if answer.missing.is_empty() {
             self.released = None;
             return Deletes::Nothing;
@@ -170,8 +181,18 @@ mod tests {
         numbers.into_iter().map(|n| ResourceName::new(&format!("r{n:03}")).expect("a name")).collect()
     }
 
-    fn judged(guard: &mut DeleteGuard, content: u64, records: usize, present: usize, missing: &[ResourceName]) -> Deletes {
-        guard.judge(Answer { content: Content(content), records, present, missing })
+    const SETTLES: Duration = Duration::from_secs(2);
+
+    fn guard() -> DeleteGuard {
+        DeleteGuard::new(DeleteLimit::default(), SETTLES)
+    }
+
+    fn second(n: u64) -> Moment {
+        Moment(Duration::from_secs(n))
+    }
+
+    fn judged(guard: &mut DeleteGuard, at: u64, content: u64, (records, present): (usize, usize), missing: &[ResourceName]) -> Deletes {
+        guard.judge(Answer { content: Content(content), at: second(at), records, present, missing })
     }
 
     #[test]
@@ -185,15 +206,15 @@ mod tests {
             (109, 11, 98, true),
             (110, 11, 99, false),
             (3, 3, 1, false),
-            // Empty is held, however little stands.
+            // Empty is held, however little there is.
             (1, 1, 0, true),
             (20, 20, 0, true),
         ];
         for (present, count, records, is_held) in cases {
             let missing = names(0..count);
-            let mut guard = DeleteGuard::default();
-            let first = judged(&mut guard, 1, records, present, &missing);
-            let second = judged(&mut guard, 1, records, present, &missing);
+            let mut guard = guard();
+            let first = judged(&mut guard, 1, 1, (records, present), &missing);
+            let second = judged(&mut guard, 3, 1, (records, present), &missing);
             let held = Deletes::Held(HeldDigest::of(&missing));
             let expected = if is_held { (held, held) } else { (Deletes::Unconfirmed, Deletes::Allowed) };
             assert_eq!((first, second), expected, "{count} of {present}");
@@ -201,29 +222,37 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_content_twice_in_a_row_deletes() {
+    fn only_what_is_said_for_a_while_deletes() {
         let missing = names(0..2);
-        let mut guard = DeleteGuard::default();
-        assert_eq!(judged(&mut guard, 1, 8, 10, &missing), Deletes::Unconfirmed);
+        let mut guard = guard();
+        assert_eq!(judged(&mut guard, 1, 1, (8, 10), &missing), Deletes::Unconfirmed);
         // A file that is being copied says something else each time.
-        assert_eq!(judged(&mut guard, 2, 9, 10, &missing), Deletes::Unconfirmed);
+        assert_eq!(judged(&mut guard, 3, 2, (9, 10), &missing), Deletes::Unconfirmed);
         guard.incomplete();
-        assert_eq!(judged(&mut guard, 2, 9, 10, &missing), Deletes::Unconfirmed);
-        assert_eq!(judged(&mut guard, 2, 9, 10, &missing), Deletes::Allowed);
+        assert_eq!(judged(&mut guard, 5, 2, (9, 10), &missing), Deletes::Unconfirmed);
+        // Read again at once, by a person who asks for it, it confirms nothing.
+        assert_eq!(judged(&mut guard, 5, 2, (9, 10), &missing), Deletes::Unconfirmed);
+        assert_eq!(judged(&mut guard, 6, 2, (9, 10), &missing), Deletes::Unconfirmed);
+        assert_eq!(judged(&mut guard, 7, 2, (9, 10), &missing), Deletes::Allowed);
     }
 
     #[test]
     fn a_release_is_for_one_set_and_one_time() {
         let (missing, other) = (names(0..9), names(1..10));
         let held = HeldDigest::of(&missing);
-        let mut guard = DeleteGuard::default();
-        assert_eq!(judged(&mut guard, 1, 1, 10, &missing), Deletes::Held(held));
+        let mut guard = guard();
+        assert_eq!(judged(&mut guard, 1, 1, (1, 10), &missing), Deletes::Held(held));
         guard.release(held);
-        assert_eq!(judged(&mut guard, 1, 1, 10, &missing), Deletes::Allowed);
-        assert_eq!(judged(&mut guard, 1, 1, 10, &missing), Deletes::Held(held));
+        assert_eq!(judged(&mut guard, 3, 1, (1, 10), &missing), Deletes::Allowed);
+        assert_eq!(judged(&mut guard, 5, 1, (1, 10), &missing), Deletes::Held(held));
         guard.release(held);
-        assert_eq!(judged(&mut guard, 2, 1, 10, &other), Deletes::Held(HeldDigest::of(&other)));
-        assert_eq!(judged(&mut guard, 1, 1, 10, &missing), Deletes::Held(held));
+        assert_eq!(judged(&mut guard, 7, 2, (1, 10), &other), Deletes::Held(HeldDigest::of(&other)));
+        assert_eq!(judged(&mut guard, 9, 1, (1, 10), &missing), Deletes::Held(held));
+        // Who was told that the source is failing has released nothing.
+        guard.release(held);
+        guard.incomplete();
+        assert_eq!(judged(&mut guard, 11, 1, (1, 10), &missing), Deletes::Held(held));
+        assert_eq!(judged(&mut guard, 13, 1, (1, 10), &missing), Deletes::Held(held));
         assert_eq!(held.to_string().parse(), Ok(held));
     }
 
@@ -258,14 +287,18 @@ mod tests {
         #[test]
         fn nothing_goes_that_either_of_the_last_two_complete_answers_has(course in any_course()) {
             let limit = DeleteLimit { percent: 10, at_least: 2 };
-            let mut guard = DeleteGuard::new(limit);
+            let mut guard = DeleteGuard::new(limit, SETTLES);
+            let mut at = 0;
             let mut stands: BTreeSet<usize> = (0..12).collect();
             let mut before: Option<BTreeSet<usize>> = None;
             let (mut held, mut is_released) = (None, false);
             for turn in course {
                 match turn {
-                    Turn::Incomplete => guard.incomplete(),
-                    Turn::NewLeader => (guard, held, is_released) = (DeleteGuard::new(limit), None, false),
+                    Turn::Incomplete => {
+                        guard.incomplete();
+                        is_released = false;
+                    }
+                    Turn::NewLeader => (guard, held, is_released) = (DeleteGuard::new(limit, SETTLES), None, false),
                     Turn::Release => {
                         if let Some(held) = held {
                             guard.release(held);
@@ -276,7 +309,8 @@ mod tests {
                         let gone: Vec<usize> = stands.difference(&records).copied().collect();
                         let missing = names(gone.iter().copied());
                         let content = Content::of(format!("{records:?}").as_bytes());
-                        let answer = Answer { content, records: records.len(), present: stands.len(), missing: &missing };
+                        at += 2;
+                        let answer = Answer { content, at: second(at), records: records.len(), present: stands.len(), missing: &missing };
                         match guard.judge(answer) {
                             Deletes::Allowed => {
                                 prop_assert!(before.as_ref().is_some_and(|before| gone.iter().all(|n| !before.contains(n))));

@@ -190,7 +190,7 @@ fn one_more(etcd: &Etcd, link: &str, address: &str) -> (tokio::task::JoinHandle<
     (tokio::spawn(engine.run(stops)), handle, stop)
 }
 
-/// Two masters of one id were taken in silence: whoever looks takes them for one.
+/// Two masters of one id were taken in silence, and looked like one.
 #[tokio::test(start_paused = true)]
 async fn a_second_master_of_the_same_id_is_refused() {
     let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));

@@ -6,7 +6,7 @@ use evenkeel_model::{
     Cluster, Definition, Draft, Misfit, Origin, Pending, PolicyName, Registration, Related, Relations, Standing, Subject, Undone, WorkerId,
     WorkerWish, fit,
 };
-use evenkeel_planner::{Supposition, Verdict, explain, plan, suppose};
+use evenkeel_planner::{Explainer, Looked, Supposition, Verdict, explain, plan, suppose};
 use evenkeel_sim::world::World;
 use proptest::{prelude::*, strategy::ValueTree};
 
@@ -237,6 +237,9 @@ proptest! {
         for (name, unit) in world.cluster.units_after(None) {
             let Some(definition) = unit.definition() else { continue };
             let explained = explain(&world.cluster, definition, world.now, &world.config);
+            let mut explainer = Explainer::new(definition.clone(), &world.config);
+            while explainer.look(&world.cluster, world.now, 2) == Looked::AtSome {}
+            assert_eq!(explainer.explain(), explained, "it is the same when it is made two workers at a time");
             if unit.holders.is_empty() {
                 let eligible = explained.considered.iter().find(|c| matches!(c.verdict, Verdict::Eligible { .. }));
                 prop_assert!(eligible.is_none(), "{name} is pending, and {eligible:?} could take it");

@@ -101,7 +101,7 @@ struct Tries {
     out: BTreeMap<usize, String>,
     /// How many were sent and gave no answer that counts.
     lost: usize,
-    /// The connection stood, and no answer came.
+    /// There was a connection, and no answer came.
     silent: bool,
 }
 
@@ -167,6 +167,15 @@ impl Session {
         Q: Clone,
         F: AsyncFn(&mut Client, Q) -> Result<Response<A>, Status>,
     {
+        self.ask_within(ANSWER, subject, request, call).await
+    }
+
+    /// As [`Session::ask`], for calls that are answered when something has ended that may take so long.
+    pub(crate) async fn ask_within<Q, A, F>(&self, span: Duration, subject: &str, request: Q, call: F) -> Answer<A>
+    where
+        Q: Clone,
+        F: AsyncFn(&mut Client, Q) -> Result<Response<A>, Status>,
+    {
         let begun = Instant::now();
         let mut tries = Tries::default();
         let mut calls = FuturesUnordered::new();
@@ -174,7 +183,7 @@ impl Session {
         loop {
             if let Some(index) = next.take() {
                 tries.waiting.insert(index);
-                calls.push(self.attempt(index, request.clone(), &call));
+                calls.push(self.attempt(index, span, request.clone(), &call));
             }
             let spare = self.to_ask(&tries);
             let ended = tokio::select! {
@@ -223,7 +232,7 @@ impl Session {
                     }
                 }
                 Outcome::Silent => {
-                    tries.out.insert(index, format!("no answer within {} s", ANSWER.as_secs()));
+                    tries.out.insert(index, format!("no answer within {} s", span.as_secs()));
                     tries.lost += 1;
                     tries.silent = true;
                 }
@@ -233,7 +242,7 @@ impl Session {
     }
 
     /// One try at one master.
-    async fn attempt<Q, A, F>(&self, index: usize, request: Q, call: &F) -> (usize, Outcome<A>)
+    async fn attempt<Q, A, F>(&self, index: usize, span: Duration, request: Q, call: &F) -> (usize, Outcome<A>)
     where
         F: AsyncFn(&mut Client, Q) -> Result<Response<A>, Status>,
     {
@@ -241,13 +250,13 @@ impl Session {
             Ok(client) => client,
             Err(reason) => return (index, Outcome::Unreachable(reason)),
         };
-        match timeout(ANSWER, call(&mut client, request)).await {
+        match timeout(span, call(&mut client, request)).await {
             Ok(said) => (index, Outcome::Said(said.map(Response::into_inner))),
             Err(_) => (index, Outcome::Silent),
         }
     }
 
-    /// The connection to a master that stands, or a new one.
+    /// The open connection to a master, or a new one.
     async fn connect(&self, index: usize) -> Result<Client, String> {
         let Master { url, client } = &self.masters[index];
         let mut client = client.lock().await;

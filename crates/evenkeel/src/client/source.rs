@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use evenkeel_proto::v1::{GetSourceRequest, ListSourcesRequest, ReleaseSourceRequest, SourceCount, SourceState, SyncSourceRequest};
+use evenkeel_proto::v1::{
+    GetSourceRequest, ListSourcesRequest, ReleaseSourceRequest, ReleaseSourceResponse, SourceCount, SourceState, SyncSourceRequest,
+};
 use serde_json::{Value, json};
+use tonic::Code;
 
-use super::{ClientArgs, ClientError, Listing, print_list, print_one};
+use super::{
+    ClientArgs, ClientError, Listing, print_list, print_one,
+    session::{Answer, Session},
+};
 use crate::output::{self, Row, Tone, or_dash};
 
 /// How long a turn may take that deletes or adds very many.
@@ -60,27 +66,34 @@ pub(crate) async fn run(args: SourceArgs) -> Result<(), ClientError> {
             show(&client, answer.source)
         }
         Action::Sync { name, client } => {
-            let mut master = client.master.clone().session().client().await?;
-            let answer = timed(&name, master.sync_source(SyncSourceRequest { name: name.clone() })).await?;
-            let source = answer.source.unwrap_or_default();
+            let session = client.master.clone().session();
+            let request = SyncSourceRequest { name: name.clone() };
+            let answer = session.ask_within(TURN, &name, request, async |client, request| client.sync_source(request).await).await;
+            let source = answer.result?.source.unwrap_or_default();
             let failure = (source.state == "failing").then(|| source.reason.clone());
             show(&client, Some(source))?;
             failure.map_or(Ok(()), |reason| Err(ClientError::Failed(format!("{name}: {reason}"))))
         }
         Action::Release { name, digest, client } => {
-            let mut master = client.master.clone().session().client().await?;
-            let answer = timed(&name, master.release_source(ReleaseSourceRequest { name: name.clone(), digest })).await?;
-            show(&client, answer.source)
+            let session = client.master.clone().session();
+            let request = ReleaseSourceRequest { name: name.clone(), digest };
+            let answer = session.ask_within(TURN, &name, request, async |client, request| client.release_source(request).await).await;
+            show(&client, released(&session, &name, answer).await?)
         }
     }
 }
 
-/// A call that answers when the turn has ended.
-async fn timed<T>(name: &str, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, ClientError> {
-    let answer = tokio::time::timeout(TURN, call).await;
-    let answer =
-        answer.map_err(|_| ClientError::Silent { subject: name.to_owned(), reasons: format!("no answer within {} s", TURN.as_secs()) })?;
-    answer.map(tonic::Response::into_inner).map_err(|status| ClientError::status(name, &status))
+/// When a try was lost on the way and the next finds nothing held, the lost one did it.
+async fn released(session: &Session, name: &str, answer: Answer<ReleaseSourceResponse>) -> Result<Option<SourceState>, ClientError> {
+    match answer.result {
+        Ok(answer) => Ok(answer.source),
+        Err(error) if answer.retried && error.is(Code::FailedPrecondition) => {
+            let request = GetSourceRequest { name: name.to_owned() };
+            let source = session.call(name, request, async |client, request| client.get_source(request).await).await?.source;
+            if source.as_ref().is_some_and(|source| source.state == "ok") { Ok(source) } else { Err(error) }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn ls(client: ClientArgs) -> Result<(), ClientError> {

@@ -11,16 +11,22 @@ use prost_reflect::DescriptorPool;
 use tower::{Service, ServiceExt};
 
 use super::{Services, room::Turns, routes::Routes, service::Service as Master, services};
-use crate::{config::MasterConfig, control::Queues, engine::Handle, known::Shared, time::SystemClock};
+use crate::{
+    config::MasterConfig,
+    control::Queues,
+    engine::Handle,
+    known::{Leadership, Shared},
+    time::SystemClock,
+};
 
 const PAGES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// A master's HTTP port and gRPC port as they are served, and what has come to its control loop.
-async fn ports() -> (impl Web, impl Web, Queues) {
+async fn ports() -> (impl Web, impl Web, Queues, Arc<Shared>) {
     let config = Arc::new(MasterConfig::new(MasterId::new("master-1").expect("an id"), Vec::new()));
     let shared = Arc::new(Shared::new(Arc::new(SystemClock::start())));
     shared.set_waits_for(Some("etcd at http://e:1 does not answer".to_owned()));
-    let (engine, asked) = Handle::new(shared);
+    let (engine, asked) = Handle::new(Arc::clone(&shared));
     let master = Master { config, engine, turns: Turns::default(), source: None };
     let Services { grpc, http, streaming } = services(master).await.expect("services");
     assert_eq!(streaming, ["/evenkeel.v1.Master/AddResources"]);
@@ -30,7 +36,7 @@ async fn ports() -> (impl Web, impl Web, Queues) {
         names: Names::of(["master-1.example"]).expect("a host").with("m.example"),
         open_ended: OpenEnded::of(streaming),
     };
-    (front.before_http(http), front.before_grpc(grpc), asked)
+    (front.before_http(http), front.before_grpc(grpc), asked, shared)
 }
 
 trait Web: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static {}
@@ -63,7 +69,7 @@ type Refused<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u16, bool);
 
 #[tokio::test(start_paused = true)]
 async fn the_door_is_before_every_route() {
-    let (web, _, mut asked) = ports().await;
+    let (web, _, mut asked, shared) = ports().await;
     let host = ("host", "127.0.0.1:8081");
     let refused: [Refused<'_>; 10] = [
         ("a foreign origin", &[host, JSON, ("origin", "http://evil.example")], "{}", 403, false),
@@ -93,11 +99,22 @@ async fn the_door_is_before_every_route() {
         }
     }
     assert!(asked.requests.try_recv().is_err() && asked.operations.try_recv().is_err());
+    // A request that is let in comes as far as the control loop: so nothing of the above would have been overlooked.
+    shared.set_leadership(Leadership::Mine);
+    let let_in = async |path: &str, body: &str| ask(&web, &Method::POST, path, &[host, JSON], body).await;
+    tokio::select! {
+        answer = let_in("/v1/resources", r#"{"name":"a"}"#) => panic!("answered without a control loop: {answer:?}"),
+        request = asked.requests.recv() => assert!(request.is_some()),
+    }
+    tokio::select! {
+        answer = let_in("/v1/workers/w:cordon", "") => panic!("answered without a control loop: {answer:?}"),
+        request = asked.operations.recv() => assert!(request.is_some()),
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_is_no_page_gets_through_the_door() {
-    let (web, _, _asked) = ports().await;
+    let (web, _, _asked, _) = ports().await;
     let cases: [&[(&str, &str)]; 7] = [
         &[("host", "127.0.0.1:8081")],
         &[("host", "master-1")],
@@ -126,7 +143,7 @@ async fn who_is_no_page_gets_through_the_door() {
 /// HEAD is there wherever GET is, with its status and its headers; what is not there names what is.
 #[tokio::test(start_paused = true)]
 async fn every_path_knows_its_methods() {
-    let (web, _, _asked) = ports().await;
+    let (web, _, _asked, _) = ports().await;
     let host = ("host", "a");
     let all = every_route();
     let paths: BTreeSet<&str> = all.iter().map(|(_, path)| path.as_str()).collect();
@@ -162,7 +179,7 @@ async fn every_path_knows_its_methods() {
 
 #[tokio::test(start_paused = true)]
 async fn the_other_port_is_named() {
-    let (web, calls, _asked) = ports().await;
+    let (web, calls, _asked, _) = ports().await;
     let grpc = [("content-type", "application/grpc"), ("te", "trailers"), ("host", "evil.example")];
     for path in
         ["/evenkeel.v1.Master/ListWorkers", "/grpc.health.v1.Health/Check", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"]
@@ -200,7 +217,7 @@ async fn a_body_that_says_that_it_is_too_large_is_not_read() {
             http_body::SizeHint::with_exact(2 << 20)
         }
     }
-    let (web, _, _asked) = ports().await;
+    let (web, _, _asked, _) = ports().await;
     let request = Request::post("/v1/resources").header("host", "a").header(JSON.0, JSON.1).body(boxed(Endless)).expect("a request");
     let Ok(answer) = web.oneshot(request).await;
     assert_eq!(answer.status(), 413);

@@ -22,6 +22,7 @@ const WORKERS: usize = 50;
 /// NOT_FOUND when nothing of that name is wanted.
 pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1::ExplainResponse, Status> {
     let (shared, planner) = (service.shared(), &service.config.planner);
+    let _place = service.turns.search().await?;
     let (state, events, definition) = {
         let known = shared.read();
         let state = states::resource(&known.cluster, name.as_str(), shared.now(), planner);

@@ -28,6 +28,7 @@ pub(super) async fn resources(service: &Service, request: &v1::ListResourcesRequ
         found: Vec::new(),
         room: Room::of_a_page(),
     };
+    let _place = service.turns.search().await?;
     loop {
         let is_done = page.step(service.shared(), &service.config.planner);
         if is_done {
@@ -54,7 +55,7 @@ struct Resources {
 impl Resources {
     /// Looks at some resources more. True: the page is full, or there are no more.
     fn step(&mut self, shared: &Shared, planner: &PlannerConfig) -> bool {
-        let (now, mut step) = (shared.now(), Step::begin());
+        let (now, step) = (shared.now(), Step::begin());
         let known = shared.read();
         let after = self.after.clone();
         for (name, unit) in known.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
@@ -83,9 +84,10 @@ pub(super) async fn workers(service: &Service, request: &v1::ListWorkersRequest)
     let mut room = Room::of_a_page();
     let mut workers: Vec<v1::WorkerState> = Vec::new();
     let (shared, planner) = (service.shared(), &service.config.planner);
+    let _place = service.turns.search().await?;
     loop {
         {
-            let (now, mut step) = (shared.now(), Step::begin());
+            let (now, step) = (shared.now(), Step::begin());
             let known = shared.read();
             let brake = || evenkeel_planner::brake(&known.cluster, planner).map(|brake| brake.to_string()).unwrap_or_default();
             let from = after.clone();

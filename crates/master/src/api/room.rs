@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_model::limits::{MAX_PAGE_BYTES, MAX_PLANS_WAITING, MAX_WATCHES};
+use evenkeel_model::limits::{MAX_PAGE_BYTES, MAX_PLANS_WAITING, MAX_SEARCHES, MAX_SEARCHES_WAITING, MAX_WATCHES};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,26 +13,22 @@ use tonic::Status;
 
 /// For how long a reader holds what the control loop waits for, at a stretch. A commit takes several times as long.
 const STEP: Duration = Duration::from_micros(500);
-/// How many entries are looked at between two looks at the clock.
-const LOOKS: u32 = 8;
 /// After a computation that cannot be cut into steps the next one waits for so many times its length, so that most of the time is the loop's.
 const REST_FACTOR: u32 = 3;
 
 /// One step of a reader.
-pub(super) struct Step {
+pub(crate) struct Step {
     began: Instant,
-    looks: u32,
 }
 
 impl Step {
-    pub(super) fn begin() -> Self {
-        Self { began: Instant::now(), looks: 0 }
+    pub(crate) fn begin() -> Self {
+        Self { began: Instant::now() }
     }
 
-    /// An entry was looked at. True: the step has taken long enough, and others are to have their turn.
-    pub(super) fn is_over(&mut self) -> bool {
-        self.looks += 1;
-        self.looks.is_multiple_of(LOOKS) && self.began.elapsed() >= STEP
+    /// The step has taken long enough, and others are to have their turn. Asked after each entry: one may take long by itself.
+    pub(crate) fn is_over(&self) -> bool {
+        self.began.elapsed() >= STEP
     }
 }
 
@@ -68,29 +64,48 @@ impl Room {
     }
 }
 
-/// Whose turn it is to compute what holds up the control loop, and how many may watch.
+/// Whose turn it is to compute what holds up the control loop, how many may search, and how many may watch.
 #[derive(Clone, Debug)]
 pub(crate) struct Turns {
+    /// One plan at a time.
     one: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// Lists and explanations, which give way between their steps, and take the processors all the same.
+    searches: Arc<Semaphore>,
+    searches_waiting: Arc<Semaphore>,
     watches: Arc<Semaphore>,
 }
 
 impl Default for Turns {
     fn default() -> Self {
         let semaphore = |count| Arc::new(Semaphore::new(count));
-        Self { one: semaphore(1), waiting: semaphore(MAX_PLANS_WAITING), watches: semaphore(MAX_WATCHES) }
+        Self {
+            one: semaphore(1),
+            waiting: semaphore(MAX_PLANS_WAITING),
+            searches: semaphore(MAX_SEARCHES),
+            searches_waiting: semaphore(MAX_SEARCHES_WAITING),
+            watches: semaphore(MAX_WATCHES),
+        }
     }
 }
 
 impl Turns {
+    /// A place for a list or an explanation, until it is made.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when too many wait already.
+    pub(super) async fn search(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| Status::resource_exhausted(format!("{MAX_SEARCHES_WAITING} lists and explanations wait already; try again"));
+        let _waits = self.searches_waiting.clone().try_acquire_owned().map_err(full)?;
+        self.searches.clone().acquire_owned().await.map_err(|e| Status::internal(e.to_string()))
+    }
+
     /// Computes something, when it is its turn.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when too many wait already.
     pub(super) async fn compute<T>(&self, compute: impl FnOnce() -> T) -> Result<T, Status> {
-        let full =
-            |_| Status::resource_exhausted(format!("{MAX_PLANS_WAITING} plans and explanations are being asked for already; try again"));
+        let full = |_| Status::resource_exhausted(format!("{MAX_PLANS_WAITING} plans wait already; try again"));
         let _waits = self.waiting.clone().try_acquire_owned().map_err(full)?;
         let turn = self.one.clone().acquire_owned().await.map_err(|e| Status::internal(e.to_string()))?;
         let began = Instant::now();
@@ -156,5 +171,8 @@ mod tests {
         for (n, computed) in waiting.into_iter().enumerate() {
             assert_eq!(computed.await.expect("no panic").expect("its turn"), n);
         }
+        // Most of the time is the loop's: after a long computation the next one waits.
+        turns.compute(|| std::thread::sleep(Duration::from_millis(20))).await.expect("its turn");
+        assert_eq!(turns.one.available_permits(), 0);
     }
 }

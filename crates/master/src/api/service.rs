@@ -3,7 +3,11 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{Definition, ResourceName, Selector, WorkerId, WorkerWish, limits::MAX_WAITING_OF_STREAMS, shown::shown};
+use evenkeel_model::{
+    Definition, ResourceName, Selector, WorkerId, WorkerWish,
+    limits::{MAX_NAME, MAX_WAITING_OF_STREAMS},
+    shown::shown,
+};
 use evenkeel_proto::v1::{self, master_server::Master};
 use futures::{Stream, StreamExt};
 use prost::Message;
@@ -90,9 +94,15 @@ impl Service {
 
     async fn put_with(&self, definition: Definition, mode: PutMode, source: &str, ticket: Ticket) -> Result<PutAnswer, Status> {
         let name = definition.name.clone();
+        let answer = self.ask_to_put(definition, mode, source, ticket)?;
+        settled(answer, || Refusal::Unknown(name)).await
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn ask_to_put(&self, definition: Definition, mode: PutMode, source: &str, ticket: Ticket) -> Result<Answer<PutAnswer>, Status> {
         let (reply, answer) = Reply::new(ticket);
         self.engine.ask(Request::Put { definition: Box::new(definition), mode, source: source.into(), reply })?;
-        settled(answer, || Refusal::Unknown(name)).await
+        Ok(answer)
     }
 
     /// Deletes a resource and waits for the commit.
@@ -146,12 +156,31 @@ impl Service {
         state
     }
 
-    /// One request of a stream; what is wrong with it is its result, and the stream goes on.
-    async fn put_one(self, request: v1::AddResourcesRequest, ticket: Ticket) -> v1::AddResourcesResponse {
-        let name = request.resource.as_ref().map(|r| r.name.clone()).unwrap_or_default();
+    /// Asks for one of a stream. It is asked for in the order of the stream, and answered whether or not anybody looks: a caller who does not
+    /// read its answers holds no place.
+    fn begin_put(&self, request: v1::AddResourcesRequest, ticket: Ticket) -> Begun {
+        // As much of it as a name may have: the rest only fills the answer.
+        let shown = request.resource.as_ref().map(|r| r.name.chars().take(MAX_NAME).collect()).unwrap_or_default();
         let mode = if request.replace { PutMode::Apply } else { PutMode::Add };
-        let result = match convert::definition(request.resource) {
-            Ok(definition) => self.put_with(definition, mode, "", ticket).await,
+        let answer = convert::definition(request.resource).and_then(|definition| {
+            let name = definition.name.clone();
+            Ok((name, self.ask_to_put(definition, mode, "", ticket)?))
+        });
+        Begun { shown, answer }
+    }
+}
+
+/// A request of a stream that was asked for, or what is wrong with it: that is its result, and the stream goes on.
+struct Begun {
+    shown: String,
+    answer: Result<(ResourceName, Answer<PutAnswer>), Status>,
+}
+
+impl Begun {
+    async fn answer(self) -> v1::AddResourcesResponse {
+        let name = self.shown;
+        let result = match self.answer {
+            Ok((name, answer)) => settled(answer, || Refusal::Unknown(name)).await,
             Err(status) => Err(status),
         };
         match result {
@@ -172,7 +201,10 @@ impl Service {
     }
 }
 
-async fn settled<T>(answer: oneshot::Receiver<Result<T, Refusal>>, unknown: impl FnOnce() -> Refusal) -> Result<T, Status> {
+/// What a request to the control loop is answered with.
+type Answer<T> = oneshot::Receiver<Result<T, Refusal>>;
+
+async fn settled<T>(answer: Answer<T>, unknown: impl FnOnce() -> Refusal) -> Result<T, Status> {
     match timeout(PATIENCE, answer).await {
         Ok(Ok(result)) => result.map_err(Status::from),
         Ok(Err(_)) | Err(_) => Err(unknown().into()),
@@ -204,25 +236,18 @@ impl Master for Service {
         request: tonic::Request<Streaming<v1::AddResourcesRequest>>,
     ) -> Result<Response<Self::AddResourcesStream>, Status> {
         let service = self.clone();
-        let intake = self.engine.intake.clone();
         // The next request is read when this one has its place: so one stream has one at most that waits for that.
-        let admitted = request.into_inner().then(move |item| {
-            let intake = intake.clone();
-            async move {
-                let request = item?;
-                let ticket = intake.one_of_many(request.encoded_len() + OVERHEAD).await;
-                Ok::<_, Status>((request, ticket))
-            }
-        });
-        let answers = admitted.map(move |admitted| {
+        let begun = request.into_inner().then(move |item| {
             let service = service.clone();
             async move {
-                let (request, ticket) = admitted?;
-                Ok(service.put_one(request, ticket).await)
+                let request = item?;
+                let ticket = service.engine.intake.one_of_many(request.encoded_len() + OVERHEAD).await;
+                Ok::<_, Status>(service.begin_put(request, ticket))
             }
         });
         // In the order of the requests, with many commits under way.
-        Ok(Response::new(answers.buffered(MAX_WAITING_OF_STREAMS).boxed()))
+        let answers = begun.map(async |begun| Ok(begun?.answer().await)).buffered(MAX_WAITING_OF_STREAMS);
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn update_resource(

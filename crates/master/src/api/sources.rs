@@ -16,7 +16,7 @@ use crate::{
     source::{self, NotReleased, Order, SourceHandle, State},
 };
 
-/// How long a source that has just begun may take to its first turn, before whoever asks is told that there is none yet.
+/// How long a source that has just begun may take to its first turn, before a caller gets UNAVAILABLE.
 const FIRST_TURN: Duration = Duration::from_secs(5);
 
 /// All sources: the one that the leader follows, if it follows one.

@@ -10,13 +10,12 @@ use tonic::Status;
 
 use super::{
     convert,
+    room::Step,
     service::{Answers, Service, leads},
     states,
 };
 use crate::known::{Known, Leadership};
 
-/// How many names one step looks at before others may have the lock. With the largest specs their states are some megabytes.
-const STEP: usize = 64;
 /// How many entries of the history one step takes.
 const EVENTS: usize = 500;
 
@@ -38,6 +37,8 @@ struct Resources {
 enum At {
     /// It lists, from after this name on; `since` is where the changes begin. `unseen` were shown before and have not come again.
     Listing { after: Option<ResourceName>, since: u64, unseen: BTreeSet<ResourceName>, is_first: bool },
+    /// It tells of those that were shown before and have not come again.
+    Missing { unseen: BTreeSet<ResourceName>, since: u64, is_first: bool },
     /// It follows the changes from this number on.
     Following { since: u64 },
 }
@@ -78,45 +79,70 @@ pub(super) fn resources(
 
 impl Resources {
     async fn step(&mut self) {
-        match &mut self.at {
+        self.changed.mark_unchanged();
+        let has_more = match &mut self.at {
             At::Listing { .. } => self.list(),
+            At::Missing { .. } => self.tell_missing(),
             At::Following { since } => {
                 let since = *since;
-                self.changed.mark_unchanged();
-                if !self.follow(since) {
-                    tokio::select! {
-                        _ = self.changed.changed() => {}
-                        _ = self.leadership.changed() => {}
-                    }
-                }
+                self.follow(since)
             }
+        };
+        if has_more {
+            // One that finds nothing to show must not hold up the others.
+            return tokio::task::yield_now().await;
+        }
+        tokio::select! {
+            _ = self.changed.changed() => {}
+            _ = self.leadership.changed() => {}
         }
     }
 
-    fn list(&mut self) {
+    /// Shows some resources more. True always: there are more, or changes to follow.
+    fn list(&mut self) -> bool {
         let service = self.service.clone();
         let known = service.shared().read();
-        let At::Listing { after, since, unseen, is_first } = &mut self.at else { return };
-        let names: Vec<ResourceName> = match &self.only {
-            Some(only) => vec![only.clone()],
-            None => known.cluster.units_after(after.as_ref().map(ResourceName::as_str)).take(STEP).map(|(name, _)| name.clone()).collect(),
+        let step = Step::begin();
+        let At::Listing { after, since, unseen, is_first } = std::mem::replace(&mut self.at, At::Following { since: 0 }) else {
+            return true;
         };
-        let is_last = self.only.is_some() || names.len() < STEP;
-        for name in &names {
+        let (mut after, mut unseen) = (after, unseen);
+        let only = self.only.clone();
+        let named = only.iter().filter(|only| known.cluster.unit(only.as_str()).is_some());
+        let from = after.clone();
+        let all = known.cluster.units_after(from.as_ref().map(ResourceName::as_str)).map(|(name, _)| name).take_while(|_| only.is_none());
+        let mut is_over = false;
+        for name in named.chain(all) {
             unseen.remove(name);
-        }
-        let (since, is_first) = (*since, *is_first);
-        let gone: Vec<ResourceName> = if is_last { std::mem::take(unseen).into_iter().collect() } else { Vec::new() };
-        *after = names.last().cloned();
-        for name in names.iter().chain(&gone) {
             self.show(&known, name);
-        }
-        if is_last {
-            if is_first {
-                self.ready.push_back(v1::WatchResourcesResponse { r#type: "SYNCED".to_owned(), resource: None });
+            after = Some(name.clone());
+            is_over = step.is_over() && only.is_none();
+            if is_over {
+                break;
             }
-            self.at = At::Following { since };
         }
+        self.at = if is_over { At::Listing { after, since, unseen, is_first } } else { At::Missing { unseen, since, is_first } };
+        true
+    }
+
+    /// Tells of some that are gone since they were shown. True always: there are more, or changes to follow.
+    fn tell_missing(&mut self) -> bool {
+        let service = self.service.clone();
+        let known = service.shared().read();
+        let step = Step::begin();
+        let At::Missing { mut unseen, since, is_first } = std::mem::replace(&mut self.at, At::Following { since: 0 }) else { return true };
+        while let Some(name) = unseen.pop_first() {
+            self.show(&known, &name);
+            if step.is_over() {
+                self.at = At::Missing { unseen, since, is_first };
+                return true;
+            }
+        }
+        if is_first {
+            self.ready.push_back(v1::WatchResourcesResponse { r#type: "SYNCED".to_owned(), resource: None });
+        }
+        self.at = At::Following { since };
+        true
     }
 
     /// True: there was something to see, or too much to follow it.
@@ -125,15 +151,21 @@ impl Resources {
         let known = service.shared().read();
         let next = known.next_change();
         let Some(changes) = known.changes_since(since) else {
+            drop(known);
             let unseen = self.shown.clone();
             self.at = At::Listing { after: None, since: next, unseen, is_first: false };
             return true;
         };
-        let some: Vec<&ResourceName> = changes.take(STEP).collect();
-        let until = since + some.len() as u64;
-        let names: BTreeSet<&ResourceName> = some.into_iter().filter(|name| self.only.as_ref().is_none_or(|only| only == *name)).collect();
-        for name in names {
-            self.show(&known, name);
+        let step = Step::begin();
+        let mut until = since;
+        for name in changes {
+            until += 1;
+            if self.only.as_ref().is_none_or(|only| only == name) {
+                self.show(&known, name);
+            }
+            if step.is_over() {
+                break;
+            }
         }
         self.at = At::Following { since: until };
         next != since

@@ -18,11 +18,13 @@ pub(crate) struct Intake {
     /// Of those, what all streams and sources together may take.
     streams: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// Of those, half: who waits for more in turn would otherwise be given all that gets free.
+    bytes_of_streams: Arc<Semaphore>,
 }
 
 /// The place of one request; it is free again when this is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Ticket(#[allow(dead_code, reason = "held, not read")] [Option<OwnedSemaphorePermit>; 3]);
+pub(crate) struct Ticket(#[allow(dead_code, reason = "held, not read")] [Option<OwnedSemaphorePermit>; 4]);
 
 impl Default for Intake {
     fn default() -> Self {
@@ -33,7 +35,12 @@ impl Default for Intake {
 impl Intake {
     fn new(places: usize, of_streams: usize, bytes: usize) -> Self {
         let semaphore = |count| Arc::new(Semaphore::new(count));
-        Self { places: semaphore(places), streams: semaphore(of_streams), bytes: semaphore(bytes / UNIT) }
+        Self {
+            places: semaphore(places),
+            streams: semaphore(of_streams),
+            bytes: semaphore(bytes / UNIT),
+            bytes_of_streams: semaphore(bytes / UNIT / 2),
+        }
     }
 
     /// A place for one request of so many bytes.
@@ -44,16 +51,17 @@ impl Intake {
         let busy = |_: TryAcquireError| Refusal::Busy;
         let place = self.places.clone().try_acquire_owned().map_err(busy)?;
         let bytes = self.bytes.clone().try_acquire_many_owned(units(bytes)).map_err(busy)?;
-        Ok(Ticket([Some(place), Some(bytes), None]))
+        Ok(Ticket([Some(place), Some(bytes), None, None]))
     }
 
     /// A place for one of many, as soon as there is one: first come, first served.
     pub(crate) async fn one_of_many(&self, bytes: usize) -> Ticket {
         // The semaphores are never closed.
         let of_streams = self.streams.clone().acquire_owned().await.ok();
+        let bytes_of_streams = self.bytes_of_streams.clone().acquire_many_owned(units(bytes)).await.ok();
         let bytes = self.bytes.clone().acquire_many_owned(units(bytes)).await.ok();
         let place = self.places.clone().acquire_owned().await.ok();
-        Ticket([of_streams, bytes, place])
+        Ticket([of_streams, bytes_of_streams, bytes, place])
     }
 }
 
@@ -83,5 +91,17 @@ mod tests {
         assert!(matches!(intake.one(20 * UNIT), Err(Refusal::Busy)));
         drop(large);
         assert!(intake.one(20 * UNIT).is_ok());
+    }
+
+    /// Large requests of streams took all bytes, and a stream that waited for more was given what got free.
+    #[test]
+    fn large_requests_of_streams_leave_bytes_for_single_ones() {
+        let intake = Intake::new(100, 50, 64 * UNIT);
+        let many: Vec<Ticket> = (0..3).map(|_| intake.one_of_many(9 * UNIT).now_or_never().expect("a place")).collect();
+        let mut waits = std::pin::pin!(intake.one_of_many(9 * UNIT));
+        assert!(waits.as_mut().now_or_never().is_none(), "streams have what they may");
+        assert!(intake.one(20 * UNIT).is_ok());
+        drop(many);
+        assert!(waits.now_or_never().is_some());
     }
 }

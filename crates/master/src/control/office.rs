@@ -56,7 +56,7 @@ pub(super) enum OfficeEvent {
     Taken { revision: Revision },
     /// It is gone.
     Lost,
-    /// It cannot be: two masters of one id would be one to whoever looks.
+    /// It cannot be: two masters of one id look like one.
     IdTaken(IdTaken),
 }
 

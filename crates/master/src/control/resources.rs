@@ -81,12 +81,14 @@ impl Term {
         let mut answers = Vec::new();
         let mut guard = None;
         let mut written = None;
+        // Of many who want what there is already, the first finds out where it is, or why it is nowhere.
+        let mut unchanged = None;
         while let Some(request) = waiting.pop_front() {
             if request.is_abandoned() {
                 continue;
             }
             let Some(asked) = Asked::of(&request) else { continue };
-            match self.rule(known, asked, now) {
+            match self.rule(known, asked, &mut unchanged, now) {
                 Ruling::Refuse(refusal) => request.refuse(refusal),
                 Ruling::Stands(revision, outcome) => {
                     guard.get_or_insert(revision);
@@ -105,9 +107,11 @@ impl Term {
                         happening: Some(happening),
                         answers: std::mem::take(&mut answers),
                     };
+                    unchanged = None;
                     written = self.decide(known, decided, now);
                     if written.is_none() {
-                        return;
+                        // It is not written, and says why. What comes after it goes on from what there was before.
+                        guard = None;
                     }
                 }
             }
@@ -122,14 +126,21 @@ impl Term {
         }
     }
 
-    fn rule(&mut self, known: &Known, asked: Asked<'_>, now: Moment) -> Ruling {
+    fn rule(&mut self, known: &Known, asked: Asked<'_>, unchanged: &mut Option<PutAnswer>, now: Moment) -> Ruling {
         match asked {
-            Asked::Put { definition, mode, source } => self.rule_put(known, definition, mode, source, now),
+            Asked::Put { definition, mode, source } => self.rule_put(known, definition, (mode, source), unchanged, now),
             Asked::Delete { name, source, id } => self.rule_delete(known, name, source, id),
         }
     }
 
-    fn rule_put(&mut self, known: &Known, definition: &Definition, mode: PutMode, source: &str, now: Moment) -> Ruling {
+    fn rule_put(
+        &mut self,
+        known: &Known,
+        definition: &Definition,
+        (mode, source): (PutMode, &str),
+        unchanged: &mut Option<PutAnswer>,
+        now: Moment,
+    ) -> Ruling {
         let name = &definition.name;
         let unit = known.cluster.unit(name.as_str());
         if unit.is_some_and(|u| u.unreadable.is_some()) {
@@ -146,7 +157,8 @@ impl Term {
             return stands(Outcome::Refused(Refusal::OfAnother(name.clone(), source_of(&old.value).into())));
         }
         if old.value.definition == *definition {
-            return stands(Outcome::Put(Box::new(self.standing_answer(known, name, old.value.clone(), Effect::Unchanged, now))));
+            let answer = unchanged.get_or_insert_with(|| self.standing_answer(known, name, old.value.clone(), Effect::Unchanged, now));
+            return stands(Outcome::Put(Box::new(answer.clone())));
         }
         match mode {
             PutMode::Add => stands(Outcome::Refused(Refusal::AlreadyExists(name.clone()))),
