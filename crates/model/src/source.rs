@@ -163,9 +163,9 @@ impl DeleteGuard {
         Deletes::Unconfirmed
     }
 
-    fn exceeds(&self, Answer { records, present, missing, .. }: Answer<'_>) -> bool {
-        let count = missing.len();
-        records == 0 || (count > self.limit.at_least && count * 100 > present * self.limit.percent)
+    fn exceeds(&self, answer: Answer<'_>) -> bool {
+        let count = answer.missing.len();
+        answer.records == 0 || (count > self.limit.at_least && count * 100 > answer.present * self.limit.percent)
     }
 }
 
