@@ -11,9 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_proto::v1::{ListRunningRequest, ListWorkersRequest, master_client::MasterClient, worker_client::WorkerClient};
+use evenkeel_proto::v1::{
+    AddResourceRequest, CordonWorkerRequest, GetResourceRequest, ListRunningRequest, ListWorkersRequest, Resource, WatchResourcesRequest,
+    master_client::MasterClient, worker_client::WorkerClient,
+};
 use support::{PATIENCE, Stage, evenkeel};
-use tonic::Code;
+use tokio::time::timeout;
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 /// What `curl ARGUMENTS http://127.0.0.1:PORT/PATH` gets: status, headers, body. No header goes without saying.
 fn curl(port: u16, path: &str, arguments: &[&str]) -> (u16, String, String) {
@@ -302,6 +309,59 @@ async fn countless_connections_keep_nobody_out() {
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+/// A client whose streams hold no more than 64 KiB that is not read.
+async fn narrow(port: u16) -> MasterClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("an address");
+    MasterClient::new(endpoint.initial_stream_window_size(64 << 10).connect().await.expect("connected"))
+}
+
+/// More streams than one connection to the leader carries, and some that are not read while much is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_through_a_standby_hold_up_no_other_call() {
+    let mut stage = Stage::start().await;
+    stage.masters(2, &[]).await;
+    stage.workers(1).await;
+    let leader = stage.leader().await;
+    let standby = if leader == "master-1" { "master-2" } else { "master-1" };
+    let port = stage.process(standby).grpc;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut client = narrow(port).await;
+        for _ in 0..70 {
+            let nothing = WatchResourcesRequest { selector: "none=such".to_owned(), ..WatchResourcesRequest::default() };
+            let watch = timeout(PATIENCE, client.watch_resources(nothing)).await;
+            streams.push(watch.expect("in time").expect("a stream").into_inner());
+        }
+    }
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        let everything = narrow(port).await.watch_resources(WatchResourcesRequest::default()).await;
+        unread.push(everything.expect("a stream").into_inner());
+    }
+    let mut client = narrow(port).await;
+    let text = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("x".repeat(60_000))) };
+    let spec = Some(prost_types::Struct { fields: [("a".to_owned(), text)].into() });
+    for n in 0..120 {
+        let resource = Some(Resource { name: format!("r{n}"), kind: "noop".to_owned(), spec: spec.clone(), ..Resource::default() });
+        let added = timeout(PATIENCE, client.add_resource(AddResourceRequest { resource })).await;
+        assert!(added.unwrap_or_else(|_| panic!("resource {n} in time")).expect("added").into_inner().created);
+    }
+    // A stream that begins only now has its place, too.
+    let mut late = client.watch_resources(WatchResourcesRequest::default()).await.expect("a stream").into_inner();
+    assert!(timeout(PATIENCE, late.message()).await.expect("in time").expect("an answer").is_some());
+    let cordon = client.cordon_worker(CordonWorkerRequest { id: "worker-1".to_owned() });
+    assert!(timeout(PATIENCE, cordon).await.expect("in time").expect("cordoned").into_inner().worker.is_some());
+    let get = client.get_resource(GetResourceRequest { name: "r119".to_owned() });
+    assert!(timeout(PATIENCE, get).await.expect("in time").expect("found").into_inner().resource.is_some());
+    assert_eq!(curl(stage.process(standby).http, "/v1/resources/r0", &[]).0, 200);
+    // Who was not read is none the worse.
+    for mut stream in unread {
+        for _ in 0..120 {
+            timeout(PATIENCE, stream.message()).await.expect("in time").expect("it goes on").expect("an answer");
+        }
+    }
 }
 
 /// `dev`, `bench` and all tests start etcd in the same way.

@@ -141,7 +141,14 @@ limits! {
         MAX_CONNECTIONS_OF_ADDRESS: usize = 256, "connections";
         /// Requests in flight on one HTTP/2 connection. RFC 9113 asks for no less than 100.
         MAX_STREAMS: u32 = 128, "streams";
-        /// Silence on an HTTP/2 connection before it is asked for a sign of life. Proxies and firewalls forget connections after a minute or more.
+        /// What one stream of an HTTP/2 connection may send that is not read yet. A round trip moves that much: at 1 ms 64 MB a second.
+        STREAM_WINDOW: u32 = 64 << 10, "bytes";
+        /// The same of all streams of one connection. All of them may be unread, so one that is holds up no other.
+        CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS, "bytes";
+        /// Streams that a standby passes on to the leader by one connection; it opens as many connections as `MAX_WATCHES` needs. Below
+        /// `MAX_STREAMS`, beyond which a connection takes no further call, and no more than HTTP/2's clients begin before the server has named a limit.
+        MAX_FORWARDED_STREAMS: usize = 100, "streams";
+        /// Silence on an HTTP/2 connection before its liveness probe. Proxies and firewalls forget connections after a minute or more.
         KEEP_ALIVE_S: u64 = 20, "seconds";
         /// How long that answer may take. It is given without the caller's doing, so it takes a round trip.
         KEEP_ALIVE_ANSWER_S: u64 = 10, "seconds";

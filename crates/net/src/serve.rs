@@ -5,6 +5,7 @@
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use evenkeel_model::limits::{CONNECTION_WINDOW, STREAM_WINDOW};
 use http::{Request, Response};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -180,6 +181,9 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive_answer)
         .max_concurrent_streams(limits.streams)
+        // A stream that is not read takes its own window, and never all of its connection's.
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(limits.pending_resets)
         .max_local_error_reset_streams(limits.local_resets);
