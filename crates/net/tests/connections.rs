@@ -282,6 +282,35 @@ async fn when_all_are_busy_the_next_is_told_so() {
     exchange(&mut server.from("10.0.0.8"), GET, "read 0").await;
 }
 
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+/// Who holds a stream open and says nothing on it, or only asks after the server itself, makes room for another.
+#[tokio::test(start_paused = true)]
+async fn streams_that_say_nothing_make_room() {
+    // what is asked for, what of its body is sent, whether its connection is busy
+    let cases = [
+        ("/upload", "", false),
+        ("/upload", "x", true),
+        (REFLECTION, "", false),
+        (REFLECTION, "x", false),
+        ("/grpc.health.v1.Health/Watch", "", false),
+        ("/grpc.health.v1.Health/Watch", "x", false),
+    ];
+    for (path, sent, is_busy) in cases {
+        let server = Server::start(Limits { connections: 1, ..Limits::default() });
+        let mut open = server.open();
+        let text = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{sent}");
+        open.write_all(text.as_bytes()).await.expect("sent");
+        sleep(Duration::from_secs(1)).await;
+        let mut next = server.open();
+        next.write_all(GET.as_bytes()).await.expect("sent");
+        let mut said = [0; 12];
+        next.read_exact(&mut said).await.expect("answered");
+        let expected = if is_busy { "HTTP/1.1 503" } else { "HTTP/1.1 200" };
+        assert_eq!(String::from_utf8_lossy(&said), expected, "{path} {sent:?}");
+    }
+}
+
 /// A peer that does not read holds its place only as long as nobody else needs it.
 #[tokio::test(start_paused = true)]
 async fn who_does_not_read_makes_room_after_a_minute() {
@@ -353,6 +382,27 @@ async fn headers_that_are_too_large_or_too_many_are_refused() {
     assert_eq!(answer.status(), 431);
     let request = Request::get("http://a/").header("x", "x".repeat(17 << 10)).body(boxed(Full::default())).expect("a request");
     assert!(sender.send_request(request).await.is_ok_and(|answer| answer.status() == 431));
+}
+
+/// A request that is refused for its headers, with its body still to come, is over: what is asked next keeps the connection busy.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_is_not_waited_for() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() });
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(server.open())).await.expect("a handshake");
+    tokio::spawn(connection);
+    let mut request = Request::post("http://a/");
+    for _ in 0..101 {
+        request = request.header("x", "y");
+    }
+    let answer = sender.send_request(request.body(boxed(Full::from("body"))).expect("a request")).await.expect("an answer");
+    assert_eq!(answer.status(), 431);
+    answer.into_body().collect().await.expect("a body");
+    let stream = Request::get("http://a/stream").body(boxed(Full::default())).expect("a request");
+    let mut stream = sender.send_request(stream).await.expect("an answer").into_body();
+    stream.frame().await.expect("a line").expect("no error");
+    assert!(rest(&mut server.open()).await.starts_with("HTTP/1.1 503 "), "the one connection is busy");
+    stream.frame().await.expect("a line").expect("no error");
 }
 
 #[tokio::test(start_paused = true)]
