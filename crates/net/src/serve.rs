@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -84,7 +85,9 @@ where
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
                 log.warn(&format!("no connection can be accepted: {error}"));
-                keeper.make_room();
+                if is_of_this_process(&error) {
+                    keeper.make_room();
+                }
                 sleep(ACCEPT_AGAIN).await;
                 continue;
             }
@@ -112,10 +115,33 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;
 }
 
-/// Whether only the connection that was to be accepted has failed.
+/// Whether only the connection that was to be accepted has failed. Linux hands on what has happened to it by then, see accept(2).
 fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+        PermissionDenied, TimedOut,
+    };
+    let is_known = matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            // By a rule of the firewall.
+            | PermissionDenied
+            | TimedOut
+    );
+    let others = [Errno::PROTO, Errno::NOPROTOOPT, Errno::OPNOTSUPP, Errno::HOSTDOWN];
+    is_known || Errno::from_io_error(error).is_some_and(|number| others.contains(&number))
+}
+
+/// Whether this process has no file or memory left for another connection.
+fn is_of_this_process(error: &io::Error) -> bool {
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.kind() == io::ErrorKind::OutOfMemory || Errno::from_io_error(error).is_some_and(|number| full.contains(&number))
 }
 
 /// Tells somebody for whom there is no place, by HTTP/1.1.

@@ -323,7 +323,7 @@ async fn who_does_not_read_makes_room_after_a_minute() {
     exchange(&mut server.open(), GET, "read 0").await;
 }
 
-/// An error of one connection is nothing; one that repeats itself is waited out, and makes room.
+/// An error of one connection is nothing; one that repeats itself is waited out, and makes room where this process is full.
 #[tokio::test(start_paused = true)]
 async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
     struct Failing(Vec<io::Error>, InMemory, usize);
@@ -340,23 +340,45 @@ async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
             self.1.accept().await
         }
     }
-    // EMFILE
-    let mut errors: Vec<io::Error> = (0..20).map(|_| io::Error::from_raw_os_error(24)).collect();
-    errors.push(io::ErrorKind::ConnectionAborted.into());
-    let (connect, accepted) = mpsc::unbounded_channel();
-    let (_stop, stopped) = watch::channel(false);
-    let listener = Failing(errors, InMemory(accepted), 0);
-    tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
-    let open = || {
-        let (ours, theirs) = duplex(1 << 20);
-        connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
-        ours
-    };
-    let (mut first, begun) = (open(), Instant::now());
-    let mut second = open();
-    exchange(&mut second, GET, "read 0").await;
-    assert!(begun.elapsed() >= Duration::from_secs(1), "20 times 50 ms: {:?}", begun.elapsed());
-    assert_eq!(rest(&mut first).await, "");
+    use rustix::io::Errno;
+    let of_peers = [
+        Errno::PROTO,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::NETDOWN,
+        Errno::TIMEDOUT,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::PERM,
+        Errno::NOPROTOOPT,
+        Errno::OPNOTSUPP,
+        Errno::HOSTDOWN,
+    ];
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    // the error, whether it is waited for something to change, whether that closes a connection
+    let cases = of_peers.map(|error| (error, false, false)).into_iter();
+    for (error, waits, makes_room) in cases.chain(full.map(|error| (error, true, true))).chain([(Errno::INVAL, true, false)]) {
+        let errors: Vec<io::Error> = (0..20).map(|_| error.into()).collect();
+        let (connect, accepted) = mpsc::unbounded_channel();
+        let (_stop, stopped) = watch::channel(false);
+        let listener = Failing(errors, InMemory(accepted), 0);
+        tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
+        let open = || {
+            let (ours, theirs) = duplex(1 << 20);
+            connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
+            ours
+        };
+        let (mut first, begun) = (open(), Instant::now());
+        let mut second = open();
+        exchange(&mut second, GET, "read 0").await;
+        let took = begun.elapsed();
+        assert_eq!(took >= Duration::from_secs(1), waits, "{error}: 20 times 50 ms: {took:?}");
+        if makes_room {
+            assert_eq!(rest(&mut first).await, "", "{error}");
+        } else {
+            exchange(&mut first, GET, "read 0").await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
