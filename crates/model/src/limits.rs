@@ -152,6 +152,12 @@ limits! {
         KEEP_ALIVE_S: u64 = 20, "seconds";
         /// How long that answer may take. It is given without the caller's doing, so it takes a round trip.
         KEEP_ALIVE_ANSWER_S: u64 = 10, "seconds";
+        /// Silence on a TCP connection before its keep-alive probes. They find a peer whose machine has gone, whatever it speaks.
+        TCP_PROBE_S: u64 = 20, "seconds";
+        /// From one such probe to the next.
+        TCP_PROBE_AGAIN_S: u64 = 10, "seconds";
+        /// Probes without an answer after which the connection is closed. Two may be lost.
+        TCP_PROBES: u32 = 3, "probes";
         /// Requests of one HTTP/2 connection that were reset before they were taken up. More is an attack (CVE-2023-44487).
         MAX_PENDING_RESETS: usize = 20, "streams";
         /// Streams of one HTTP/2 connection that were reset for a fault of the caller's. More is an attack (CVE-2025-8671).

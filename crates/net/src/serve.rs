@@ -5,13 +5,13 @@
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use evenkeel_model::limits::{CONNECTION_WINDOW, STREAM_WINDOW};
+use evenkeel_model::limits::{CONNECTION_WINDOW, STREAM_WINDOW, TCP_PROBE_AGAIN_S, TCP_PROBE_S, TCP_PROBES};
 use http::{Request, Response};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use rustix::io::Errno;
+use rustix::{io::Errno, net::sockopt};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -41,7 +41,7 @@ const END: Duration = Duration::from_secs(5);
 /// How many that are refused are told why at the same time.
 const TOLD: usize = 64;
 
-/// Where connections come from. TLS and identity come in here: whoever accepts says which stream, and who is at its other end.
+/// Where connections come from. TLS and identity come in here: what accepts says which stream, and who is at its other end.
 pub trait Accept: Send {
     /// What is read and written.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -55,8 +55,13 @@ impl Accept for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later.
+        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later, and a system without one of
+        // these options does without it.
         let _ = stream.set_nodelay(true);
+        let _ = sockopt::set_socket_keepalive(&stream, true);
+        let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(TCP_PROBE_S));
+        let _ = sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(TCP_PROBE_AGAIN_S));
+        let _ = sockopt::set_tcp_keepcnt(&stream, TCP_PROBES);
         Ok((stream, peer))
     }
 }
@@ -157,7 +162,7 @@ async fn tell<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, full: Full, ling
         while stream.read(&mut scratch).await? > 0 {}
         io::Result::Ok(())
     };
-    // Whoever has gone, or takes too long, is not told.
+    // A peer that has gone, or takes too long, is not told.
     let _ = timeout(linger, told).await;
 }
 

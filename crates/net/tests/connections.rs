@@ -490,6 +490,19 @@ async fn rapid_resets_end_the_connection() {
     assert!(said.windows(17).any(is_calming), "{said:?}");
 }
 
+/// A peer that only listens is never written to, so its machine may vanish unseen: TCP asks after it.
+#[tokio::test]
+async fn a_peer_that_vanishes_is_noticed() {
+    use rustix::net::sockopt;
+    let mut listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let _peer = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+    let (stream, _) = Accept::accept(&mut listener).await.expect("accepted");
+    assert!(sockopt::socket_keepalive(&stream).expect("read"));
+    assert_eq!(sockopt::tcp_keepidle(&stream).expect("read"), Duration::from_secs(20));
+    assert_eq!(sockopt::tcp_keepintvl(&stream).expect("read"), Duration::from_secs(10));
+    assert_eq!(sockopt::tcp_keepcnt(&stream).expect("read"), 3);
+}
+
 /// The same over sockets, on the real clock: nothing spins, and the loop survives peers that are gone when they are accepted.
 #[tokio::test]
 async fn a_real_socket_is_served() {
