@@ -101,8 +101,10 @@ limits! {
         MAX_DEPTH: usize = 64, "levels";
     }
     "Requests (INVALID_ARGUMENT or RESOURCE_EXHAUSTED; by HTTP 400, 413 or 429)" {
-        /// A message by gRPC, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
+        /// A message by gRPC to a service of a master, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
         MAX_MESSAGE: usize = 1 << 20, "bytes";
+        /// A message by gRPC to a worker, to health or to reflection: a name of a few hundred characters, with room for what later versions ask.
+        MAX_QUESTION: usize = 64 << 10, "bytes";
         /// Lists and maps within each other in the JSON of a body: those of a spec and of the messages around it. Beyond it the decoders give up.
         MAX_BODY_DEPTH: usize = 36, "levels";
         /// Entries of one page.

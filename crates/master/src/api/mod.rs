@@ -30,7 +30,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use evenkeel_model::limits::MAX_MESSAGE;
+use evenkeel_model::limits::{MAX_MESSAGE, MAX_QUESTION};
 use evenkeel_net::{Front, Keeper, Limits, OpenEnded, Ports, descriptors};
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
 use prost_reflect::{DescriptorPool, MethodDescriptor};
@@ -115,9 +115,9 @@ async fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::serv
     routes
         .add_service(MasterServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(CrawlerMasterServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(health_service.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_QUESTION));
     let leadership = service.engine.shared.leadership.subscribe();
     let now = leadership.borrow().clone();
     report_health(&now, &health).await;
