@@ -154,6 +154,32 @@ async fn what_says_two_things_at_once_does_neither() {
 }
 
 #[tokio::test]
+async fn no_more_of_a_request_is_shown_than_a_line_takes() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    let (long, method) = ("x".repeat(10_000), "X".repeat(3000));
+    let resource = format!("/v1/resources/{long}");
+    // path, method, status at a master, status at a worker
+    let cases = [
+        (format!("/{long}"), "GET", 404, 404),
+        (format!("/{long}"), &method, 404, 404),
+        ("/healthz".to_owned(), &method, 405, 405),
+        (resource.clone(), "PATCH", 405, 404),
+        (resource.clone(), &method, 405, 404),
+        (format!("{resource}%ff"), "GET", 400, 404),
+        (format!("/v1/resources/a?name={long}%ff"), "DELETE", 400, 404),
+    ];
+    for (path, method, at_master, at_worker) in &cases {
+        for (name, expected) in [("master-1", at_master), ("worker-1", at_worker)] {
+            let (status, _, body) = curl(stage.process(name).http, path, &["-X", method]);
+            assert_eq!(status, *expected, "{name} {path}: {body}");
+            assert!(!message(&body).is_empty() && body.len() < 400, "{name} {path}: {body}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_wrong_port_names_the_right_one() {
     let mut stage = Stage::start().await;
     stage.masters(1, &[]).await;
@@ -304,6 +330,33 @@ async fn countless_connections_keep_nobody_out() {
         let (_, _, metrics) = curl(http, "/metrics", &[]);
         let open = metrics.lines().find_map(|line| line.strip_prefix("process_open_fds ")).expect("counted");
         assert!(open.parse::<f64>().expect("a number") < 230.0, "{open} files");
+    }
+}
+
+/// What a call is answered whose message says that it is so long, and of which no more comes.
+fn answer_to(stage: &Stage, name: &str, path: &str, length: u32) -> String {
+    let request = stage.path().join("message");
+    std::fs::write(&request, [&[0][..], &length.to_be_bytes()].concat()).expect("written");
+    let data = format!("@{}", request.display());
+    let headers = ["-H", "content-type: application/grpc", "-H", "te: trailers", "-i"];
+    let url = format!("http://127.0.0.1:{}{path}", stage.process(name).grpc);
+    support::run(Command::new("curl").args(["-sS", "-m", "20", "--http2-prior-knowledge", "--data-binary", &data]).args(headers).arg(url))
+}
+
+#[tokio::test]
+async fn questions_are_small() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    // Reflection says nothing of a message that it cannot read: it ends its stream.
+    let check = "/grpc.health.v1.Health/Check";
+    let (running, logs) = ("/evenkeel.v1.Worker/ListRunning", "/evenkeel.v1.Worker/Logs");
+    for (name, path) in [("master-1", check), ("worker-1", check), ("worker-1", running), ("worker-1", logs)] {
+        for (length, is_refused) in [(65_536, false), (65_537, true)] {
+            // OUT_OF_RANGE, before any of it has come.
+            let said = answer_to(&stage, name, path, length);
+            assert!(said.contains("grpc-status: ") && said.contains("grpc-status: 11") == is_refused, "{name} {path} {length}: {said}");
+        }
     }
 }
 
