@@ -9,6 +9,8 @@ use std::{
     str::FromStr,
 };
 
+use evenkeel_model::shown::shown;
+
 /// `:PORT` or `HOST:PORT`, as it was written. Port 0: any that is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listen {
@@ -64,7 +66,7 @@ impl FromStr for Listen {
         let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("write :{text} or HOST:{text}, with a colon before the port"))?;
         let port = match port.parse::<u16>() {
             Ok(port) => port,
-            Err(_) => return Err(format!("{port:?} is no port; give 1 to 65535, or 0 for any that is free")),
+            Err(_) => return Err(format!("invalid port {}: a number from 1 to 65535, or 0 for any that is free", shown(port))),
         };
         let host = if host.is_empty() { None } else { Some(check_host(host)?) };
         Ok(Self { host, port })
@@ -267,9 +269,9 @@ mod tests {
     fn what_is_no_address_is_refused() {
         let cases = [
             ("8081", "write :8081 or HOST:8081"),
-            (":", "\"\" is no port"),
-            (":65536", "\"65536\" is no port"),
-            (":http", "\"http\" is no port"),
+            (":", "invalid port \"\": a number from 1 to 65535"),
+            (":65536", "invalid port \"65536\": a number from 1 to 65535"),
+            (":http", "invalid port \"http\": a number from 1 to 65535"),
             ("a b:80", "\"a b\" is no host name"),
             ("http://a:80", "\"http://a\" is no host name"),
             ("[::g]:80", "\"::g\" is no IPv6 address"),

@@ -11,9 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_proto::v1::{ListRunningRequest, ListWorkersRequest, master_client::MasterClient, worker_client::WorkerClient};
+use evenkeel_proto::v1::{
+    AddResourceRequest, CordonWorkerRequest, GetResourceRequest, ListRunningRequest, ListWorkersRequest, Resource, WatchResourcesRequest,
+    master_client::MasterClient, worker_client::WorkerClient,
+};
 use support::{PATIENCE, Stage, evenkeel};
-use tonic::Code;
+use tokio::time::timeout;
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 /// What `curl ARGUMENTS http://127.0.0.1:PORT/PATH` gets: status, headers, body. No header goes without saying.
 fn curl(port: u16, path: &str, arguments: &[&str]) -> (u16, String, String) {
@@ -144,6 +151,32 @@ async fn what_says_two_things_at_once_does_neither() {
     // A body that says that it is too large is refused before any of it has come.
     let large = "POST /v1/resources HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1048577\r\n\r\n";
     assert!(raw(port, large).starts_with("HTTP/1.1 413 "));
+}
+
+#[tokio::test]
+async fn no_more_of_a_request_is_shown_than_a_line_takes() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    let (long, method) = ("x".repeat(10_000), "X".repeat(3000));
+    let resource = format!("/v1/resources/{long}");
+    // path, method, status at a master, status at a worker
+    let cases = [
+        (format!("/{long}"), "GET", 404, 404),
+        (format!("/{long}"), &method, 404, 404),
+        ("/healthz".to_owned(), &method, 405, 405),
+        (resource.clone(), "PATCH", 405, 404),
+        (resource.clone(), &method, 405, 404),
+        (format!("{resource}%ff"), "GET", 400, 404),
+        (format!("/v1/resources/a?name={long}%ff"), "DELETE", 400, 404),
+    ];
+    for (path, method, at_master, at_worker) in &cases {
+        for (name, expected) in [("master-1", at_master), ("worker-1", at_worker)] {
+            let (status, _, body) = curl(stage.process(name).http, path, &["-X", method]);
+            assert_eq!(status, *expected, "{name} {path}: {body}");
+            assert!(!message(&body).is_empty() && body.len() < 400, "{name} {path}: {body}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -300,8 +333,88 @@ async fn countless_connections_keep_nobody_out() {
     }
 }
 
+/// What a call is answered whose message says that it is so long, and of which no more comes.
+fn answer_to(stage: &Stage, name: &str, path: &str, length: u32) -> String {
+    let request = stage.path().join("message");
+    std::fs::write(&request, [&[0][..], &length.to_be_bytes()].concat()).expect("written");
+    let data = format!("@{}", request.display());
+    let headers = ["-H", "content-type: application/grpc", "-H", "te: trailers", "-i"];
+    let url = format!("http://127.0.0.1:{}{path}", stage.process(name).grpc);
+    support::run(Command::new("curl").args(["-sS", "-m", "20", "--http2-prior-knowledge", "--data-binary", &data]).args(headers).arg(url))
+}
+
+#[tokio::test]
+async fn questions_are_small() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(1).await;
+    // Reflection says nothing of a message that it cannot read: it ends its stream.
+    let check = "/grpc.health.v1.Health/Check";
+    let (running, logs) = ("/evenkeel.v1.Worker/ListRunning", "/evenkeel.v1.Worker/Logs");
+    for (name, path) in [("master-1", check), ("worker-1", check), ("worker-1", running), ("worker-1", logs)] {
+        for (length, is_refused) in [(65_536, false), (65_537, true)] {
+            // OUT_OF_RANGE, before any of it has come.
+            let said = answer_to(&stage, name, path, length);
+            assert!(said.contains("grpc-status: ") && said.contains("grpc-status: 11") == is_refused, "{name} {path} {length}: {said}");
+        }
+    }
+}
+
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+/// A client whose streams hold no more than 64 KiB that is not read.
+async fn narrow(port: u16) -> MasterClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("an address");
+    MasterClient::new(endpoint.initial_stream_window_size(64 << 10).connect().await.expect("connected"))
+}
+
+/// More streams than one connection to the leader carries, and some that are not read while much is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_through_a_standby_hold_up_no_other_call() {
+    let mut stage = Stage::start().await;
+    stage.masters(2, &[]).await;
+    stage.workers(1).await;
+    let leader = stage.leader().await;
+    let standby = if leader == "master-1" { "master-2" } else { "master-1" };
+    let port = stage.process(standby).grpc;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut client = narrow(port).await;
+        for _ in 0..70 {
+            let nothing = WatchResourcesRequest { selector: "none=such".to_owned(), ..WatchResourcesRequest::default() };
+            let watch = timeout(PATIENCE, client.watch_resources(nothing)).await;
+            streams.push(watch.expect("in time").expect("a stream").into_inner());
+        }
+    }
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        let everything = narrow(port).await.watch_resources(WatchResourcesRequest::default()).await;
+        unread.push(everything.expect("a stream").into_inner());
+    }
+    let mut client = narrow(port).await;
+    let text = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("x".repeat(60_000))) };
+    let spec = Some(prost_types::Struct { fields: [("a".to_owned(), text)].into() });
+    for n in 0..120 {
+        let resource = Some(Resource { name: format!("r{n}"), kind: "noop".to_owned(), spec: spec.clone(), ..Resource::default() });
+        let added = timeout(PATIENCE, client.add_resource(AddResourceRequest { resource })).await;
+        assert!(added.unwrap_or_else(|_| panic!("resource {n} in time")).expect("added").into_inner().created);
+    }
+    // A stream that begins only now has its place, too.
+    let mut late = client.watch_resources(WatchResourcesRequest::default()).await.expect("a stream").into_inner();
+    assert!(timeout(PATIENCE, late.message()).await.expect("in time").expect("an answer").is_some());
+    let cordon = client.cordon_worker(CordonWorkerRequest { id: "worker-1".to_owned() });
+    assert!(timeout(PATIENCE, cordon).await.expect("in time").expect("cordoned").into_inner().worker.is_some());
+    let get = client.get_resource(GetResourceRequest { name: "r119".to_owned() });
+    assert!(timeout(PATIENCE, get).await.expect("in time").expect("found").into_inner().resource.is_some());
+    assert_eq!(curl(stage.process(standby).http, "/v1/resources/r0", &[]).0, 200);
+    // Who was not read is none the worse.
+    for mut stream in unread {
+        for _ in 0..120 {
+            timeout(PATIENCE, stream.message()).await.expect("in time").expect("it goes on").expect("an answer");
+        }
+    }
 }
 
 /// `dev`, `bench` and all tests start etcd in the same way.

@@ -65,7 +65,7 @@ async fn callers_who_want_the_same_thing_are_all_answered() {
 async fn flood(mut client: MasterClient<Channel>, stream: usize, ends: Arc<AtomicBool>, answered: Arc<AtomicU64>) {
     let requests = stream::iter(0_u64..).take_while(move |_| futures::future::ready(!ends.load(Ordering::Relaxed)));
     let requests = requests.map(move |n| {
-        // A connection keeps a megabyte that is not read yet: few of these.
+        // A stream keeps 64 KiB that are not read yet: few of these.
         let labels = (0..16).map(|n| (format!("label-{n}"), "x".repeat(250))).collect();
         let resource = Resource { name: format!("s{stream}.{}", n % 300), labels, ..Resource::default() };
         AddResourcesRequest { resource: Some(resource), ..AddResourcesRequest::default() }

@@ -101,8 +101,10 @@ limits! {
         MAX_DEPTH: usize = 64, "levels";
     }
     "Requests (INVALID_ARGUMENT or RESOURCE_EXHAUSTED; by HTTP 400, 413 or 429)" {
-        /// A message by gRPC, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
+        /// A message by gRPC to a service of a master, or a body by HTTP. A resource with the largest spec and the largest rules fits well.
         MAX_MESSAGE: usize = 1 << 20, "bytes";
+        /// A message by gRPC to a worker, to health or to reflection: a name of a few hundred characters, with room for what later versions ask.
+        MAX_QUESTION: usize = 64 << 10, "bytes";
         /// Lists and maps within each other in the JSON of a body: those of a spec and of the messages around it. Beyond it the decoders give up.
         MAX_BODY_DEPTH: usize = 36, "levels";
         /// Entries of one page.
@@ -146,10 +148,23 @@ limits! {
         MAX_CONNECTIONS_OF_ADDRESS: usize = 256, "connections";
         /// Requests in flight on one HTTP/2 connection. RFC 9113 asks for no less than 100.
         MAX_STREAMS: u32 = 128, "streams";
-        /// Silence on an HTTP/2 connection before it is asked for a sign of life. Proxies and firewalls forget connections after a minute or more.
+        /// What one stream of an HTTP/2 connection may send that is not read yet. A round trip moves that much: at 1 ms 64 MB a second.
+        STREAM_WINDOW: u32 = 64 << 10, "bytes";
+        /// The same of all streams of one connection. All of them may be unread, so one that is holds up no other.
+        CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS, "bytes";
+        /// Streams that a standby passes on to the leader by one connection; it opens as many connections as `MAX_WATCHES` needs. Below
+        /// `MAX_STREAMS`, beyond which a connection takes no further call, and no more than HTTP/2's clients begin before the server has named a limit.
+        MAX_FORWARDED_STREAMS: usize = 100, "streams";
+        /// Silence on an HTTP/2 connection before its liveness probe. Proxies and firewalls forget connections after a minute or more.
         KEEP_ALIVE_S: u64 = 20, "seconds";
         /// How long that answer may take. It is given without the caller's doing, so it takes a round trip.
         KEEP_ALIVE_ANSWER_S: u64 = 10, "seconds";
+        /// Silence on a TCP connection before its keep-alive probes. They find a peer whose machine has gone, whatever it speaks.
+        TCP_PROBE_S: u64 = 20, "seconds";
+        /// From one such probe to the next.
+        TCP_PROBE_AGAIN_S: u64 = 10, "seconds";
+        /// Probes without an answer after which the connection is closed. Two may be lost.
+        TCP_PROBES: u32 = 3, "probes";
         /// Requests of one HTTP/2 connection that were reset before they were taken up. More is an attack (CVE-2023-44487).
         MAX_PENDING_RESETS: usize = 20, "streams";
         /// Streams of one HTTP/2 connection that were reset for a fault of the caller's. More is an attack (CVE-2025-8671).

@@ -19,8 +19,8 @@ pub(crate) struct Activity {
 struct State {
     /// Requests that have begun and whose answers have not ended.
     in_flight: usize,
-    /// Those of them whose body still comes.
-    arriving: usize,
+    /// Those of them that wait for their caller: for the rest of a body, or for the next question.
+    waiting: usize,
     /// When a request last began or ended.
     since: Instant,
     /// The first byte of a request whose headers are not whole. HTTP/1 only: on HTTP/2 other things come in, too.
@@ -45,15 +45,8 @@ pub(crate) enum Verdict {
 
 impl Activity {
     pub(crate) fn new(seat: Seat) -> Self {
-        let state = State {
-            in_flight: 0,
-            arriving: 0,
-            since: Instant::now(),
-            header_begun: None,
-            is_http2: false,
-            stalled: None,
-            is_unread: false,
-        };
+        let state =
+            State { in_flight: 0, waiting: 0, since: Instant::now(), header_begun: None, is_http2: false, stalled: None, is_unread: false };
         Self { seat, state: Mutex::new(state) }
     }
 
@@ -95,20 +88,22 @@ impl Activity {
         self.state().is_unread
     }
 
-    /// A request's headers are there.
-    pub(crate) fn begin(self: &Arc<Self>, body_comes: bool) -> InFlight {
+    /// A request's headers are there. It waits for its caller until what is returned second says otherwise or is dropped; one that
+    /// always waits does so until its answer has ended.
+    pub(crate) fn begin(self: &Arc<Self>, waits: bool, always_waits: bool) -> (InFlight, Arriving) {
         let mut state = self.state();
         state.in_flight += 1;
-        state.arriving += usize::from(body_comes);
+        state.waiting += usize::from(waits) + usize::from(always_waits);
         state.header_begun = None;
         self.changed(&mut state);
-        InFlight { activity: Arc::clone(self), body_comes }
+        let in_flight = InFlight { activity: Arc::clone(self), always_waits };
+        (in_flight, Arriving { activity: Arc::clone(self), is_counted: waits })
     }
 
     /// Who only sends waits as one who does not: a connection is busy while a request that has arrived is being answered.
     fn changed(&self, state: &mut State) {
         state.since = Instant::now();
-        self.seat.waits((state.in_flight == state.arriving).then_some(state.since));
+        self.seat.waits((state.in_flight == state.waiting).then_some(state.since));
     }
 
     /// What is too long about it now.
@@ -138,25 +133,19 @@ impl Activity {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     activity: Arc<Activity>,
-    body_comes: bool,
-}
-
-impl InFlight {
-    /// Its body's half: it says when the body has ended.
-    pub(crate) fn arriving(&self) -> Arriving {
-        Arriving { activity: Arc::clone(&self.activity), is_counted: self.body_comes }
-    }
+    always_waits: bool,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let mut state = self.activity.state();
         state.in_flight -= 1;
+        state.waiting -= usize::from(self.always_waits);
         self.activity.changed(&mut state);
     }
 }
 
-/// A body that comes, until it has ended or is dropped.
+/// A body that comes, until enough of it is there or it is dropped.
 #[derive(Debug)]
 pub(crate) struct Arriving {
     activity: Arc<Activity>,
@@ -164,11 +153,11 @@ pub(crate) struct Arriving {
 }
 
 impl Arriving {
-    /// All of it is there.
+    /// The request waits for no more of it.
     pub(crate) fn ended(&mut self) {
         if std::mem::take(&mut self.is_counted) {
             let mut state = self.activity.state();
-            state.arriving -= 1;
+            state.waiting -= 1;
             self.activity.changed(&mut state);
         }
     }

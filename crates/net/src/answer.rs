@@ -56,7 +56,7 @@ pub fn refusal(status: StatusCode, code: Code, message: &str) -> Response<Body> 
     answer
 }
 
-/// An error as whoever sent a request with these headers understands it: the end of a gRPC call, or an HTTP status with JSON.
+/// An error as the sender of a request with these headers understands it: the end of a gRPC call, or an HTTP status with JSON.
 pub(crate) fn refusal_for(headers: &HeaderMap, status: StatusCode, code: Code, message: &str) -> Response<Body> {
     if is_grpc(headers) { grpc_refusal(code, message) } else { refusal(status, code, message) }
 }

@@ -28,6 +28,18 @@ pub struct Ports {
     pub http: String,
 }
 
+/// Calls that go on for as long as their callers like, and from which nothing is missed that cannot be asked again.
+const NEVER_BUSY: [&str; 3] = [
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// Whether a call keeps no connection busy: it makes room as soon as somebody else needs it.
+pub(crate) fn never_busy(path: &str) -> bool {
+    NEVER_BUSY.contains(&path)
+}
+
 /// The paths of gRPC calls that stream their requests: their bodies may take as long as they like.
 #[derive(Clone, Debug, Default)]
 pub struct OpenEnded {
@@ -38,7 +50,7 @@ impl OpenEnded {
     /// These paths, and those of reflection, which is on every gRPC port.
     #[must_use]
     pub fn of(paths: impl IntoIterator<Item = String>) -> Self {
-        let reflection = ["v1", "v1alpha"].map(|version| format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"));
+        let reflection = NEVER_BUSY.into_iter().filter(|path| path.starts_with("/grpc.reflection.")).map(str::to_owned);
         Self { paths: Arc::new(paths.into_iter().chain(reflection).collect()) }
     }
 

@@ -25,7 +25,7 @@ use crate::{
     activity::{Activity, Arriving, InFlight},
     answer::{Body, boxed, refusal_for},
     limits::Limits,
-    ports::OpenEnded,
+    ports::{OpenEnded, never_busy},
 };
 
 /// The service of one connection.
@@ -47,18 +47,19 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let is_stream = self.open_ended.has(request.uri().path());
-        let comes = !is_stream && !request.body().is_end_stream();
-        let in_flight = self.activity.begin(comes);
+        let path = request.uri().path();
+        let (is_stream, never_busy) = (self.open_ended.has(path), never_busy(path));
+        let comes = !request.body().is_end_stream();
+        let (in_flight, arriving) = self.activity.begin(comes && !never_busy, never_busy);
         let headers = request.headers().clone();
         if headers.len() > self.limits.headers {
             let message = format!("{} headers are more than {}", headers.len(), self.limits.headers);
             let answer = refusal_for(&headers, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::ResourceExhausted, &message);
             return Box::pin(std::future::ready(Ok(answer.map(|body| Counted { body, _in_flight: in_flight }))));
         }
-        let arrived = Arc::new(AtomicBool::new(!comes));
-        let (arriving, mark) = (in_flight.arriving(), Arc::clone(&arrived));
-        let request = request.map(|body| boxed(Timed { body, arriving, arrived: mark }));
+        let arrived = Arc::new(AtomicBool::new(!comes || is_stream));
+        let mark = Arc::clone(&arrived);
+        let request = request.map(|body| boxed(Timed { body, arriving, arrived: mark, is_stream }));
         let answer = self.service.clone().oneshot(request);
         let bound = self.limits.body_read;
         Box::pin(async move {
@@ -91,6 +92,8 @@ struct Timed {
     body: Incoming,
     arriving: Arriving,
     arrived: Arc<AtomicBool>,
+    /// It is a stream of messages: with the first one the caller has asked.
+    is_stream: bool,
 }
 
 impl http_body::Body for Timed {
@@ -101,6 +104,9 @@ impl http_body::Body for Timed {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if self.body.is_end_stream() || !matches!(frame, Some(Ok(_))) {
             self.arrived.store(true, Ordering::Relaxed);
+            self.arriving.ended();
+        }
+        if self.is_stream && matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(|data| !data.is_empty())) {
             self.arriving.ended();
         }
         Poll::Ready(frame)

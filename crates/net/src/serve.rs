@@ -5,11 +5,13 @@
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use evenkeel_model::limits::{CONNECTION_WINDOW, STREAM_WINDOW, TCP_PROBE_AGAIN_S, TCP_PROBE_S, TCP_PROBES};
 use http::{Request, Response};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use rustix::{io::Errno, net::sockopt};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -39,7 +41,7 @@ const END: Duration = Duration::from_secs(5);
 /// How many that are refused are told why at the same time.
 const TOLD: usize = 64;
 
-/// Where connections come from. TLS and identity come in here: whoever accepts says which stream, and who is at its other end.
+/// Where connections come from. TLS and identity come in here: what accepts says which stream, and who is at its other end.
 pub trait Accept: Send {
     /// What is read and written.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -53,8 +55,13 @@ impl Accept for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later.
+        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later, and a system without one of
+        // these options does without it.
         let _ = stream.set_nodelay(true);
+        let _ = sockopt::set_socket_keepalive(&stream, true);
+        let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(TCP_PROBE_S));
+        let _ = sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(TCP_PROBE_AGAIN_S));
+        let _ = sockopt::set_tcp_keepcnt(&stream, TCP_PROBES);
         Ok((stream, peer))
     }
 }
@@ -83,7 +90,9 @@ where
             Err(error) if is_of_one_connection(&error) => continue,
             Err(error) => {
                 log.warn(&format!("no connection can be accepted: {error}"));
-                keeper.make_room();
+                if is_of_this_process(&error) {
+                    keeper.make_room();
+                }
                 sleep(ACCEPT_AGAIN).await;
                 continue;
             }
@@ -111,10 +120,33 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;
 }
 
-/// Whether only the connection that was to be accepted has failed.
+/// Whether only the connection that was to be accepted has failed. Linux hands on what has happened to it by then, see accept(2).
 fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+        PermissionDenied, TimedOut,
+    };
+    let is_known = matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            // By a rule of the firewall.
+            | PermissionDenied
+            | TimedOut
+    );
+    let others = [Errno::PROTO, Errno::NOPROTOOPT, Errno::OPNOTSUPP, Errno::HOSTDOWN];
+    is_known || Errno::from_io_error(error).is_some_and(|number| others.contains(&number))
+}
+
+/// Whether this process has no file or memory left for another connection.
+fn is_of_this_process(error: &io::Error) -> bool {
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.kind() == io::ErrorKind::OutOfMemory || Errno::from_io_error(error).is_some_and(|number| full.contains(&number))
 }
 
 /// Tells somebody for whom there is no place, by HTTP/1.1.
@@ -130,7 +162,7 @@ async fn tell<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, full: Full, ling
         while stream.read(&mut scratch).await? > 0 {}
         io::Result::Ok(())
     };
-    // Whoever has gone, or takes too long, is not told.
+    // A peer that has gone, or takes too long, is not told.
     let _ = timeout(linger, told).await;
 }
 
@@ -180,6 +212,9 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive_answer)
         .max_concurrent_streams(limits.streams)
+        // A stream that is not read takes its own window, and never all of its connection's.
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(limits.pending_resets)
         .max_local_error_reset_streams(limits.local_resets);

@@ -282,6 +282,35 @@ async fn when_all_are_busy_the_next_is_told_so() {
     exchange(&mut server.from("10.0.0.8"), GET, "read 0").await;
 }
 
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+/// Who holds a stream open and says nothing on it, or only asks after the server itself, makes room for another.
+#[tokio::test(start_paused = true)]
+async fn streams_that_say_nothing_make_room() {
+    // what is asked for, what of its body is sent, whether its connection is busy
+    let cases = [
+        ("/upload", "", false),
+        ("/upload", "x", true),
+        (REFLECTION, "", false),
+        (REFLECTION, "x", false),
+        ("/grpc.health.v1.Health/Watch", "", false),
+        ("/grpc.health.v1.Health/Watch", "x", false),
+    ];
+    for (path, sent, is_busy) in cases {
+        let server = Server::start(Limits { connections: 1, ..Limits::default() });
+        let mut open = server.open();
+        let text = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{sent}");
+        open.write_all(text.as_bytes()).await.expect("sent");
+        sleep(Duration::from_secs(1)).await;
+        let mut next = server.open();
+        next.write_all(GET.as_bytes()).await.expect("sent");
+        let mut said = [0; 12];
+        next.read_exact(&mut said).await.expect("answered");
+        let expected = if is_busy { "HTTP/1.1 503" } else { "HTTP/1.1 200" };
+        assert_eq!(String::from_utf8_lossy(&said), expected, "{path} {sent:?}");
+    }
+}
+
 /// A peer that does not read holds its place only as long as nobody else needs it.
 #[tokio::test(start_paused = true)]
 async fn who_does_not_read_makes_room_after_a_minute() {
@@ -294,7 +323,7 @@ async fn who_does_not_read_makes_room_after_a_minute() {
     exchange(&mut server.open(), GET, "read 0").await;
 }
 
-/// An error of one connection is nothing; one that repeats itself is waited out, and makes room.
+/// An error of one connection is nothing; one that repeats itself is waited out, and makes room where this process is full.
 #[tokio::test(start_paused = true)]
 async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
     struct Failing(Vec<io::Error>, InMemory, usize);
@@ -311,23 +340,45 @@ async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
             self.1.accept().await
         }
     }
-    // EMFILE
-    let mut errors: Vec<io::Error> = (0..20).map(|_| io::Error::from_raw_os_error(24)).collect();
-    errors.push(io::ErrorKind::ConnectionAborted.into());
-    let (connect, accepted) = mpsc::unbounded_channel();
-    let (_stop, stopped) = watch::channel(false);
-    let listener = Failing(errors, InMemory(accepted), 0);
-    tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
-    let open = || {
-        let (ours, theirs) = duplex(1 << 20);
-        connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
-        ours
-    };
-    let (mut first, begun) = (open(), Instant::now());
-    let mut second = open();
-    exchange(&mut second, GET, "read 0").await;
-    assert!(begun.elapsed() >= Duration::from_secs(1), "20 times 50 ms: {:?}", begun.elapsed());
-    assert_eq!(rest(&mut first).await, "");
+    use rustix::io::Errno;
+    let of_peers = [
+        Errno::PROTO,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::NETDOWN,
+        Errno::TIMEDOUT,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::PERM,
+        Errno::NOPROTOOPT,
+        Errno::OPNOTSUPP,
+        Errno::HOSTDOWN,
+    ];
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    // the error, whether it is waited for something to change, whether that closes a connection
+    let cases = of_peers.map(|error| (error, false, false)).into_iter();
+    for (error, waits, makes_room) in cases.chain(full.map(|error| (error, true, true))).chain([(Errno::INVAL, true, false)]) {
+        let errors: Vec<io::Error> = (0..20).map(|_| error.into()).collect();
+        let (connect, accepted) = mpsc::unbounded_channel();
+        let (_stop, stopped) = watch::channel(false);
+        let listener = Failing(errors, InMemory(accepted), 0);
+        tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
+        let open = || {
+            let (ours, theirs) = duplex(1 << 20);
+            connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
+            ours
+        };
+        let (mut first, begun) = (open(), Instant::now());
+        let mut second = open();
+        exchange(&mut second, GET, "read 0").await;
+        let took = begun.elapsed();
+        assert_eq!(took >= Duration::from_secs(1), waits, "{error}: 20 times 50 ms: {took:?}");
+        if makes_room {
+            assert_eq!(rest(&mut first).await, "", "{error}");
+        } else {
+            exchange(&mut first, GET, "read 0").await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,6 +404,27 @@ async fn headers_that_are_too_large_or_too_many_are_refused() {
     assert_eq!(answer.status(), 431);
     let request = Request::get("http://a/").header("x", "x".repeat(17 << 10)).body(boxed(Full::default())).expect("a request");
     assert!(sender.send_request(request).await.is_ok_and(|answer| answer.status() == 431));
+}
+
+/// A request that is refused for its headers, with its body still to come, is over: what is asked next keeps the connection busy.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_is_not_waited_for() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() });
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(server.open())).await.expect("a handshake");
+    tokio::spawn(connection);
+    let mut request = Request::post("http://a/");
+    for _ in 0..101 {
+        request = request.header("x", "y");
+    }
+    let answer = sender.send_request(request.body(boxed(Full::from("body"))).expect("a request")).await.expect("an answer");
+    assert_eq!(answer.status(), 431);
+    answer.into_body().collect().await.expect("a body");
+    let stream = Request::get("http://a/stream").body(boxed(Full::default())).expect("a request");
+    let mut stream = sender.send_request(stream).await.expect("an answer").into_body();
+    stream.frame().await.expect("a line").expect("no error");
+    assert!(rest(&mut server.open()).await.starts_with("HTTP/1.1 503 "), "the one connection is busy");
+    stream.frame().await.expect("a line").expect("no error");
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,6 +488,19 @@ async fn rapid_resets_end_the_connection() {
     // GOAWAY is frame 7; its payload ends with ENHANCE_YOUR_CALM, 11, and what is wrong.
     let is_calming = |frame: &[u8]| frame[3] == 7 && frame[13..17] == [0, 0, 0, 11];
     assert!(said.windows(17).any(is_calming), "{said:?}");
+}
+
+/// A peer that only listens is never written to, so its machine may vanish unseen: TCP asks after it.
+#[tokio::test]
+async fn a_peer_that_vanishes_is_noticed() {
+    use rustix::net::sockopt;
+    let mut listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let _peer = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+    let (stream, _) = Accept::accept(&mut listener).await.expect("accepted");
+    assert!(sockopt::socket_keepalive(&stream).expect("read"));
+    assert_eq!(sockopt::tcp_keepidle(&stream).expect("read"), Duration::from_secs(20));
+    assert_eq!(sockopt::tcp_keepintvl(&stream).expect("read"), Duration::from_secs(10));
+    assert_eq!(sockopt::tcp_keepcnt(&stream).expect("read"), 3);
 }
 
 /// The same over sockets, on the real clock: nothing spins, and the loop survives peers that are gone when they are accepted.

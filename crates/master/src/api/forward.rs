@@ -1,27 +1,28 @@
 //! Any master takes any call: a standby passes it on to the leader, whole and byte for byte, and the leader's answer back. Reads too, so
-//! that a caller reads its own writes. Decision 0002.
+//! that a caller reads its own writes. Decision 0002. The connections to the leader are in `lanes`.
 
 use std::{
+    collections::BTreeSet,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
+use evenkeel_model::limits::MAX_MESSAGE;
 use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::{Instant, timeout_at};
-use tonic::{
-    Status,
-    body::Body,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, body::Body, transport::Channel};
 use tower::{Layer, Service, ServiceExt};
 
+use super::lanes::{Lanes, Place};
 use crate::known::{Leadership, Shared};
 
 /// How long a call waits for a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
-const CONNECT: Duration = Duration::from_secs(1);
+/// What comes before a message in a body of gRPC.
+const PREFIX: usize = 5;
 /// Marks a call that was passed on once: it is not passed on again.
 const MARK: &str = "evenkeel-forwarded-by";
 /// The services whose calls only the leader can answer.
@@ -32,7 +33,9 @@ const LEADERS: [&str; 2] = ["/evenkeel.v1.Master/", "/CrawlerMaster/"];
 pub(crate) struct ForwardLayer {
     shared: Arc<Shared>,
     id: HeaderValue,
-    route: Arc<Mutex<Option<(String, Channel)>>>,
+    /// The paths of calls that stream their requests or their answers.
+    streams: Arc<BTreeSet<String>>,
+    lanes: Arc<Mutex<Option<Lanes>>>,
 }
 
 /// See the module.
@@ -43,9 +46,10 @@ pub(crate) struct Forward<S> {
 }
 
 impl ForwardLayer {
-    pub(crate) fn new(shared: Arc<Shared>, id: &str) -> Self {
+    /// For a master of this id; `streams` are the paths of the calls that stream their requests or their answers.
+    pub(crate) fn new(shared: Arc<Shared>, id: &str, streams: impl IntoIterator<Item = String>) -> Self {
         let id = HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("master"));
-        Self { shared, id, route: Arc::default() }
+        Self { shared, id, streams: Arc::new(streams.into_iter().collect()), lanes: Arc::default() }
     }
 
     /// Waits for somebody to lead.
@@ -69,32 +73,72 @@ impl ForwardLayer {
         }
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, Status> {
-        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = route.as_ref()
-            && known == address
-        {
-            return Ok(channel.clone());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"));
-        let endpoint = endpoint.map_err(|e| Status::unavailable(format!("the leader's address {address:?} is not usable: {e}")))?;
-        let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
-        let channel = endpoint.http2_keep_alive_interval(Duration::from_secs(5)).keep_alive_timeout(Duration::from_secs(3)).connect_lazy();
-        *route = Some((address.to_owned(), channel.clone()));
-        Ok(channel)
+    /// What asks the lanes to this address; they are new where the leader is.
+    fn lane<T>(&self, address: &str, choose: impl FnOnce(&mut Lanes) -> Result<T, Status>) -> Result<T, Status> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = match lanes.take().filter(|lanes| lanes.address() == address) {
+            Some(current) => current,
+            None => Lanes::to(address)?,
+        };
+        choose(lanes.insert(current))
     }
 
     async fn pass_on(&self, id: &str, address: &str, mut request: Request<Body>) -> Result<Response<Body>, Status> {
-        let unreachable = |why: String| Status::unavailable(format!("the leader {id} at {address} cannot be reached: {why}; try again"));
-        let mut channel = self.channel(address)?;
+        let is_stream = self.streams.contains(request.uri().path());
         request.headers_mut().insert(MARK, self.id.clone());
         let path = request.uri().path_and_query().cloned();
         if let Some(path) = path {
             *request.uri_mut() = Uri::from(path);
         }
-        let ready = channel.ready().await.map_err(|e| unreachable(e.to_string()))?;
-        ready.call(request).await.map_err(|e| unreachable(innermost(&e)))
+        let leader = Leader { id, address };
+        if is_stream {
+            let (channel, place) = self.lane(address, Lanes::stream)?;
+            return Ok(leader.ask(channel, request).await?.map(|body| held(body, place)));
+        }
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts, whole(body).await?);
+        let channel = self.lane(address, |lanes| Ok(lanes.unary()))?;
+        let (parts, body) = leader.ask(channel, request).await?.into_parts();
+        // Who reads slowly keeps its answer here, and no place on the connection.
+        let body = body.collect().await.map_err(|error| leader.unreachable(&innermost(&error)))?;
+        Ok(Response::from_parts(parts, Body::new(body)))
     }
+}
+
+/// Who leads, as it is named when it does not answer.
+struct Leader<'a> {
+    id: &'a str,
+    address: &'a str,
+}
+
+impl Leader<'_> {
+    fn unreachable(&self, why: &str) -> Status {
+        Status::unavailable(format!("the leader {} at {} cannot be reached: {why}; try again", self.id, self.address))
+    }
+
+    async fn ask(&self, mut channel: Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let ready = channel.ready().await.map_err(|e| self.unreachable(&e.to_string()))?;
+        ready.call(request).await.map_err(|e| self.unreachable(&innermost(&e)))
+    }
+}
+
+/// All of a call's request: one that comes slowly has no place on a connection before it is there.
+async fn whole(body: Body) -> Result<Body, Status> {
+    match Limited::new(body, MAX_MESSAGE + PREFIX).collect().await {
+        Ok(body) => Ok(Body::new(body)),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Status::out_of_range(format!("the message is larger than {MAX_MESSAGE} bytes; send less at once")))
+        }
+        Err(error) => Err(Status::cancelled(format!("the request cannot be read: {error}"))),
+    }
+}
+
+/// A stream's answer keeps its place until it ends or is dropped.
+fn held(body: Body, place: Place) -> Body {
+    Body::new(body.map_frame(move |frame| {
+        let _held = &place;
+        frame
+    }))
 }
 
 /// The innermost cause: the outer ones only say that the transport failed.

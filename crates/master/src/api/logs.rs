@@ -1,7 +1,7 @@
 //! Output of a resource, fetched from the worker that runs it and passed on as it comes.
 //!
 //! Beside the wheel. The worker's address is its own word: a master is not to be sent to its own machine, or to what only machines of its
-//! network reach, by whoever registers as a worker.
+//! network reach, by anybody who registers as a worker.
 
 use std::{
     net::{IpAddr, SocketAddr},

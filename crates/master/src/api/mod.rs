@@ -8,6 +8,7 @@ mod door_tests;
 mod explain;
 mod forward;
 pub mod fuzzing;
+mod lanes;
 mod lists;
 mod logs;
 mod measured;
@@ -29,10 +30,10 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use evenkeel_model::limits::MAX_MESSAGE;
+use evenkeel_model::limits::{MAX_MESSAGE, MAX_QUESTION};
 use evenkeel_net::{Front, Keeper, Limits, OpenEnded, Ports, descriptors};
 use evenkeel_proto::{crawler::crawler_master_server::CrawlerMasterServer, v1::master_server::MasterServer};
-use prost_reflect::DescriptorPool;
+use prost_reflect::{DescriptorPool, MethodDescriptor};
 use tokio::{net::TcpListener, sync::watch as signal};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -86,20 +87,19 @@ async fn services(service: Service) -> Result<Services<Measured<Forward<Routes>>
     let shared = service.engine.shared.clone();
     let routes = grpc_routes(&service).await.map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
-    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str());
+    let streams = paths(&pool, |call| call.is_client_streaming() || call.is_server_streaming());
+    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), streams);
     let grpc = MeasuredLayer::new(shared.measures.clone(), &pool).layer(forward.layer(routes));
     let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(grpc.clone()));
     let http = http_router(shared, &service.config.version, transcoder);
-    Ok(Services { grpc, http, streaming: streaming(&pool) })
+    Ok(Services { grpc, http, streaming: paths(&pool, MethodDescriptor::is_client_streaming) })
 }
 
-/// The paths of the calls that stream their requests.
-fn streaming(pool: &DescriptorPool) -> Vec<String> {
-    let of = |service: prost_reflect::ServiceDescriptor| {
-        let calls = service.methods().filter(prost_reflect::MethodDescriptor::is_client_streaming);
-        calls.map(|call| format!("/{}/{}", service.full_name(), call.name())).collect::<Vec<_>>()
-    };
-    pool.services().flat_map(of).collect()
+/// The paths of such calls.
+fn paths(pool: &DescriptorPool, are: impl Fn(&MethodDescriptor) -> bool) -> Vec<String> {
+    let all = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let path = |call: MethodDescriptor| format!("/{}/{}", call.parent_service().full_name(), call.name());
+    all.filter(are).map(path).collect()
 }
 
 async fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::server::Error> {
@@ -115,9 +115,9 @@ async fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::serv
     routes
         .add_service(MasterServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(CrawlerMasterServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(health_service.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_QUESTION));
     let leadership = service.engine.shared.leadership.subscribe();
     let now = leadership.borrow().clone();
     report_health(&now, &health).await;

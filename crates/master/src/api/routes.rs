@@ -161,7 +161,7 @@ impl Route {
 }
 
 impl Found {
-    /// The request's message, from the body, the query and the path. What one of them says of a field, the others may only repeat: whoever
+    /// The request's message, from the body, the query and the path. What one of them says of a field, the others may only repeat: who
     /// took one of two values would do to one thing what was meant for another.
     pub(super) fn message(&self, body: &[u8], query: &str) -> Result<DynamicMessage, Failure> {
         let mut message = match self.body.as_str() {
@@ -299,7 +299,8 @@ fn decode(text: &str) -> Result<String, Failure> {
         }
     }
     String::from_utf8(bytes).map_err(|_| {
-        Failure::Http(StatusCode::BAD_REQUEST, format!("{text:?} in the path or the query is not UTF-8 when decoded; encode it as UTF-8"))
+        let message = format!("{} in the path or the query is not UTF-8 when decoded; encode it as UTF-8", shown(text));
+        Failure::Http(StatusCode::BAD_REQUEST, message)
     })
 }
 

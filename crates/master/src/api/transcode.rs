@@ -8,7 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use evenkeel_model::{limits::MAX_MESSAGE, shown::sentence};
+use evenkeel_model::{
+    limits::MAX_MESSAGE,
+    shown::{bare, sentence},
+};
 use evenkeel_net::error_json;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -53,7 +56,7 @@ impl Transcoder {
             Match::Found(found) => found,
             Match::OtherMethods(allowed) => return Err(Failure::Method(parts.method, path.to_owned(), allowed)),
             Match::None => {
-                let message = format!("nothing is at {} {path}; see /v1/resources", parts.method);
+                let message = format!("nothing is at {} {}; see /v1/resources", bare(parts.method.as_str()), bare(path));
                 return Err(Failure::Http(StatusCode::NOT_FOUND, message));
             }
         };
@@ -93,7 +96,7 @@ pub(super) async fn not_allowed(method: Method, uri: Uri) -> Response {
 
 fn method_not_allowed(method: &Method, path: &str, allowed: &[String]) -> Response {
     let allowed = allowed.join(", ");
-    let message = format!("{method} is not allowed for {path}; allowed: {allowed}");
+    let message = format!("{} is not allowed for {}; allowed: {allowed}", bare(method.as_str()), bare(path));
     let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, &message);
     answer.headers_mut().extend(HeaderValue::try_from(allowed).ok().map(|allowed| (header::ALLOW, allowed)));
     answer

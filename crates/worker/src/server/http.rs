@@ -15,6 +15,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use evenkeel_model::shown::bare;
 use evenkeel_net::refusal;
 use tonic::Code;
 
@@ -34,12 +35,13 @@ pub(super) fn routes(board: Arc<Board>, version: &str) -> Router {
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> impl IntoResponse {
-    let message = format!("{method} is not allowed for {}; allowed: GET, HEAD", uri.path());
+    let message = format!("{} is not allowed for {}; allowed: GET, HEAD", bare(method.as_str()), bare(uri.path()));
     ([(ALLOW, "GET, HEAD")], refusal(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, &message).map(Body::new))
 }
 
 async fn nothing(method: Method, uri: Uri) -> impl IntoResponse {
-    let message = format!("nothing is at {method} {}; a worker has /healthz, /readyz and /metrics", uri.path());
+    let (method, path) = (bare(method.as_str()), bare(uri.path()));
+    let message = format!("nothing is at {method} {path}; a worker has /healthz, /readyz and /metrics");
     refusal(StatusCode::NOT_FOUND, Code::NotFound, &message).map(Body::new)
 }
 

@@ -7,6 +7,7 @@ mod http;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use evenkeel_model::limits::MAX_QUESTION;
 use evenkeel_net::{Front, Keeper, Limits, Names, OpenEnded, Ports, descriptors};
 use evenkeel_proto::{DESCRIPTORS, v1::worker_server::WorkerServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -72,9 +73,9 @@ async fn grpc_routes(worker: grpc::Service) -> Result<Routes, tonic_reflection::
     };
     let mut routes = Routes::builder();
     routes
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(WorkerServer::new(worker));
+        .add_service(health.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_QUESTION))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_QUESTION))
+        .add_service(WorkerServer::new(worker).max_decoding_message_size(MAX_QUESTION));
     Ok(routes.routes().prepare())
 }
