@@ -16,7 +16,7 @@ use evenkeel_sim::{
 use evenkeel_store::{Client, KeyRange, Op, Revision, Txn, keys::Keys};
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -199,7 +199,7 @@ async fn a_second_master_of_the_same_id_is_refused() {
         sleep(TICK).await;
     }
     let (second, _, _stop_second) = one_more(&etcd, "second", "two:1");
-    let taken = second.await.unwrap().unwrap_err();
+    let taken = timeout(60 * SECOND, second).await.expect("it ends").unwrap().unwrap_err();
     assert_eq!((taken.id.as_str(), taken.address.as_str()), ("master-1", "one:1"));
     assert!(!first.is_finished() && handle.leadership() == Leadership::Mine, "the first goes on");
     assert!(add(&handle, "a").await);

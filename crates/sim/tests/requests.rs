@@ -136,11 +136,14 @@ async fn a_request_whose_caller_has_gone_is_not_carried_out() {
     testbed.etcd.freeze_all();
     let created = testbed.put(resource("a", 1), PutMode::Add);
     sleep(TICK).await;
-    // They wait behind the creation, and nobody waits for them.
-    for weight in 2..1000 {
+    // They wait behind the creation, some in the queue and some behind the resource, and then nobody waits for them.
+    let changes: Vec<_> = (2..500).map(|weight| testbed.put(resource("a", weight), PutMode::Apply)).collect();
+    let deleted = testbed.delete("a");
+    sleep(TICK).await;
+    drop((changes, deleted));
+    for weight in 500..1000 {
         drop(testbed.put(resource("a", weight), PutMode::Apply));
     }
-    drop(testbed.delete("a"));
     sleep(TICK).await;
     let before = testbed.revision();
     testbed.etcd.thaw(0);
