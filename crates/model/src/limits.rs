@@ -81,7 +81,7 @@ limits! {
         /// `stop_grace`. While work is being stopped its name is taken, and a worker that leaves waits for it.
         MAX_GRACE: u64 = 3600, "seconds";
     }
-    "What a worker says of itself (a worker beyond them is given nothing; `evenkeel workers` and `explain` say why)" {
+    "What a worker says of itself (a worker beyond them runs nothing; `evenkeel workers` and `explain` say why)" {
         /// For how long one proof gives authority. A leader waits for no more than this, so that no registration can hold its resources for days.
         MAX_AUTHORITY: u64 = 3600, "seconds";
         /// The kinds that it has drivers for, each of which is a name.
