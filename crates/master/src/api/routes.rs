@@ -403,6 +403,40 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_given_twice_and_a_second_choice_are_refused() {
+        let cases = [
+            (Method::GET, "/v1/plan", "drain=a&lose=a", "", "lose: drain is given as well; leave out one of them"),
+            (Method::GET, "/v1/plan", "drain=a&add.name=a", "", "add.name: drain is given as well; leave out one of them"),
+            (Method::GET, "/v1/plan", "add.name=a&drain=a", "", "drain: add is given as well; leave out one of them"),
+            (
+                Method::DELETE,
+                "/crawler/resource",
+                "",
+                r#"{"name":"a","name":"b"}"#,
+                "body: \"name\" is given twice; give it once at line 1 column 18",
+            ),
+            (
+                Method::POST,
+                "/v1/resources",
+                "",
+                r#"{"name":"a","spec":{"b":[{"c":1,"c":1}]}}"#,
+                "body: \"c\" is given twice; give it once at line 1 column 35",
+            ),
+            (
+                Method::POST,
+                "/crawler/resource",
+                "",
+                r#"{"name":"a","creation_time":"1","creationTime":"1"}"#,
+                "body: \"creation_time\" as \"creationTime\" is given twice; give it once at line 1 column 46",
+            ),
+            (Method::POST, "/v1/plan", "drain=a", r#"{"add":{"name":"a"}}"#, "drain: add is given as well; leave out one of them"),
+        ];
+        for (method, path, query, body, expected) in cases {
+            assert_eq!(found(method, path, query, body), Err(expected.to_owned()), "{path}?{query} {body}");
+        }
+    }
+
+    #[test]
     fn values_of_one_field_that_differ_are_refused() {
         let cases = [
             (
@@ -443,31 +477,6 @@ mod tests {
             (Method::GET, "/v1/resources", "page_size=1&pageSize=2", "", "pageSize: the query says 1 and 2; give it once"),
             (Method::GET, "/v1/resources", "selector=&selector=a", "", "selector: the query says \"\" and \"a\"; give it once"),
             (Method::GET, "/v1/resources/a:logs", "follow=true&follow=false", "", "follow: the query says true and false; give it once"),
-            (Method::GET, "/v1/plan", "drain=a&lose=a", "", "lose: drain is given as well; leave out one of them"),
-            (Method::GET, "/v1/plan", "drain=a&add.name=a", "", "add.name: drain is given as well; leave out one of them"),
-            (Method::GET, "/v1/plan", "add.name=a&drain=a", "", "drain: add is given as well; leave out one of them"),
-            (
-                Method::DELETE,
-                "/crawler/resource",
-                "",
-                r#"{"name":"a","name":"b"}"#,
-                "body: \"name\" is given twice; give it once at line 1 column 18",
-            ),
-            (
-                Method::POST,
-                "/v1/resources",
-                "",
-                r#"{"name":"a","spec":{"b":[{"c":1,"c":1}]}}"#,
-                "body: \"c\" is given twice; give it once at line 1 column 35",
-            ),
-            (
-                Method::POST,
-                "/crawler/resource",
-                "",
-                r#"{"name":"a","creation_time":"1","creationTime":"1"}"#,
-                "body: \"creation_time\" as \"creationTime\" is given twice; give it once at line 1 column 46",
-            ),
-            (Method::POST, "/v1/plan", "drain=a", r#"{"add":{"name":"a"}}"#, "drain: add is given as well; leave out one of them"),
             (Method::GET, "/v1/resources/%ff", "", "", "\"%ff\" in the path or the query is not UTF-8 when decoded; encode it as UTF-8"),
             (
                 Method::GET,
