@@ -5,7 +5,7 @@ BUILD_DIR := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos compose-test compose-smoke deploy-check soak fuzz build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose clean
+.PHONY: help demo test chaos compose-test compose-smoke deploy-check soak fuzz build lint fmt model mutants bench bench-placement prepare prepare-test prepare-compose prepare-stand-ins clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,14 +26,12 @@ chaos: prepare ## attacks on real processes, all of them, and a table of what ca
 	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
 
 compose-test: prepare-compose ## docker-compose.yml as it is, on images that are made here where none can be pulled, and broken on purpose
-	@trap 'exit 1' INT TERM; trap 'scripts/compose-images --remove' EXIT; \
-	scripts/compose-images && cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
+	scripts/compose-images --run cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)
 
-compose-smoke: prepare-compose ## the images, made with the binary for development, and two short scenarios of compose-test
+compose-smoke: prepare-stand-ins ## the images, made with the binary for development, and two short scenarios of compose-test
 	# As `make test` builds them: with the features of the whole workspace, nothing is built twice.
 	cargo build --locked --workspace --bin evenkeel
-	@trap 'exit 1' INT TERM; trap 'scripts/compose-images --remove' EXIT; \
-	scripts/compose-images --binary $(BUILD_DIR)/debug/evenkeel && \
+	scripts/compose-images --binary $(BUILD_DIR)/debug/evenkeel --run \
 	cargo test --locked --workspace --test compose -- --include-ignored --exact the_classic_run,worker_killed
 
 deploy-check: ## what can be checked of deploy/ without running it: units, manifests, scrape configuration, alerts, dashboard
@@ -87,6 +85,9 @@ prepare-test: ## the same, and what the checks need
 
 prepare-compose: ## the same, and what the compose tests need
 	@scripts/prepare --test --compose
+
+prepare-stand-ins: ## the same, for compose-smoke, which pulls nothing
+	@scripts/prepare --test --stand-ins
 
 clean: ## remove everything that was built
 	cargo clean

@@ -96,8 +96,9 @@ pub fn process_spec(data: &[u8]) {
     };
     assert_eq!(Spec::from_value(spec.to_value()), Ok(spec.clone()), "canonical text is canonical");
     assert_eq!(Spec::stored(spec.to_value()), Some(spec.clone()), "what is taken in is read when it is stored");
-    if let Err(error) = ProcessSpec::parse(&spec) {
-        check_refusal(&error.to_string());
+    match ProcessSpec::parse(&spec) {
+        Ok(parsed) => assert_eq!(ProcessSpec::stored(&spec), Ok(parsed), "what is taken in is read when it is stored"),
+        Err(error) => check_refusal(&error.to_string()),
     }
     let draft = Draft { name: "a".to_owned(), kind: "process".to_owned(), spec: Some(value), ..Draft::default() };
     match draft.check() {

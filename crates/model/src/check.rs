@@ -185,7 +185,10 @@ impl<'a> PlanChecker<'a> {
             let Some((registered, registration)) = worker.registered.as_deref() else { return false };
             let is_live = *registered == session && !registration.released;
             let admission = worker.admission.as_deref().map(|a| &a.value);
+            // A session whose registration cannot be used goes on with nothing: its authority may be longer than a leader waits.
+            let may_inherit = registration.refused.is_none() || worker.names.is_empty();
             is_live
+                && may_inherit
                 && match reason {
                     AdmitReason::New => admission.is_none(),
                     AdmitReason::Attested => admission.is_some_and(|a| registration.attests_end_of(a, session)),

@@ -88,6 +88,9 @@ impl Misfit {
 /// # Errors
 /// The rule that it breaks.
 pub fn may_run(needs: Needs<'_>, id: &WorkerId, worker: &Registration) -> Result<(), Misfit> {
+    if let Some(reason) = &worker.refused {
+        return Err(Misfit::Refused(reason.clone()));
+    }
     if let Some(pin) = needs.pin.filter(|pin| *pin != id) {
         return Err(Misfit::Pinned(pin.clone()));
     }
@@ -114,9 +117,6 @@ pub fn suits(needs: Needs<'_>, kinds: &[String], labels: &Labels) -> Result<(), 
 /// # Errors
 /// The rule that it breaks.
 pub fn can_run(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
-    if let Some(reason) = &place.registration.refused {
-        return Err(Misfit::Refused(reason.clone()));
-    }
     may_run(definition.needs(), place.id, place.registration)?;
     match place.wish {
         None => {}
@@ -136,4 +136,19 @@ pub fn has_room(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit
         return Ok(());
     }
     Err(Misfit::Capacity { free, weight: definition.weight })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Definition, ResourceName};
+
+    #[test]
+    fn a_worker_whose_registration_cannot_be_used_may_not_go_on_with_anything() {
+        let id = WorkerId::new("w").expect("id");
+        let definition = Definition::named(ResourceName::new("a").expect("name"));
+        assert_eq!(may_run(definition.needs(), &id, &Registration::bare(id.clone(), String::new())), Ok(()));
+        let refused = Registration::unusable(id.clone(), "why");
+        assert_eq!(may_run(definition.needs(), &id, &refused), Err(Misfit::Refused("why".into())));
+    }
 }

@@ -57,7 +57,7 @@ limits! {
         MAX_PREFERENCES: usize = 16, "preferences";
         /// The weight of a preference. As that of a resource, since it is worth payload.
         MAX_PREFERENCE: u32 = 1_000_000, "payload";
-        /// A record in etcd that a master acts on; a longer one is left alone, as one that cannot be read. It is written in one transaction with its
+        /// A record in etcd that a master acts on, as it would write it, with a kilobyte of room; a longer one is left alone, as one that cannot be read. It is written in one transaction with its
         /// assignment, which holds at most as much, and a transaction takes 1 MiB. A resource within all other limits has half of this.
         MAX_RECORD: usize = 480 << 10, "bytes";
     }
@@ -81,7 +81,7 @@ limits! {
         /// `stop_grace`. While work is being stopped its name is taken, and a worker that leaves waits for it.
         MAX_GRACE: u64 = 3600, "seconds";
     }
-    "What a worker says of itself (a worker beyond them is given nothing; `evenkeel workers` and `explain` say why)" {
+    "What a worker says of itself (a worker beyond them runs nothing; `evenkeel workers` and `explain` say why)" {
         /// For how long one proof gives authority. A leader waits for no more than this, so that no registration can hold its resources for days.
         MAX_AUTHORITY: u64 = 3600, "seconds";
         /// The kinds that it has drivers for, each of which is a name.

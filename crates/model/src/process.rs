@@ -1,5 +1,5 @@
-//! What a resource of kind `process` says, checked: by whoever takes it in, and by the worker that runs it, with one function, so that
-//! they cannot disagree. Each error names the field and the rule.
+//! What a resource of kind `process` says, read by one function, so that whoever takes it in and the worker that runs it cannot disagree.
+//! Limits are judged where it is taken in, and never again. Each error names the field and the rule.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -69,11 +69,20 @@ fn value_shown(value: &Value) -> String {
 }
 
 impl ProcessSpec {
-    /// Checks every field.
+    /// Checks every field of what is taken in.
     ///
     /// # Errors
     /// The first field that breaks its rule.
     pub fn parse(spec: &Spec) -> Checked<Self> {
+        let parsed = Self::stored(spec)?;
+        parsed.check_limits().map(|()| parsed)
+    }
+
+    /// Reads what was taken in before: it has to parse, and is judged by no limit of today but that of a span, which a clock has to hold.
+    ///
+    /// # Errors
+    /// The first field that does not parse.
+    pub fn stored(spec: &Spec) -> Checked<Self> {
         let mut parsed = Self {
             command: Vec::new(),
             env: BTreeMap::new(),
@@ -99,19 +108,31 @@ impl ProcessSpec {
         }
         Ok(parsed)
     }
+
+    fn check_limits(&self) -> Checked<()> {
+        if self.command.len() > MAX_ARGUMENTS {
+            return wrong("command", format!("{} arguments are more than {MAX_ARGUMENTS}; put them in a file", self.command.len()));
+        }
+        if self.env.len() > MAX_ENV {
+            return wrong("env", format!("{} variables are more than {MAX_ENV}; put them in a file", self.env.len()));
+        }
+        let program = self.command.first().map(|program| ("command[0]", program));
+        for (field, path) in program.into_iter().chain(self.cwd.as_ref().map(|cwd| ("cwd", cwd))) {
+            if path.len() > MAX_PATH {
+                return wrong(field, format!("{} has {} bytes; a path has at most {MAX_PATH}", shown(path), path.len()));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn command(value: &Value) -> Checked<Vec<String>> {
     const RULE: &str = "must be a list of strings that begins with the program";
     let Some(items) = value.as_array().filter(|items| !items.is_empty()) else { return wrong("command", RULE) };
-    if items.len() > MAX_ARGUMENTS {
-        return wrong("command", format!("{} arguments are more than {MAX_ARGUMENTS}; put them in a file", items.len()));
-    }
     let mut words = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
         match item.as_str() {
             Some("") if index == 0 => return wrong("command", RULE),
-            Some(program) if index == 0 => words.push(path("command[0]", program)?),
             Some(word) => words.push(without_nul(&format!("command[{index}]"), word)?),
             None => return wrong(&format!("command[{index}]"), "must be a string; put it in quotes"),
         }
@@ -121,9 +142,6 @@ fn command(value: &Value) -> Checked<Vec<String>> {
 
 fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
     let Some(fields) = value.as_object() else { return wrong("env", "must be a map from names to strings") };
-    if fields.len() > MAX_ENV {
-        return wrong("env", format!("{} variables are more than {MAX_ENV}; put them in a file", fields.len()));
-    }
     let mut env = BTreeMap::new();
     for (name, value) in fields {
         let field = format!("env.{}", bare(name));
@@ -141,16 +159,9 @@ fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
 
 fn cwd(value: &Value) -> Checked<String> {
     match value.as_str() {
-        Some(text) if !text.is_empty() => path("cwd", text),
+        Some(text) if !text.is_empty() => without_nul("cwd", text),
         _ => wrong("cwd", "must be the path of a folder"),
     }
-}
-
-fn path(field: &str, text: &str) -> Checked<String> {
-    if text.len() > MAX_PATH {
-        return wrong(field, format!("{} has {} bytes; a path has at most {MAX_PATH}", shown(text), text.len()));
-    }
-    without_nul(field, text)
 }
 
 fn restart(value: &Value) -> Checked<Restart> {
@@ -215,6 +226,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_is_stored_is_read_beyond_the_limits() {
+        let long = json!({"command": vec!["a".repeat(5000); 5000], "cwd": "/".repeat(5000),
+            "env": (0..2000).map(|i| (format!("V{i}"), json!(""))).collect::<Value>()});
+        let spec = ProcessSpec::stored(&Spec::stored(long).expect("an object")).expect("it parses");
+        assert_eq!((spec.command.len(), spec.env.len(), spec.cwd.map(|cwd| cwd.len())), (5000, 2000, Some(5000)));
+        let wrong = ProcessSpec::stored(&Spec::stored(json!({"command": ["a\0"]})).expect("an object")).expect_err("a NUL");
+        assert_eq!(wrong.to_string(), "spec.command[0]: has a NUL character");
+    }
 
     fn parse(value: Value) -> Result<ProcessSpec, String> {
         ProcessSpec::parse(&Spec::from_value(value).expect("spec")).map_err(|e| e.to_string())

@@ -221,7 +221,7 @@ impl Draft {
             parse_name("kind", &self.kind, ResourceName::new)?;
         }
         let weight = match self.weight.unwrap_or(1) {
-            n @ 1..=1_000_000 => u32::try_from(n).unwrap_or(MAX_WEIGHT),
+            n if (1..=u64::from(MAX_WEIGHT)).contains(&n) => u32::try_from(n).unwrap_or(MAX_WEIGHT),
             n => return Err(field_error("weight", format!("{n} is not within 1 to {MAX_WEIGHT}"))),
         };
         check_labels("labels", &self.labels)?;

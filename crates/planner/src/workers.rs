@@ -33,7 +33,8 @@ fn look_at<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
     let Some(worker) = turn.cluster.worker(id.as_str()) else { return };
     match worker.standing() {
         Standing::Ready => {}
-        Standing::New => admit(turn, id, worker, AdmitReason::New),
+        Standing::New if may_inherit(worker) => admit(turn, id, worker, AdmitReason::New),
+        Standing::New => evacuate(turn, id, worker, EndReason::Released),
         Standing::Returning => readmit(turn, id, worker),
         Standing::Released => {
             turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Released });
@@ -52,28 +53,42 @@ fn admit(turn: &mut Turn<'_>, id: &WorkerId, worker: &Worker, reason: AdmitReaso
 }
 
 /// Admission of a new session while an earlier one is the admitted one: DESIGN.md section 5, rule 5.
-fn readmit(turn: &mut Turn<'_>, id: &WorkerId, worker: &Worker) {
+fn readmit<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker) {
     let (Some(admission), Some((session, registration))) = (worker.admission.as_deref(), worker.registered.as_deref()) else { return };
     let attested = registration.attests_end_of(&admission.value, *session);
-    if attested && !registration.released {
+    if attested && !registration.released && may_inherit(worker) {
         return admit(turn, id, worker, AdmitReason::Attested);
     }
     match wait_of(turn, worker) {
         Some(until) => wait_for(turn, id, until),
         // It left again before it was ever admitted; its key goes with its lease, and then it is lost.
         None if registration.released => {}
+        None if !may_inherit(worker) => part(turn, id, worker),
         None => admit(turn, id, worker, AdmitReason::Waited),
     }
 }
 
+/// What is assigned to this worker may start under its live session. It may not under one whose registration cannot be used: for how long
+/// such a session runs without the leader is unknown, or longer than any leader waits.
+fn may_inherit(worker: &Worker) -> bool {
+    worker.names.is_empty() || worker.registration().is_some_and(|registration| registration.refused.is_none())
+}
+
 fn lost<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
-    match (wait_of(turn, worker), turn.held_at(id)) {
-        (Some(until), _) => wait_for(turn, id, until),
-        (None, _) if worker.names.is_empty() => {
+    match wait_of(turn, worker) {
+        Some(until) => wait_for(turn, id, until),
+        None if worker.names.is_empty() => {
             turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Waited });
         }
-        (None, Some(brake)) => turn.undone(Subject::Worker(id.clone()), Pending::Brake(brake)),
-        (None, None) => evacuate(turn, id, worker, EndReason::Waited),
+        None => part(turn, id, worker),
+    }
+}
+
+/// The admitted session has ended, and no other may go on with what it ran: that goes, unless the brake holds it.
+fn part<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker) {
+    match turn.held_at(id) {
+        Some(brake) => turn.undone(Subject::Worker(id.clone()), Pending::Brake(brake)),
+        None => evacuate(turn, id, worker, EndReason::Waited),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Scripts that read like a story: what happens to a cluster, and under each plan what the leader does and why. A script holds commands,
 //! lines that begin with `$`, and under each what it prints; running it gives the same text with the answers that really come.
 //!
-//! Commands: `join W [label=value...] [capacity=N]`, `return W` (a new session that attests), `crash W`, `leave W`,
+//! Commands: `join W [label=value...] [capacity=N] [refused=WHY]`, `return W` (a new session that attests), `crash W`, `leave W`,
 //! `put R [field=value...]`, `delete R`, `acknowledge`, `pass SECONDS`, `turn`, `settle` (turns until nothing is left to do, told as where
 //! everything is then), `term`, `cordon W`, `drain W [deadline=SECONDS]`, `uncordon W`, `release`, `set SETTING=VALUE...`,
 //! `suppose drain|cordon|uncordon|lose W`, `suppose rebalance`, `suppose add R [field=value...]`, `explain R`. Everything else is prose.
@@ -76,6 +76,9 @@ fn answer(world: &mut World, command: &str) -> Result<String, String> {
 
 fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> Result<Registration, String> {
     let capacity = fields.remove("capacity").map(|n| n.parse().map_err(|_| format!("{n} is no capacity"))).transpose()?;
+    if let Some(why) = fields.remove("refused") {
+        return Ok(Registration::unusable(WorkerId::new(id).map_err(|e| e.to_string())?, why));
+    }
     let admitted = world.cluster.worker(id).and_then(|w| w.admission.as_ref()).map(|a| a.value.session);
     Ok(Registration {
         id: WorkerId::new(id).map_err(|e| e.to_string())?,

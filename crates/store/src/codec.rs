@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use evenkeel_model::{
     Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Intent, MasterId, MasterRecord, Origin, Phase, Record,
-    Registration, Revision, Session, Versioned, WorkerWish, Write, limits::MAX_RECORD, shown::sentence,
+    Registration, ResourceName, Revision, Session, Versioned, WorkerWish, Write, limits::MAX_RECORD, shown::sentence,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -44,18 +44,7 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
             return Meaning::Candidate { lease, value: Some(Box::new(Versioned { revision: kv.created, value })) };
         }
         Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
-        // Whatever else is asked of it, it could not be written together with its assignment.
-        Key::Resource(name) if kv.value.len() > MAX_RECORD => {
-            let error = format!("its record has {} bytes, more than {MAX_RECORD}; delete it, or write a shorter one", kv.value.len());
-            tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
-            Event::Unreadable { name, error: error.into() }
-        }
-        Key::Resource(name) => match read::<Record>(kv) {
-            Ok(value) if value.definition.name != name => {
-                let error = format!("it is the record of {}", value.definition.name);
-                tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
-                Event::Unreadable { name, error: error.into() }
-            }
+        Key::Resource(name) => match record(kv, &name) {
             Ok(value) => Event::Resource { name, value: versioned(kv, value) },
             Err(error) => Event::Unreadable { name, error: error.into() },
         },
@@ -123,6 +112,36 @@ fn held(kv: &Kv) -> Held {
     }
 }
 
+/// By how much a record may grow when a leader writes it: the view of where it runs, and its hash.
+const RECORD_ROOM: usize = 1024;
+/// A record grows by less than this factor when it is written as this process writes it: `9e15` has sixteen digits then.
+const GROWTH: usize = 16;
+
+/// A record that can be acted on: it is this resource's, and can be written together with its assignment.
+fn record(kv: &Kv, name: &ResourceName) -> Result<Record, String> {
+    let unusable = |error: String| {
+        tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
+        Err(error)
+    };
+    let too_long = |length: usize| format!("its record has {length} bytes, more than {MAX_RECORD}; delete it, or write a shorter one");
+    let length = kv.value.len();
+    if length > MAX_RECORD {
+        return unusable(too_long(length));
+    }
+    let record: Record = read(kv)?;
+    if record.definition.name != *name {
+        return unusable(format!("it is the record of {}", record.definition.name));
+    }
+    // Most are so short that there is no need to write them first.
+    if length > MAX_RECORD / GROWTH {
+        let written = json(&record).len().saturating_sub(record.assigned_node.len()) + RECORD_ROOM;
+        if written > MAX_RECORD {
+            return unusable(too_long(written));
+        }
+    }
+    Ok(record)
+}
+
 fn versioned<T>(kv: &Kv, value: T) -> Option<Box<Versioned<T>>> {
     Some(Box::new(Versioned { revision: kv.modified, value }))
 }
@@ -185,7 +204,7 @@ fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Definition, ResourceName, WorkerId};
+    use evenkeel_model::{Definition, WorkerId};
 
     use super::*;
 
@@ -227,6 +246,34 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_could_not_be_written_with_its_assignment_is_left_alone() {
+        let keys = Keys::new("");
+        let record_of = |spec: String| match meaning(&keys, &kv("/resources/a", &format!(r#"{{"Name":"a","Spec":{spec}}}"#))) {
+            Meaning::Cluster(Event::Resource { value: Some(record), .. }) => Some(record.value),
+            Meaning::Cluster(Event::Unreadable { .. }) => None,
+            other => panic!("{other:?}"),
+        };
+        let text = |letters: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(letters));
+        let written = |record: &Record| json(record).len();
+        let room = MAX_RECORD - RECORD_ROOM - written(&record_of(text(40_000)).expect("short")) + 40_000;
+        let mut longest = record_of(text(room)).expect("as long as may be");
+        assert_eq!(written(&longest), MAX_RECORD - RECORD_ROOM);
+        assert_eq!(record_of(text(room + 1)), None);
+        // Where it runs is added to it: with the longest names of all, it is still what is read.
+        let worker = WorkerId::new(&"w".repeat(253)).expect("id");
+        longest.assigned_node = Record::node(&worker, &"a".repeat(evenkeel_model::limits::MAX_ADDRESS));
+        let echo = String::from_utf8(json(&longest)).expect("text");
+        let Meaning::Cluster(Event::Resource { value: Some(read), .. }) = meaning(&keys, &kv("/resources/a", &echo)) else {
+            panic!("unreadable by its own echo")
+        };
+        assert_eq!(read.value, longest);
+        // What is short as a person writes it is judged as it is written back.
+        let numbers = |count: usize| format!(r#"{{"a":[{}]}}"#, vec!["9e15"; count].join(","));
+        assert!(record_of(numbers(20_000)).is_some_and(|record| written(&record) > 17 * 20_000));
+        assert_eq!(record_of(numbers(90_000)), None, "470 kB that become 1.5 MB");
+    }
+
+    #[test]
     fn an_assignment_takes_its_status_along() {
         let keys = Keys::new("");
         let (name, worker) = (ResourceName::new("a").expect("name"), WorkerId::new("w").expect("id"));
@@ -252,11 +299,6 @@ mod tests {
         let other = r#"{"ID":"x","Address":"h:1","Kinds":["noop"]}"#;
         let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else { panic!("lives") };
         assert_eq!((worker.1.refused.as_deref(), worker.1.kinds.len()), (Some("it is the registration of x"), 0));
-        let record = |letters: usize| format!(r#"{{"Name":"a","Spec":{{"a":"{}"}}}}"#, "x".repeat(letters));
-        let room = MAX_RECORD - record(0).len();
-        let record_of = |letters| meaning(&keys, &kv("/resources/a", &record(letters)));
-        assert!(matches!(record_of(room), Meaning::Cluster(Event::Resource { .. })));
-        assert!(matches!(record_of(room + 1), Meaning::Cluster(Event::Unreadable { .. })), "it could not be written with its assignment");
         let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
         assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
         let cordoned = Meaning::Cluster(Event::Intent {

@@ -1,19 +1,103 @@
 //! Between the messages of the API and the types of the model. Nothing is decided here; what is wrong is named with its field.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use evenkeel_model::{
     Definition, DefinitionError, Draft, Happening, Preference,
     limits::{MAX_BODY_DEPTH, MAX_SPEC_DEPTH},
+    shown::{sentence, shown},
 };
 use evenkeel_proto::v1;
+use prost_reflect::{Kind as FieldKind, MessageDescriptor};
 use prost_types::{ListValue, Struct, Value, value::Kind};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value as Json};
 use tonic::Status;
 
+/// Looks at a body of this message before it is parsed: how deep it is nested, and whether it gives anything twice.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+pub(crate) fn check_body(descriptor: &MessageDescriptor, body: &[u8]) -> Result<(), Status> {
+    check_depth(body)?;
+    match Keys(Some(descriptor.clone())).deserialize(&mut serde_json::Deserializer::from_slice(body)) {
+        // Any JSON is data that this reads; what is no JSON is for the reader of the message to refuse.
+        Err(error) if error.is_data() => Err(Status::invalid_argument(format!("body: {}", sentence(&error)))),
+        _ => Ok(()),
+    }
+}
+
+/// Reads over JSON and refuses a key that is given twice: of two values, one reader takes the first and another the last. A field of a
+/// message has two names, so it goes by the message as long as there is one; a spec and labels are maps, where a key is only itself.
+struct Keys(Option<MessageDescriptor>);
+
+impl<'de> DeserializeSeed<'de> for Keys {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Keys {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen: HashMap<String, String> = HashMap::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let field = self.0.as_ref().and_then(|m| m.get_field_by_name(&key).or_else(|| m.get_field_by_json_name(&key)));
+            let inner = field.as_ref().and_then(|field| match field.kind() {
+                FieldKind::Message(m) if !m.is_map_entry() && !m.full_name().starts_with("google.protobuf.") => Some(m),
+                _ => None,
+            });
+            let name = field.map_or_else(|| key.clone(), |field| field.name().to_owned());
+            if let Some(before) = seen.insert(name, key.clone()) {
+                let names = if before == key { shown(&key) } else { format!("{} as {}", shown(&before), shown(&key)) };
+                return Err(A::Error::custom(format!("{names} is given twice; give it once")));
+            }
+            map.next_value_seed(Keys(inner))?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Keys(self.0.clone()))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+}
+
 /// Looks at how deep a body is nested before it is parsed, since the decoders of JSON and protobuf speak of their own limits only.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-pub(crate) fn check_depth(body: &[u8]) -> Result<(), Status> {
+fn check_depth(body: &[u8]) -> Result<(), Status> {
     let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
     for byte in body {
         match byte {

@@ -217,8 +217,12 @@ struct Given(BTreeMap<String, (Value, &'static str)>);
 impl Given {
     /// Sets a field by its path, such as `resource.name`, from text. What was given before must be the same.
     fn set(&mut self, message: &mut DynamicMessage, path: &str, text: &str, place: &'static str) -> Result<(), Failure> {
-        let (message, field) = at(message, path).ok_or_else(|| unknown(path))?;
         let refused = |why: String| Err(Failure::Grpc(Status::invalid_argument(format!("{}: {why}", bare(path)))));
+        let (message, field) = match at(message, path) {
+            Place::Is(message, field) => (message, field),
+            Place::Unknown => return Err(unknown(path)),
+            Place::Beside(other) => return refused(format!("{} is given as well; leave out one of them", other.name())),
+        };
         let Some(value) = parse(&field, text) else {
             return refused(format!("{} is not a value for a field of type {:?}", shown(text), field.kind()));
         };
@@ -231,8 +235,7 @@ impl Given {
                 false => format!("the {where_before} says {before} and the {place} {value}; let them agree, or give it once"),
             });
         }
-        let others = field.containing_oneof().into_iter().flat_map(|oneof| oneof.fields().collect::<Vec<_>>());
-        if let Some(other) = others.into_iter().find(|other| *other != field && message.has_field(other)) {
+        if let Some(other) = other_of_oneof(message, &field) {
             return refused(format!("{} is given as well; leave out one of them", other.name()));
         }
         message.set_field(&field, value.clone());
@@ -241,17 +244,34 @@ impl Given {
     }
 }
 
-/// The message and the field that a path such as `resource.name` leads to.
-fn at<'a>(message: &'a mut DynamicMessage, path: &str) -> Option<(&'a mut DynamicMessage, FieldDescriptor)> {
+/// Another field that is set, of those of which one can be.
+fn other_of_oneof(message: &DynamicMessage, field: &FieldDescriptor) -> Option<FieldDescriptor> {
+    field.containing_oneof()?.fields().find(|other| other != field && message.has_field(other))
+}
+
+/// Where a path such as `resource.name` leads.
+enum Place<'a> {
+    /// To this field of this message.
+    Is(&'a mut DynamicMessage, FieldDescriptor),
+    /// Into a message that would take this field's place.
+    Beside(FieldDescriptor),
+    /// Nowhere.
+    Unknown,
+}
+
+fn at<'a>(message: &'a mut DynamicMessage, path: &str) -> Place<'a> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
     let descriptor = message.descriptor();
-    let field = descriptor.get_field_by_name(first).or_else(|| descriptor.get_field_by_json_name(first))?;
-    match rest {
-        None => Some((message, field)),
-        Some(rest) => match message.get_field_mut(&field) {
-            Value::Message(inner) => at(inner, rest),
-            _ => None,
-        },
+    let Some(field) = descriptor.get_field_by_name(first).or_else(|| descriptor.get_field_by_json_name(first)) else {
+        return Place::Unknown;
+    };
+    let Some(rest) = rest else { return Place::Is(message, field) };
+    if let Some(other) = other_of_oneof(message, &field) {
+        return Place::Beside(other);
+    }
+    match message.get_field_mut(&field) {
+        Value::Message(inner) => at(inner, rest),
+        _ => Place::Unknown,
     }
 }
 
@@ -384,6 +404,40 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_given_twice_and_a_second_choice_are_refused() {
+        let cases = [
+            (Method::GET, "/v1/plan", "drain=a&lose=a", "", "lose: drain is given as well; leave out one of them"),
+            (Method::GET, "/v1/plan", "drain=a&add.name=a", "", "add.name: drain is given as well; leave out one of them"),
+            (Method::GET, "/v1/plan", "add.name=a&drain=a", "", "drain: add is given as well; leave out one of them"),
+            (
+                Method::DELETE,
+                "/crawler/resource",
+                "",
+                r#"{"name":"a","name":"b"}"#,
+                "body: \"name\" is given twice; give it once at line 1 column 18",
+            ),
+            (
+                Method::POST,
+                "/v1/resources",
+                "",
+                r#"{"name":"a","spec":{"b":[{"c":1,"c":1}]}}"#,
+                "body: \"c\" is given twice; give it once at line 1 column 35",
+            ),
+            (
+                Method::POST,
+                "/crawler/resource",
+                "",
+                r#"{"name":"a","creation_time":"1","creationTime":"1"}"#,
+                "body: \"creation_time\" as \"creationTime\" is given twice; give it once at line 1 column 46",
+            ),
+            (Method::POST, "/v1/plan", "drain=a", r#"{"add":{"name":"a"}}"#, "drain: add is given as well; leave out one of them"),
+        ];
+        for (method, path, query, body, expected) in cases {
+            assert_eq!(found(method, path, query, body), Err(expected.to_owned()), "{path}?{query} {body}");
+        }
+    }
+
+    #[test]
     fn values_of_one_field_that_differ_are_refused() {
         let cases = [
             (
@@ -424,8 +478,6 @@ mod tests {
             (Method::GET, "/v1/resources", "page_size=1&pageSize=2", "", "pageSize: the query says 1 and 2; give it once"),
             (Method::GET, "/v1/resources", "selector=&selector=a", "", "selector: the query says \"\" and \"a\"; give it once"),
             (Method::GET, "/v1/resources/a:logs", "follow=true&follow=false", "", "follow: the query says true and false; give it once"),
-            (Method::GET, "/v1/plan", "drain=a&lose=a", "", "lose: drain is given as well; leave out one of them"),
-            (Method::POST, "/v1/plan", "drain=a", r#"{"add":{"name":"a"}}"#, "drain: add is given as well; leave out one of them"),
             (Method::GET, "/v1/resources/%ff", "", "", "\"%ff\" in the path or the query is not UTF-8 when decoded; encode it as UTF-8"),
             (
                 Method::GET,

@@ -216,7 +216,7 @@ fn to_json(output: &MessageDescriptor, message: Bytes) -> Result<Vec<u8>, Failur
 /// Reads a message from JSON; what does not belong there is refused by its name.
 pub(super) fn from_json(descriptor: MessageDescriptor, text: &[u8]) -> Result<DynamicMessage, Failure> {
     let wrong = |e: serde_json::Error| Failure::Grpc(Status::invalid_argument(format!("body: {}", sentence(&e))));
-    super::convert::check_depth(text)?;
+    super::convert::check_body(&descriptor, text)?;
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let message = DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options).map_err(wrong)?;

@@ -81,11 +81,11 @@ impl Driver for ProcessDriver {
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
-        Ok(ProcessSpec::parse(spec)?.stop_grace.unwrap_or(self.0.grace))
+        Ok(ProcessSpec::stored(spec)?.stop_grace.unwrap_or(self.0.grace))
     }
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
-        let spec = match ProcessSpec::parse(&work.spec) {
+        let spec = match ProcessSpec::stored(&work.spec) {
             Ok(spec) => spec,
             Err(error) => return Err((error.into(), observer)),
         };

@@ -159,6 +159,17 @@ async fn a_process_gets_its_environment_and_its_last_output_is_kept() {
 }
 
 #[tokio::test]
+async fn what_was_stored_beyond_a_limit_of_today_still_starts() {
+    let bench = Bench::new();
+    let mut command = vec!["sh", "-c", "echo $#", "sh"];
+    command.resize(command.len() + 5000, "a");
+    let mut run = bench.start(json!({"command": command, "restart": "never"}));
+    run.until(Observed::Exited).await;
+    assert_eq!(bench.output(), "5000\n");
+    run.stop().await;
+}
+
+#[tokio::test]
 async fn a_process_that_ignores_the_signal_is_killed_after_its_grace() {
     let bench = Bench::new();
     let mut run = bench.shell("trap '' TERM; echo $$ > $DIR/pid; while :; do sleep 0.05; done");
