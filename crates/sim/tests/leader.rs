@@ -243,3 +243,28 @@ async fn a_master_that_was_killed_is_followed_by_one_of_the_same_id() {
         waited += TICK;
     }
 }
+
+/// One that was killed with a longer lease than that of the next was taken for one that lives.
+#[tokio::test(start_paused = true)]
+async fn a_longer_lease_of_the_one_before_is_waited_for() {
+    let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));
+    let id = MasterId::new("master-1").unwrap();
+    let config = MasterConfig { lease: 60 * SECOND, ..MasterConfig::new(id.clone(), Vec::new()) };
+    let record = MasterRecord { id, address: "one:1".to_owned(), http: String::new(), version: String::new(), leads_since: 0 };
+    let engine = Engine::new(Arc::new(config), etcd.link("first").client(SECOND), record, Arc::new(MachineClock::boot(0)));
+    let (handle, (_stop, stops)) = (engine.handle(), oneshot::channel());
+    let killed = tokio::spawn(engine.run(stops));
+    while handle.leadership() != Leadership::Mine {
+        sleep(TICK).await;
+    }
+    killed.abort();
+    let (next, handle, _stop_next) = one_more(&etcd, "next", "one:1");
+    timeout(90 * SECOND, async {
+        while handle.leadership() != Leadership::Mine {
+            assert!(!next.is_finished(), "it waits until the lease has ended");
+            sleep(TICK).await;
+        }
+    })
+    .await
+    .expect("it leads when the lease of the one before has ended");
+}

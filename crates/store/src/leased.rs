@@ -93,16 +93,18 @@ pub enum Holder {
 
 /// So many of its leases may pass before a holder that neither extends nor loses its key is taken to live.
 const LEASES: u32 = 5;
+/// What etcd rounds a lease's remaining time down by, at the most.
+const ROUNDED: Duration = Duration::from_secs(1);
 /// Between two looks at a holder.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Holder {
-    /// Waits until it is known whether the holder of a key lives, whose lease was granted for about so long. One that has died loses its key
-    /// with its lease. A lease that was extended once proves nothing, since etcd does so for all of them when it starts or changes its
-    /// leader.
+    /// Waits until it is known whether the holder of a key lives. `ttl` is how long a lease usually is; a longer one is waited for as well. One
+    /// that has died loses its key with its lease. A lease that was extended once proves nothing, since etcd does so for all of them when it
+    /// starts or changes its leader.
     pub async fn wait_for(client: &Client, held: &Kv, ttl: Duration) -> Self {
         let mut until = Instant::now() + ttl * LEASES;
-        let (mut last, mut extended) = (Duration::MAX, 0);
+        let (mut first_look, mut extended) = (None, 0);
         while held.lease != 0 && Instant::now() < until {
             match client.get(&held.key).await {
                 Ok(read) if read.kv.as_ref().is_none_or(|kv| kv.created != held.created) => return Self::Gone,
@@ -113,8 +115,15 @@ impl Holder {
                 }
             }
             if let Ok(Some(left)) = client.remaining(held.lease).await {
-                extended += u32::from(left > last);
-                last = left;
+                let now = Instant::now();
+                until = until.max(now + left + ttl);
+                let (seen, at) = *first_look.get_or_insert((left, now));
+                // etcd tells whole seconds, rounded down: so much may be left of what was seen then.
+                let unextended = (seen + ROUNDED).saturating_sub(now - at);
+                if left > unextended && !left.is_zero() {
+                    extended += 1;
+                    first_look = Some((left, now));
+                }
             }
             if extended >= 2 {
                 return Self::Lives;
