@@ -11,6 +11,11 @@ const VARIANTS: u32 = 2000;
 /// How long a variant may become: fuzzers without a limit of their own go no further.
 const LONGEST: usize = 8192;
 
+/// How large an input of much of the same is.
+const LARGE: usize = 256 << 10;
+/// How many bytes may be allocated at a time for each byte of a large input: a value of JSON takes dozens for a digit and a comma.
+const BYTES_A_BYTE: u64 = 256;
+
 /// A file of the corpus: its name, and what is in it.
 type Seed = (String, Vec<u8>);
 
@@ -98,6 +103,23 @@ fn holds_for(target: &str) {
     });
     if let Err(error) = result {
         panic!("{error}");
+    }
+}
+
+/// Each seed with its second half again and again. What costs the square of its length does not end, and what keeps too much of it is seen.
+#[test]
+fn large_inputs_end_in_bounded_memory() {
+    for (target, run) in TARGETS {
+        for (name, bytes) in corpus(target) {
+            let (head, tail) = bytes.split_at(bytes.len() / 2);
+            let mut large = head.to_vec();
+            while !tail.is_empty() && large.len() < LARGE {
+                large.extend_from_slice(tail);
+            }
+            let counted = allocation_counter::measure(|| run(&large));
+            let most = large.len().max(1024) as u64 * BYTES_A_BYTE + (1 << 20);
+            assert!(counted.bytes_max <= most, "{target}/{name}: {} bytes for {} of input", counted.bytes_max, large.len());
+        }
     }
 }
 
