@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        OnceLock,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Instant,
@@ -36,6 +36,9 @@ fn containment() -> Arc<Containment> {
 }
 
 struct Bench {
+    /// One test at a time: this process plays agent and guard at once, so a child of one test that is not marked yet looks like an orphan to
+    /// another one that clears up. An agent's child is never its guard's.
+    _alone: MutexGuard<'static, ()>,
     folder: tempfile::TempDir,
     driver: ProcessDriver,
     gate: Gate,
@@ -50,6 +53,8 @@ struct Started {
 
 impl Bench {
     fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().expect("folder");
         let gate = Gate::shut(Arc::new(SystemClock));
         gate.open_until(Some(BootTime(u64::MAX)));
@@ -62,7 +67,7 @@ impl Bench {
         };
         let driver = ProcessDriver::new(config, containment()).expect("driver");
         static EPOCHS: AtomicI64 = AtomicI64::new(42);
-        Self { folder, driver, gate, epoch: Epoch(EPOCHS.fetch_add(1, Ordering::SeqCst)) }
+        Self { _alone: alone, folder, driver, gate, epoch: Epoch(EPOCHS.fetch_add(1, Ordering::SeqCst)) }
     }
 
     fn path(&self, file: &str) -> PathBuf {
