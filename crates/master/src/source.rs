@@ -165,7 +165,7 @@ impl FileSource {
         }
     }
 
-    /// What was read and seen before counts no more: another leader may have gone by another file since.
+    /// What was read before no longer counts: another leader may have gone by another file since.
     fn forget(&mut self) {
         self.guard = guard();
         (self.read, self.settled) = (None, None);
