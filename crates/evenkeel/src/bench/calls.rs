@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use evenkeel_model::limits::MAX_STREAMS;
 use evenkeel_proto::v1::{AddResourceRequest, AddResourcesRequest, Resource};
 use futures::StreamExt;
 use hdrhistogram::Histogram;
@@ -82,20 +83,27 @@ pub(super) async fn raw_put(stage: &Stage, callers: u32, seconds: u32) -> Result
     .await
 }
 
-/// AddResource, one by one.
+/// AddResource, one by one. Each connection carries as many callers as a master answers on one at a time.
 pub(super) async fn add_resource(stage: &Stage, callers: u32, seconds: u32) -> Result<Sample, String> {
-    let client = stage.connect().await?;
+    let mut clients = Vec::new();
+    for _ in 0..callers.div_ceil(MAX_STREAMS) {
+        clients.push(stage.connect().await?);
+    }
+    let mut clients = clients.into_iter().cycle();
     let caller = stage.fresh_name();
     let mut callers_made = 0_u32;
     load(callers, seconds, || {
         callers_made += 1;
-        let (client, caller) = (client.clone(), format!("{caller}-{callers_made}"));
+        let (client, caller) = (clients.next(), format!("{caller}-{callers_made}"));
         let mut number = 0_u64;
         move || {
-            let mut client = client.clone();
+            let client = client.clone();
             number += 1;
             let resource = Some(Resource { name: format!("{caller}-{number}"), ..Resource::default() });
-            async move { client.add_resource(AddResourceRequest { resource }).await.map(drop).map_err(|e| e.to_string()) }
+            async move {
+                let mut client = client.ok_or("there is no connection")?;
+                client.add_resource(AddResourceRequest { resource }).await.map(drop).map_err(|e| e.to_string())
+            }
         }
     })
     .await
