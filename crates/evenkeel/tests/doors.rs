@@ -15,7 +15,7 @@ use evenkeel_proto::v1::{
     AddResourceRequest, CordonWorkerRequest, GetResourceRequest, ListRunningRequest, ListWorkersRequest, Resource, WatchResourcesRequest,
     master_client::MasterClient, worker_client::WorkerClient,
 };
-use support::{PATIENCE, Stage, evenkeel};
+use support::{PATIENCE, Stage, evenkeel, free_port};
 use tokio::time::timeout;
 use tonic::{
     Code,
@@ -358,10 +358,6 @@ async fn questions_are_small() {
             assert!(said.contains("grpc-status: ") && said.contains("grpc-status: 11") == is_refused, "{name} {path} {length}: {said}");
         }
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 /// A client whose streams hold no more than 64 KiB that is not read.

@@ -448,6 +448,12 @@ fn choose_ports(options: &LocalOptions, first_try: bool) -> Result<Vec<Member>, 
     Ok(members)
 }
 
+/// A port of 127.0.0.1 on which nobody listens, for a process that is about to be started. No outgoing connection is given it meanwhile.
+#[must_use]
+pub fn unused_port() -> Option<u16> {
+    free_port().map(|(port, _)| port)
+}
+
 fn free_port() -> Option<(u16, TcpListener)> {
     use std::hash::{BuildHasher, RandomState};
     let seeds = RandomState::new();

@@ -15,7 +15,7 @@ use evenkeel_model::{Revision, WorkerId};
 use evenkeel_proto::v1::{
     GetResourceRequest, ListMastersRequest, ListWorkersRequest, PlanRequest, ResourceState, WorkerState, master_client::MasterClient,
 };
-use evenkeel_store::{Client, Config, KeyRange, LocalCluster, LocalOptions, keys::Key, keys::Keys};
+use evenkeel_store::{Client, Config, KeyRange, LocalCluster, LocalOptions, keys::Key, keys::Keys, unused_port};
 use nix::{
     errno::Errno,
     sys::signal::{self, Signal},
@@ -391,8 +391,9 @@ pub(crate) fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+/// One that no outgoing connection takes before the process listens on it.
+pub(crate) fn free_port() -> u16 {
+    unused_port().expect("a port")
 }
 
 /// Whether a process is there; one that waits to be reaped is not.
