@@ -6,22 +6,15 @@
 
 use std::{
     collections::BTreeSet,
-    convert::Infallible,
     fmt,
-    future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tonic::Code;
-use tower::{Layer, Service};
 
-use crate::answer::{Body, boxed, refusal};
+use crate::answer::{Body, refusal};
 
 /// Asked for by probes and monitoring under whatever names, and nothing to be kept from anybody.
 const OF_ANY_HOST: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
@@ -103,56 +96,11 @@ fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     }
 }
 
-/// Puts a [`Door`] before a service.
-#[derive(Clone, Debug)]
-pub struct DoorLayer {
-    names: Arc<Names>,
-}
-
-impl DoorLayer {
-    /// A door that answers to these names.
-    #[must_use]
-    pub fn new(names: Names) -> Self {
-        Self { names: Arc::new(names) }
-    }
-}
-
-/// Refuses what a page in a browser could send, and passes everything else on.
-#[derive(Clone, Debug)]
-pub struct Door<S> {
-    inner: S,
-    names: Arc<Names>,
-}
-
-impl<S> Layer<S> for DoorLayer {
-    type Service = Door<S>;
-
-    fn layer(&self, inner: S) -> Door<S> {
-        Door { inner, names: Arc::clone(&self.names) }
-    }
-}
-
-impl<S, B> Service<Request<Body>> for Door<S>
-where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if let Err(Refusal { status, code, message }) = check(&request, &self.names) {
-            return Box::pin(std::future::ready(Ok(refusal(status, code, &message))));
-        }
-        let answer = self.inner.call(request);
-        Box::pin(async move { answer.await.map(|answer| answer.map(boxed)) })
+impl Names {
+    /// What a request is answered that a page in a browser could send; none: it gets in.
+    pub(crate) fn refuse(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        let Refusal { status, code, message } = check(request, self).err()?;
+        Some(refusal(status, code, &message))
     }
 }
 
@@ -270,6 +218,7 @@ mod tests {
     use http_body_util::{Empty, Full};
 
     use super::*;
+    use crate::answer::boxed;
 
     fn asked(head: &str, body: &str) -> u16 {
         let mut lines = head.lines();

@@ -7,13 +7,13 @@ use std::{convert::Infallible, sync::Arc};
 use bytes::Bytes;
 use http::{Request, Response};
 use tokio::sync::watch;
-use tower::{Layer, Service};
+use tower::{Service, ServiceExt, service_fn};
 
 use crate::{
-    answer::Body,
-    door::{DoorLayer, Names},
+    answer::{Body, boxed},
+    door::Names,
     keeper::Keeper,
-    ports::{GrpcPortLayer, HttpPortLayer, OpenEnded, Ports},
+    ports::{OpenEnded, Ports, deadline, in_time},
     serve::{Accept, serve},
 };
 
@@ -61,7 +61,17 @@ impl Front {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        HttpPortLayer(Arc::new(self.ports.clone())).layer(DoorLayer::new(self.names.clone()).layer(service))
+        let (ports, names) = (Arc::new(self.ports.clone()), Arc::new(self.names.clone()));
+        service_fn(move |request: Request<Body>| {
+            let refused = ports.refuse_by_http(&request).or_else(|| names.refuse(&request));
+            let service = service.clone();
+            async move {
+                match refused {
+                    Some(answer) => Ok(answer),
+                    None => service.oneshot(request).await.map(|answer| answer.map(boxed)),
+                }
+            }
+        })
     }
 
     /// The service of the gRPC port.
@@ -73,6 +83,16 @@ impl Front {
         G: Service<Request<tonic::body::Body>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
         G::Future: Send,
     {
-        GrpcPortLayer(Arc::new(self.ports.clone())).layer(service)
+        let ports = Arc::new(self.ports.clone());
+        service_fn(move |request: Request<Body>| {
+            let (refused, span) = (ports.refuse_by_grpc(&request), deadline(request.headers()));
+            let service = service.clone();
+            async move {
+                match refused {
+                    Some(answer) => Ok(answer),
+                    None => in_time(span, service.oneshot(request.map(tonic::body::Body::new))).await,
+                }
+            }
+        })
     }
 }

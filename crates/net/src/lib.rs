@@ -20,10 +20,10 @@ mod serve;
 pub use self::{
     answer::{Body, BodyError, boxed, error_json, refusal},
     descriptors::{descriptors, raise_descriptors},
-    door::{Door, DoorLayer, InvalidHost, Names, is_loopback},
+    door::{InvalidHost, Names, is_loopback},
     front::Front,
     keeper::Keeper,
     limits::Limits,
-    ports::{GrpcPort, GrpcPortLayer, HttpPort, HttpPortLayer, OpenEnded, Ports, is_grpc},
+    ports::{OpenEnded, Ports, is_grpc},
     serve::{Accept, serve},
 };

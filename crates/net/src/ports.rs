@@ -2,20 +2,11 @@
 //!
 //! Between net::serve and the services of a port. On gRPC's it keeps the deadline that a caller gives its call.
 
-use std::{
-    collections::BTreeSet,
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Request, Response, StatusCode, Version, header};
 use tokio::time::sleep;
 use tonic::Code;
-use tower::{Layer, Service};
 
 use crate::answer::{Body, boxed, grpc_refusal, refusal};
 
@@ -65,99 +56,36 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Puts [`HttpPort`] before a service.
-#[derive(Clone, Debug)]
-pub struct HttpPortLayer(pub Arc<Ports>);
+impl Ports {
+    /// What a gRPC call is answered that came by the HTTP port.
+    pub(crate) fn refuse_by_http(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        let message = || format!("this port speaks HTTP and JSON; gRPC is served at {}", self.grpc);
+        is_grpc(request.headers()).then(|| grpc_refusal(Code::Unimplemented, &message()))
+    }
 
-/// Refuses gRPC calls, and says where they are answered.
-#[derive(Clone, Debug)]
-pub struct HttpPort<S> {
-    inner: S,
-    ports: Arc<Ports>,
-}
-
-impl<S> Layer<S> for HttpPortLayer {
-    type Service = HttpPort<S>;
-
-    fn layer(&self, inner: S) -> HttpPort<S> {
-        HttpPort { inner, ports: Arc::clone(&self.0) }
+    /// What anything else than a gRPC call is answered that came by the gRPC port.
+    pub(crate) fn refuse_by_grpc(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        let message = || format!("this port speaks gRPC; HTTP and JSON are served at http://{}", self.http);
+        let is_call = request.version() == Version::HTTP_2 && is_grpc(request.headers());
+        (!is_call).then(|| refusal(StatusCode::BAD_REQUEST, Code::InvalidArgument, &message()))
     }
 }
 
-impl<S> Service<Request<Body>> for HttpPort<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if is_grpc(request.headers()) {
-            let message = format!("this port speaks HTTP and JSON; gRPC is served at {}", self.ports.grpc);
-            return Box::pin(std::future::ready(Ok(grpc_refusal(Code::Unimplemented, &message))));
-        }
-        Box::pin(self.inner.call(request))
-    }
-}
-
-/// Puts [`GrpcPort`] before a service.
-#[derive(Clone, Debug)]
-pub struct GrpcPortLayer(pub Arc<Ports>);
-
-/// Refuses what is not a gRPC call, and says where it is answered; ends calls at the deadline that their callers gave them.
-#[derive(Clone, Debug)]
-pub struct GrpcPort<S> {
-    inner: S,
-    ports: Arc<Ports>,
-}
-
-impl<S> Layer<S> for GrpcPortLayer {
-    type Service = GrpcPort<S>;
-
-    fn layer(&self, inner: S) -> GrpcPort<S> {
-        GrpcPort { inner, ports: Arc::clone(&self.0) }
-    }
-}
-
-impl<S> Service<Request<Body>> for GrpcPort<S>
-where
-    S: Service<Request<tonic::body::Body>, Response = Response<tonic::body::Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.version() != Version::HTTP_2 || !is_grpc(request.headers()) {
-            let message = format!("this port speaks gRPC; HTTP and JSON are served at http://{}", self.ports.http);
-            return Box::pin(std::future::ready(Ok(refusal(StatusCode::BAD_REQUEST, Code::InvalidArgument, &message))));
-        }
-        let span = deadline(request.headers());
-        let answer = self.inner.call(request.map(tonic::body::Body::new));
-        Box::pin(async move {
-            let Some(span) = span else { return answer.await.map(|answer| answer.map(boxed)) };
-            tokio::select! {
-                biased;
-                answer = answer => answer.map(|answer| answer.map(boxed)),
-                () = sleep(span) => Ok(grpc_refusal(Code::DeadlineExceeded, "the call's own deadline has passed")),
-            }
-        })
+/// The answer of a gRPC call, or its end at the deadline that its caller gave it.
+pub(crate) async fn in_time<E>(
+    span: Option<Duration>,
+    answer: impl Future<Output = Result<Response<tonic::body::Body>, E>>,
+) -> Result<Response<Body>, E> {
+    let Some(span) = span else { return answer.await.map(|answer| answer.map(boxed)) };
+    tokio::select! {
+        biased;
+        answer = answer => answer.map(|answer| answer.map(boxed)),
+        () = sleep(span) => Ok(grpc_refusal(Code::DeadlineExceeded, "the call's own deadline has passed")),
     }
 }
 
 /// How long the caller gives its call: `grpc-timeout`, by gRPC's "HTTP/2 Mapping". One that cannot be read is none.
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
