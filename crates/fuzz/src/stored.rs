@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::{Cluster, Decision, Event, Moment, Revision, Violation, check};
+use evenkeel_model::{Change, Cluster, Decision, Moment, Revision, Violation, check};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
-    Change, Kv, MAX_BYTES, Op,
+    KeyChange, Kv, MAX_BYTES, Op,
     codec::{self, Meaning},
     keys::Keys,
 };
@@ -53,15 +53,15 @@ impl World {
                 let created = self.kvs.get(key).map_or(modified, |kv| kv.created);
                 let kv = Kv { key: key.to_vec(), value: value.to_vec(), created, modified, lease: 0 };
                 self.kvs.insert(key.to_vec(), kv.clone());
-                Change::Put(kv)
+                KeyChange::Put(kv)
             }
             None => {
                 self.kvs.remove(key);
-                Change::Delete { key: key.to_vec(), revision: modified }
+                KeyChange::Delete { key: key.to_vec(), revision: modified }
             }
         };
         let meaning = codec::meaning_of_change(&self.keys, &change);
-        if let Meaning::Cluster(Event::Resource { value: Some(record), .. }) = &meaning {
+        if let Meaning::Cluster(Change::Resource { value: Some(record), .. }) = &meaning {
             let text = codec::json(&record.value);
             assert_eq!(
                 serde_json::from_slice::<evenkeel_model::Record>(&text).as_ref().ok(),

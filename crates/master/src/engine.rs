@@ -14,13 +14,13 @@ use tokio::sync::{
 
 use crate::{
     config::MasterConfig,
-    control::{Control, OPERATIONS, Queues, intake::Intake, office::Office},
-    known::Shared,
+    control::{Control, OPERATIONS, Queues, candidacy::Candidacy, intake::Intake},
+    state::Shared,
 };
 pub use crate::{
-    control::office::IdTaken,
+    control::candidacy::IdTaken,
     control::request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
-    known::Leadership,
+    state::Leadership,
     time::Clock,
 };
 
@@ -44,10 +44,10 @@ impl Engine {
     #[must_use]
     pub fn new(config: Arc<MasterConfig>, client: Client, record: MasterRecord, clock: Arc<dyn Clock>) -> Self {
         let keys = Keys::new(config.prefix.clone());
-        let office = Office::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
+        let candidacy = Candidacy::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
         let shared = Arc::new(Shared::new(clock));
         let (handle, queues) = Handle::new(Arc::clone(&shared));
-        Self { control: Control::new(config, client, shared, queues, office), handle }
+        Self { control: Control::new(config, client, shared, queues, candidacy), handle }
     }
 
     /// The way to ask it.

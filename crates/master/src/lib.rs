@@ -12,9 +12,9 @@ pub use api::fuzzing;
 mod config;
 mod control;
 pub mod engine;
-mod known;
 mod measures;
 mod source;
+mod state;
 mod time;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -33,8 +33,8 @@ pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
     api::{room::Turns, service::Service},
     engine::Engine,
-    known::Shared,
     source::FileSource,
+    state::Shared,
     time::SystemClock,
 };
 

@@ -5,7 +5,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use evenkeel_metrics::gauge;
-use evenkeel_model::{Action, Standing, WorkerWish};
+use evenkeel_model::{Action, IntentKind, Standing};
 use evenkeel_store::Outcome;
 use prometheus_client::{
     collector::Collector,
@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::known::{Leadership, Shared};
+use crate::state::{Leadership, Shared};
 
 /// What is counted and timed. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
@@ -177,30 +177,30 @@ struct Sight(Arc<Shared>);
 impl Collector for Sight {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let leads = *self.0.leadership.borrow() == Leadership::Mine;
-        let known = self.0.read();
-        let ready = known.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).count();
-        let lost = known.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning)).count();
-        let agenda = known.cluster.agenda();
+        let state = self.0.read();
+        let ready = state.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).count();
+        let lost = state.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning)).count();
+        let agenda = state.cluster.agenda();
         let (mut cordoned, mut draining) = (0, 0);
-        for (_, worker) in known.cluster.workers() {
-            cordoned += usize::from(worker.wish().is_some());
-            draining += usize::from(worker.wish().is_some_and(WorkerWish::is_drain));
+        for (_, worker) in state.cluster.workers() {
+            cordoned += usize::from(worker.intent_kind().is_some());
+            draining += usize::from(worker.intent_kind().is_some_and(IntentKind::is_drain));
         }
         let gauges = [
             ("evenkeel_leader", "1 if this master leads.", usize::from(leads)),
-            ("evenkeel_etcd_up", "1 while this master follows etcd.", usize::from(known.is_synced && !known.is_cut_off)),
-            ("evenkeel_masters", "Masters that lead or campaign.", known.masters.len()),
-            ("evenkeel_resources", "Resources that are wanted or still assigned.", known.cluster.len()),
+            ("evenkeel_etcd_up", "1 while this master follows etcd.", usize::from(state.is_synced && !state.is_cut_off)),
+            ("evenkeel_masters", "Masters that lead or campaign.", state.masters.len()),
+            ("evenkeel_resources", "Resources that are wanted or still assigned.", state.cluster.len()),
             ("evenkeel_resources_unplaced", "Resources that are assigned nowhere.", agenda.unplaced.len()),
             ("evenkeel_resources_stopping", "Assignments that were told to stop and have not ended.", agenda.stopping.len()),
-            ("evenkeel_undone", "What the last plan of this leader left undone.", known.undone),
-            ("evenkeel_brake_engaged", "1 if so many workers are gone that what they ran is held.", usize::from(known.brake.is_some())),
+            ("evenkeel_undone", "What the last plan of this leader left undone.", state.undone),
+            ("evenkeel_brake_engaged", "1 if so many workers are gone that what they ran is held.", usize::from(state.brake.is_some())),
             ("evenkeel_workers_cordoned", "Workers on which nothing more is placed.", cordoned),
             ("evenkeel_workers_draining", "Workers that are being drained, or are drained.", draining),
             ("evenkeel_workers_ready", "Workers that are registered and admitted.", ready),
             ("evenkeel_workers_lost", "Workers whose admitted session is gone.", lost),
         ];
-        drop(known);
+        drop(state);
         gauges.into_iter().try_for_each(|(name, help, value)| gauge(&mut encoder, name, help, value as u64))
     }
 }

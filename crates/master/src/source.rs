@@ -237,7 +237,7 @@ impl FileSource {
     async fn look(&mut self) -> Result<Content, String> {
         let bytes = read_file(&self.path).await.map_err(|e| format!("{}: {e}", self.path.display()))?;
         let content = Content::of(&bytes);
-        if self.read.as_ref().is_none_or(|(known, _)| *known != content) {
+        if self.read.as_ref().is_none_or(|(state, _)| *state != content) {
             let path = self.path.clone();
             // A large file takes seconds.
             let parsed = spawn_blocking(move || parse(&path, &bytes)).await.map_err(|e| e.to_string())?;
@@ -359,8 +359,8 @@ async fn requests(service: &Service, diff: &Diff<'_>, deletes: Vec<ResourceName>
     let mut adds = diff.add.iter();
     while adds.len() > 0 {
         let free: Vec<&Definition> = {
-            let (known, step) = (service.shared().read(), Step::begin());
-            let is_free = |name: &ResourceName| known.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
+            let (state, step) = (service.shared().read(), Step::begin());
+            let is_free = |name: &ResourceName| state.cluster.unit(name.as_str()).is_none_or(|u| u.record.is_none());
             let mut free = Vec::new();
             for definition in adds.by_ref() {
                 free.extend(Some(*definition).filter(|definition| is_free(&definition.name)));
@@ -411,10 +411,10 @@ async fn definitions_of(service: &Service, source: &str) -> BTreeMap<ResourceNam
     let mut after: Option<ResourceName> = None;
     loop {
         let is_over = {
-            let (known, step) = (service.shared().read(), Step::begin());
+            let (state, step) = (service.shared().read(), Step::begin());
             let from = after.clone();
             let mut is_over = false;
-            for (name, unit) in known.cluster.units_after(from.as_ref().map(ResourceName::as_str)) {
+            for (name, unit) in state.cluster.units_after(from.as_ref().map(ResourceName::as_str)) {
                 if let Some(record) = unit.record.as_deref().filter(|r| *r.value.source == *source) {
                     found.insert(name.clone(), record.value.definition.clone());
                 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, Epoch, Moment, Ownership, PlaceReason, Plan, Rankings, ResourceName,
-    Session, Standing, Unit, Worker, WorkerId, WorkerWish, ends, fit,
+    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, Epoch, IntentKind, Moment, Ownership, PlaceReason, Plan, Rankings,
+    ResourceName, Session, Standing, Unit, Worker, WorkerId, ends, fit,
 };
 
 /// Something that must never be.
@@ -105,7 +105,10 @@ impl Recount {
         let standing = worker.standing();
         let is_gone = matches!(standing, Standing::Lost | Standing::Returning);
         self.expect(worker.gone_since.is_some() == is_gone, "the moment of a worker's loss");
-        self.expect(worker.draining_since.is_some() == worker.wish().is_some_and(WorkerWish::is_drain), "the moment of a worker's drain");
+        self.expect(
+            worker.draining_since.is_some() == worker.intent_kind().is_some_and(IntentKind::is_drain),
+            "the moment of a worker's drain",
+        );
         self.expect(worker.shape.is_some() == worker.is_open(), "a worker's shape");
         if let Some(capacity) = worker.ready_capacity() {
             self.rankings.enter(capacity);
@@ -219,7 +222,7 @@ impl<'a> PlanChecker<'a> {
         let fits = match (definition, place) {
             (Some(definition), Some(place)) => {
                 let may = fit::may_run(definition.needs(), id, place.registration).is_ok();
-                may && (stays || place.wish.is_none())
+                may && (stays || place.intent.is_none())
             }
             _ => false,
         };

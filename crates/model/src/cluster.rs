@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Agenda, Classes, Epoch, Event, Held, Holder, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing,
+    Agenda, Change, Classes, Epoch, Held, Holder, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing,
     StopReason, Unit, Versioned, Worker, WorkerId,
     agenda::{Due, due_of},
     relations::Count,
@@ -34,13 +34,13 @@ pub struct Cluster {
     /// Resources that were told to move for balance.
     moves: Recent<ResourceName>,
     /// The lost sessions whose work a person has given up waiting for.
-    let_go: BTreeMap<WorkerId, Session>,
+    written_off: BTreeMap<WorkerId, Session>,
 }
 
 impl Cluster {
     /// Builds a cluster from a whole list.
     #[must_use]
-    pub fn from_list(events: impl IntoIterator<Item = Event>, now: Moment) -> Self {
+    pub fn from_list(events: impl IntoIterator<Item = Change>, now: Moment) -> Self {
         let mut cluster = Self::default();
         for event in events {
             cluster.apply(event, now);
@@ -74,16 +74,16 @@ impl Cluster {
     }
 
     /// Takes in one event.
-    pub fn apply(&mut self, event: Event, now: Moment) {
+    pub fn apply(&mut self, event: Change, now: Moment) {
         match event {
-            Event::Resource { name, value } => self.apply_record(&name, value, None),
-            Event::Unreadable { name, error } => self.apply_record(&name, None, Some(error)),
-            Event::Worker { id, value } => self.with_worker(&id, now, |worker| worker.registered = value),
-            Event::Admission { worker, value } => self.with_worker(&worker, now, |w| w.admission = value),
-            Event::Assignment { worker, name, value } => self.apply_assignment(worker, &name, value, now),
-            Event::Intent { worker, value } => self.with_worker(&worker, now, |w| w.intent = value),
-            Event::LetGo { sessions } => self.let_go = sessions,
-            Event::Status { worker, name, value } => {
+            Change::Resource { name, value } => self.apply_record(&name, value, None),
+            Change::Unreadable { name, error } => self.apply_record(&name, None, Some(error)),
+            Change::Worker { id, value } => self.with_worker(&id, now, |worker| worker.registered = value),
+            Change::Admission { worker, value } => self.with_worker(&worker, now, |w| w.admission = value),
+            Change::Assignment { worker, name, value } => self.apply_assignment(worker, &name, value, now),
+            Change::Intent { worker, value } => self.with_worker(&worker, now, |w| w.intent = value),
+            Change::WrittenOff { sessions } => self.written_off = sessions,
+            Change::Status { worker, name, value } => {
                 let Some(unit) = self.units.get_mut(&name) else { return };
                 // A status without its assignment speaks of an end that is known already.
                 if let Some(holder) = unit.holders.iter_mut().find(|h| h.worker == worker) {
@@ -224,7 +224,7 @@ impl Cluster {
         };
         worker.draining_since = match worker.draining_since {
             since @ Some(_) if intent == worker.intent => since,
-            _ => worker.wish().is_some_and(crate::WorkerWish::is_drain).then_some(now),
+            _ => worker.intent_kind().is_some_and(crate::IntentKind::is_drain).then_some(now),
         };
         if let Some(capacity) = worker.ready_capacity() {
             self.rankings.enter(capacity);
@@ -361,8 +361,8 @@ impl Cluster {
 
     /// The lost sessions whose work a person has given up waiting for.
     #[must_use]
-    pub fn let_go(&self) -> &BTreeMap<WorkerId, Session> {
-        &self.let_go
+    pub fn written_off(&self) -> &BTreeMap<WorkerId, Session> {
+        &self.written_off
     }
 
     /// What may need an action.

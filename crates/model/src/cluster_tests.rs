@@ -17,11 +17,11 @@ fn at(seconds: u64) -> Moment {
 fn lost(admitted: i64, since: Moment) -> Cluster {
     let mut cluster = Cluster::default();
     let registration = Registration::bare(id(), "w:1".to_owned());
-    cluster.apply(Event::Worker { id: id(), value: Some(Box::new((Session(admitted), registration))) }, Moment::default());
+    cluster.apply(Change::Worker { id: id(), value: Some(Box::new((Session(admitted), registration))) }, Moment::default());
     let value = Admission { session: Session(admitted), origin: Origin::default(), authority_ms: None };
     let value = Some(Box::new(Versioned { revision: Revision(admitted + 1), value }));
-    cluster.apply(Event::Admission { worker: id(), value }, Moment::default());
-    cluster.apply(Event::Worker { id: id(), value: None }, since);
+    cluster.apply(Change::Admission { worker: id(), value }, Moment::default());
+    cluster.apply(Change::Worker { id: id(), value: None }, since);
     cluster
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Action, Admission, Assignment, Cluster, Definition, Epoch, Event, Held, Holder, Intent, Phase, Record, ResourceName, Revision,
+    Action, Admission, Assignment, Change, Cluster, Definition, Epoch, Held, Holder, Intent, Phase, Record, ResourceName, Revision,
     Selector, Session, Spec, Versioned, WorkerId,
 };
 
@@ -50,31 +50,31 @@ pub enum Write {
     /// Puts `/intents/workers/<id>`; none: deletes it.
     Intent(WorkerId, Option<Intent>),
     /// Puts `/intents/brake`: the lost sessions that are let go; with none, deletes it.
-    LetGo(BTreeMap<WorkerId, Session>),
+    WrittenOff(BTreeMap<WorkerId, Session>),
 }
 
 impl Write {
     /// The event that a watch shows when this is written at a revision; zero while that is not known.
     #[must_use]
-    pub fn event(&self, revision: Revision) -> Event {
+    pub fn change(&self, revision: Revision) -> Change {
         match self {
-            Self::Resource(record) => Event::Resource {
+            Self::Resource(record) => Change::Resource {
                 name: record.definition.name.clone(),
                 value: Some(Box::new(Versioned { revision, value: (**record).clone() })),
             },
-            Self::NoResource(name) => Event::Resource { name: name.clone(), value: None },
+            Self::NoResource(name) => Change::Resource { name: name.clone(), value: None },
             Self::Assignment(worker, name, assignment, epoch) => {
                 let epoch = if *epoch == Epoch::default() { Epoch(revision.0) } else { *epoch };
-                Event::Assignment { worker: worker.clone(), name: name.clone(), value: Some(Held::of(epoch, assignment)) }
+                Change::Assignment { worker: worker.clone(), name: name.clone(), value: Some(Held::of(epoch, assignment)) }
             }
-            Self::NoAssignment(worker, name) => Event::Assignment { worker: worker.clone(), name: name.clone(), value: None },
+            Self::NoAssignment(worker, name) => Change::Assignment { worker: worker.clone(), name: name.clone(), value: None },
             Self::Admission(worker, admission) => {
-                Event::Admission { worker: worker.clone(), value: Some(Box::new(Versioned { revision, value: (**admission).clone() })) }
+                Change::Admission { worker: worker.clone(), value: Some(Box::new(Versioned { revision, value: (**admission).clone() })) }
             }
-            Self::NoAdmission(worker) => Event::Admission { worker: worker.clone(), value: None },
-            Self::NoRegistration(id) => Event::Worker { id: id.clone(), value: None },
-            Self::Intent(worker, intent) => Event::Intent { worker: worker.clone(), value: *intent },
-            Self::LetGo(sessions) => Event::LetGo { sessions: sessions.clone() },
+            Self::NoAdmission(worker) => Change::Admission { worker: worker.clone(), value: None },
+            Self::NoRegistration(id) => Change::Worker { id: id.clone(), value: None },
+            Self::Intent(worker, intent) => Change::Intent { worker: worker.clone(), value: *intent },
+            Self::WrittenOff(sessions) => Change::WrittenOff { sessions: sessions.clone() },
         }
     }
 }

@@ -19,19 +19,19 @@ fn cluster(observed: Observed) -> Cluster {
     let mut see = |event| cluster.apply(event, Moment::default());
     for (worker, session, admitted) in [("w", 3, true), ("v", 13, true), ("new", 23, false)] {
         let registration = Registration::bare(id(worker), format!("{worker}:1"));
-        see(Event::Worker { id: id(worker), value: Some(Box::new((Session(session), registration))) });
+        see(Change::Worker { id: id(worker), value: Some(Box::new((Session(session), registration))) });
         if admitted {
             let value = Admission { session: Session(session), origin: Origin::default(), authority_ms: None };
             let value = Some(Box::new(Versioned { revision: Revision(session + 1), value }));
-            see(Event::Admission { worker: id(worker), value });
+            see(Change::Admission { worker: id(worker), value });
         }
     }
     let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition: Definition::named(name()) };
-    see(Event::Resource { name: name(), value: Some(Box::new(Versioned { revision: Revision(6), value: record })) });
+    see(Change::Resource { name: name(), value: Some(Box::new(Versioned { revision: Revision(6), value: record })) });
     let held = Held { epoch: EPOCH, hash: Hash::default(), phase: Phase::Run };
-    see(Event::Assignment { worker: id("w"), name: name(), value: Some(held) });
+    see(Change::Assignment { worker: id("w"), name: name(), value: Some(held) });
     let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, message: String::new() };
-    see(Event::Status { worker: id("w"), name: name(), value: Some(Box::new(status)) });
+    see(Change::Status { worker: id("w"), name: name(), value: Some(Box::new(status)) });
     cluster
 }
 
@@ -94,7 +94,7 @@ fn nothing_is_built_on_a_write_that_is_not_known_to_be_written() {
     let mut unknown = cluster(Observed::Running);
     let value = Admission { session: Session(3), origin: Origin::default(), authority_ms: None };
     let value = Some(Box::new(Versioned { revision: Revision::default(), value }));
-    unknown.apply(Event::Admission { worker: id("w"), value }, Moment::default());
+    unknown.apply(Change::Admission { worker: id("w"), value }, Moment::default());
     let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason: EndReason::Waited };
     assert_eq!(Decision::of(&end, &unknown), Err(NotYet));
     let other = Action::Stop { resource: name(), worker: id("w"), epoch: Epoch(8), reason: StopReason::Drain, to: None };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Definition, Labels, Needs, Registration, WorkerId, WorkerWish};
+use crate::{Definition, IntentKind, Labels, Needs, Registration, WorkerId};
 
 /// The hard rule that a worker breaks for a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +59,7 @@ pub struct Place<'a> {
     /// What it says of itself.
     pub registration: &'a Registration,
     /// What is wanted of it.
-    pub wish: Option<WorkerWish>,
+    pub intent: Option<IntentKind>,
     /// The sum of the weights that count there.
     pub payload: u64,
 }
@@ -118,10 +118,10 @@ pub fn suits(needs: Needs<'_>, kinds: &[String], labels: &Labels) -> Result<(), 
 /// The rule that it breaks.
 pub fn can_run(definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
     may_run(definition.needs(), place.id, place.registration)?;
-    match place.wish {
+    match place.intent {
         None => {}
-        Some(WorkerWish::Cordon) => return Err(Misfit::Cordoned),
-        Some(WorkerWish::Drain { .. }) => return Err(Misfit::Draining),
+        Some(IntentKind::Cordon) => return Err(Misfit::Cordoned),
+        Some(IntentKind::Drain { .. }) => return Err(Misfit::Draining),
     }
     has_room(definition, place)
 }

@@ -27,12 +27,12 @@ pub struct MasterRecord {
 /// One entry of the history under `/events/`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Happening {
+pub struct HistoryEntry {
     /// Nanoseconds since the Unix epoch.
     pub time: i64,
     /// What happened.
     #[serde(rename = "Type")]
-    pub kind: HappeningKind,
+    pub kind: EntryKind,
     /// The resource that it is about, if any.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub resource: String,
@@ -56,7 +56,7 @@ pub struct Happening {
 /// What an entry of the history is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum HappeningKind {
+pub enum EntryKind {
     /// A resource was added.
     Added,
     /// A resource's definition was replaced.
@@ -88,12 +88,12 @@ pub enum HappeningKind {
     /// It holds nothing any more.
     Resumed,
     /// A person lets workers go that are gone.
-    LetGo,
+    WrittenOff,
     /// A master took office.
     Leading,
 }
 
-impl HappeningKind {
+impl EntryKind {
     /// The word that people read.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -113,7 +113,7 @@ impl HappeningKind {
             Self::Uncordoned => "uncordoned",
             Self::Held => "held",
             Self::Resumed => "resumed",
-            Self::LetGo => "letgo",
+            Self::WrittenOff => "letgo",
             Self::Leading => "leading",
         }
     }

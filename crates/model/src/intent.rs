@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Intent {
     /// What is wanted.
     #[serde(flatten)]
-    pub wish: WorkerWish,
+    pub kind: IntentKind,
     /// Since when, for people: nanoseconds since the Unix epoch.
     #[serde(default)]
     pub since: i64,
@@ -19,7 +19,7 @@ pub struct Intent {
 /// What is wanted of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "Wish", rename_all = "lowercase")]
-pub enum WorkerWish {
+pub enum IntentKind {
     /// Nothing more is placed on it; what it has stays.
     Cordon,
     /// The same, and what it has goes elsewhere.
@@ -31,7 +31,7 @@ pub enum WorkerWish {
     },
 }
 
-impl WorkerWish {
+impl IntentKind {
     /// Everything is to leave the worker.
     #[must_use]
     pub fn is_drain(self) -> bool {
@@ -55,12 +55,12 @@ mod tests {
     #[test]
     fn it_stands_like_this() {
         let cases = [
-            (WorkerWish::Cordon, r#"{"Wish":"cordon","Since":7}"#),
-            (WorkerWish::Drain { deadline_ms: None }, r#"{"Wish":"drain","Since":7}"#),
-            (WorkerWish::Drain { deadline_ms: Some(60_000) }, r#"{"Wish":"drain","DeadlineMs":60000,"Since":7}"#),
+            (IntentKind::Cordon, r#"{"Wish":"cordon","Since":7}"#),
+            (IntentKind::Drain { deadline_ms: None }, r#"{"Wish":"drain","Since":7}"#),
+            (IntentKind::Drain { deadline_ms: Some(60_000) }, r#"{"Wish":"drain","DeadlineMs":60000,"Since":7}"#),
         ];
-        for (wish, text) in cases {
-            let intent = Intent { wish, since: 7 };
+        for (kind, text) in cases {
+            let intent = Intent { kind, since: 7 };
             assert_eq!(serde_json::to_string(&intent).expect("json"), text);
             assert_eq!(serde_json::from_str::<Intent>(text).expect("read"), intent);
         }

@@ -7,13 +7,13 @@
 
 mod agenda;
 mod assignment;
+mod change;
 pub mod check;
 mod classes;
 mod cluster;
 mod decision;
 pub mod diff;
 pub mod ends;
-mod event;
 pub mod fit;
 mod history;
 mod ids;
@@ -37,16 +37,16 @@ mod worker;
 
 pub use agenda::Agenda;
 pub use assignment::{Assignment, Observed, Phase, Status, StopReason};
+pub use change::{Change, Held, Moment, Versioned};
 pub use check::Violation;
 pub use classes::{ClassId, Classes};
 pub use cluster::Cluster;
 pub use decision::{Decision, Guard, NotYet, Write};
 pub use ends::End;
-pub use event::{Event, Held, Moment, Versioned};
 pub use fit::{Misfit, Place};
-pub use history::{Happening, HappeningKind, MasterRecord};
+pub use history::{EntryKind, HistoryEntry, MasterRecord};
 pub use ids::{Epoch, MasterId, NameError, ResourceName, Revision, Session, WorkerId};
-pub use intent::{Intent, WorkerWish};
+pub use intent::{Intent, IntentKind};
 pub use limits::{MAX_LABEL, MAX_LABELS, MAX_NAME, MAX_SPEC, MAX_WEIGHT};
 pub use plan::{Action, AdmitReason, Brake, EndReason, Failed, Pending, PlaceReason, Plan, Subject, Undone};
 pub use rankings::{Load, Rank, Rankings, Shape, ShapeId, Shaped};

@@ -78,7 +78,7 @@ pub enum ManifestError {
         /// What the parser says.
         problem: String,
     },
-    /// Nothing is in it, which is rather a mistake than a wish.
+    /// Nothing is in it, which is rather a mistake than intended.
     #[error("{file}: has no document; write `resources: []` if no resource is meant")]
     Empty {
         /// The file.

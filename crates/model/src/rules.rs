@@ -1,4 +1,4 @@
-//! What a resource says of its placement beyond kind, `require` and pin: soft wishes, rules relative to other resources, and how it is
+//! What a resource says of its placement beyond kind, `require` and pin: preferences, rules relative to other resources, and how it is
 //! chosen for and moved. Most resources say nothing of this, so all of it is one box.
 
 use std::{fmt, str::FromStr};
@@ -77,7 +77,7 @@ impl FromStr for PolicyName {
     }
 }
 
-/// A wish for a kind of worker, and what it is worth.
+/// A preference for a kind of worker, and what it is worth in payload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Preference {
     /// Over the labels of workers.
@@ -101,7 +101,7 @@ pub enum Rebalance {
 pub struct Rules {
     /// Soft: matching workers are chosen first.
     pub prefer: Vec<Preference>,
-    /// Soft: few on each value of this label of workers, of the resources that have the same labels and the same wish.
+    /// Soft: few on each value of this label of workers, of the resources that have the same labels and the same rule.
     pub spread: Option<Box<str>>,
     /// Hard: only on a worker that another resource whose labels match is on; empty: anywhere.
     pub together: Selector,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    Admission, ClassId, Definition, Epoch, Held, Intent, Moment, Observed, Phase, Rebalance, Record, Registration, ResourceName, Session,
-    ShapeId, Status, Versioned, WorkerId, WorkerWish, fit,
+    Admission, ClassId, Definition, Epoch, Held, Intent, IntentKind, Moment, Observed, Phase, Rebalance, Record, Registration,
+    ResourceName, Session, ShapeId, Status, Versioned, WorkerId, fit,
 };
 
 /// One name: the resource that is wanted, and the assignments that stand for it.
@@ -186,8 +186,8 @@ impl Worker {
 
     /// What is wanted of it.
     #[must_use]
-    pub fn wish(&self) -> Option<WorkerWish> {
-        self.intent.map(|intent| intent.wish)
+    pub fn intent_kind(&self) -> Option<IntentKind> {
+        self.intent.map(|intent| intent.kind)
     }
 
     /// It is ready, and something can be placed on it as far as persons are concerned.
@@ -216,14 +216,14 @@ impl Worker {
     /// It is ready, and what it has is to leave it.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.standing() == Standing::Ready && self.wish().is_some_and(WorkerWish::is_drain)
+        self.standing() == Standing::Ready && self.intent_kind().is_some_and(IntentKind::is_drain)
     }
 
     /// As a place for something, if it is ready.
     #[must_use]
     pub fn place<'a>(&'a self, id: &'a WorkerId) -> Option<fit::Place<'a>> {
         let registration = self.registration().filter(|_| self.standing() == Standing::Ready)?;
-        Some(fit::Place { id, registration, wish: self.wish(), payload: self.payload })
+        Some(fit::Place { id, registration, intent: self.intent_kind(), payload: self.payload })
     }
 
     /// What it has is more than its capacity. One that takes nothing, since its registration cannot be read, keeps what it has.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, hint::black_box, time::Duration, time::Instant};
 
 use evenkeel_model::{
-    Action, Admission, Cluster, Decision, Definition, Draft, Event, Moment, Observed, Origin, Phase, Plan, Record, Registration,
+    Action, Admission, Change, Cluster, Decision, Definition, Draft, Moment, Observed, Origin, Phase, Plan, Record, Registration,
     ResourceName, Revision, Session, Standing, Status, Versioned, WorkerId, Write,
 };
 use evenkeel_planner::{PlannerConfig, Supposition, choose, explain, plan, suppose};
@@ -58,12 +58,12 @@ impl Stage {
         let registration = Registration { labels, kinds, ..Registration::bare(id.clone(), format!("10.0.{}.{}:9090", n / 256, n % 256)) };
         let session = Session(self.next().0);
         let admission = Versioned { revision: self.next(), value: Admission { session, authority_ms: None, origin: Origin::default() } };
-        self.cluster.apply(Event::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, self.now);
-        self.cluster.apply(Event::Admission { worker: id, value: Some(Box::new(admission)) }, self.now);
+        self.cluster.apply(Change::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, self.now);
+        self.cluster.apply(Change::Admission { worker: id, value: Some(Box::new(admission)) }, self.now);
     }
 
     fn lose(&mut self, n: u32) {
-        self.cluster.apply(Event::Worker { id: id(n), value: None }, self.now);
+        self.cluster.apply(Change::Worker { id: id(n), value: None }, self.now);
     }
 
     /// As an AddResource call: a choice, and its effect on the Cluster.
@@ -78,9 +78,9 @@ impl Stage {
             node = Record::node(worker, &address.unwrap_or_default());
         }
         let record = Record { id: 1, creation_time: 1, assigned_node: node, source: Box::default(), definition };
-        self.cluster.apply(Write::Resource(Box::new(record)).event(revision), self.now);
+        self.cluster.apply(Write::Resource(Box::new(record)).change(revision), self.now);
         for write in decision.writes {
-            self.cluster.apply(write.event(revision), self.now);
+            self.cluster.apply(write.change(revision), self.now);
         }
     }
 
@@ -91,7 +91,7 @@ impl Stage {
             let revision = self.next();
             moves += usize::from(matches!(action, Action::Move { .. }));
             for write in &decision.writes {
-                self.cluster.apply(write.event(revision), self.now);
+                self.cluster.apply(write.change(revision), self.now);
             }
         }
         moves
@@ -105,7 +105,7 @@ impl Stage {
             if matches!(holder.held.phase, Phase::Stop { .. }) {
                 let epoch = holder.held.epoch;
                 let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
-                self.cluster.apply(Event::Status { worker: holder.worker, name, value: Some(Box::new(status)) }, self.now);
+                self.cluster.apply(Change::Status { worker: holder.worker, name, value: Some(Box::new(status)) }, self.now);
             }
         }
     }
@@ -168,7 +168,7 @@ fn plan_all(workers: u32, resources: u32, make: fn(u32) -> Definition) -> f64 {
         let definition = make(n);
         let revision = stage.next();
         let record = Record { id: 1, creation_time: 1, assigned_node: Box::default(), source: Box::default(), definition };
-        stage.cluster.apply(Write::Resource(Box::new(record)).event(revision), stage.now);
+        stage.cluster.apply(Write::Resource(Box::new(record)).change(revision), stage.now);
     }
     let settled = stage.settle();
     assert!(stage.cluster.agenda().unplaced.is_empty(), "all are placed");

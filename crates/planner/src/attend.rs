@@ -1,8 +1,8 @@
 //! Resources that are not as wanted: ends that are known, changes, and what is placed nowhere. DESIGN.md section 5, rule 4.
 
 use evenkeel_model::{
-    Action, Definition, End, EndReason, Epoch, Holder, Ownership, Pending, PlaceReason, Record, ResourceName, Standing, StopReason,
-    Subject, Unit, WorkerId, WorkerWish, ends, fit,
+    Action, Definition, End, EndReason, Epoch, Holder, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing,
+    StopReason, Subject, Unit, WorkerId, ends, fit,
 };
 
 use crate::{choose::Choice, turn::Turn};
@@ -42,7 +42,7 @@ fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holde
             turn.send(on, StopReason::Unfit, None);
         }
     } else if definition.hash() != holder.held.hash {
-        let leaves = turn.loads.wish(&holder.worker).is_some_and(WorkerWish::is_drain);
+        let leaves = turn.loads.intent_kind(&holder.worker).is_some_and(IntentKind::is_drain);
         if !leaves || turn.relocate(on, StopReason::Changed).is_err() {
             turn.stop(name, holder, StopReason::Changed, Some(holder.worker.clone()));
         }
@@ -123,7 +123,7 @@ fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&
         let fits = turn.loads.fits(definition, &place).is_ok();
         return if fits { Ok(stays()) } else { turn.choose(definition, None) };
     }
-    let is_drained = place.wish.is_some_and(WorkerWish::is_drain);
+    let is_drained = place.intent.is_some_and(IntentKind::is_drain);
     let may = fit::may_run(definition.needs(), home, place.registration).and_then(|()| fit::has_room(definition, &place));
     let related = turn.loads.related();
     let can = may.is_ok() && related.allow(definition, home, &|| related.is_first(definition)).is_ok();

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use evenkeel_model::{Pending, ResourceName, StopReason, Subject, WorkerId, WorkerWish};
+use evenkeel_model::{IntentKind, Pending, ResourceName, StopReason, Subject, WorkerId};
 
 use crate::{
     loads::Assumed,
@@ -12,18 +12,18 @@ use crate::{
 
 /// Looks at each worker that something is to leave.
 pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) {
-    let drained = |assumption: &Assumed| matches!(assumption, Assumed::Wish(Some(wish)) if wish.is_drain());
+    let drained = |assumption: &Assumed| matches!(assumption, Assumed::Intent(Some(intent)) if intent.is_drain());
     let more = assumed.iter().filter(|(_, assumption)| drained(assumption)).map(|(id, _)| id);
     let draining: std::collections::BTreeSet<&WorkerId> = turn.cluster.agenda().draining.iter().chain(more).collect();
     for id in draining {
-        if turn.loads.wish(id).is_some_and(WorkerWish::is_drain) {
+        if turn.loads.intent_kind(id).is_some_and(IntentKind::is_drain) {
             drain(turn, id);
         }
     }
     if let Some(relations) = turn.cluster.relations() {
         for id in relations.broken() {
             // Of one that is drained all goes anyway; to one that is not ready nothing can be told.
-            if turn.loads.place(id).is_some_and(|place| !place.wish.is_some_and(WorkerWish::is_drain)) {
+            if turn.loads.place(id).is_some_and(|place| !place.intent.is_some_and(IntentKind::is_drain)) {
                 mend(turn, id);
             }
         }
@@ -59,7 +59,7 @@ fn is_exhausted(turn: &mut Turn<'_>, id: &WorkerId) -> bool {
 
 fn drain<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
     let since = turn.cluster.worker(id.as_str()).and_then(|w| w.draining_since);
-    let span = turn.loads.wish(id).and_then(WorkerWish::deadline);
+    let span = turn.loads.intent_kind(id).and_then(IntentKind::deadline);
     let deadline = since.zip(span).map(|(since, span)| since.after(span));
     let is_over = deadline.is_some_and(|deadline| deadline <= turn.now);
     // All are to go, so none of them counts as a companion of another there, or stands in its way.

@@ -55,7 +55,7 @@ pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerC
             let capped = worker.is_some_and(evenkeel_model::Worker::claims_too_much);
             Some(Pending::Authority { worker: holder.worker.clone(), until, capped })
         }
-        evenkeel_model::End::Known(reason) if reason.is_of_lost() && !brake::is_let_go(cluster, &holder.worker) => {
+        evenkeel_model::End::Known(reason) if reason.is_of_lost() && !brake::is_written_off(cluster, &holder.worker) => {
             brake::judge(cluster, config).map(Pending::Brake)
         }
         _ if !holder.held.runs() => Some(Pending::PreviousRun(holder.worker.clone())),
@@ -71,8 +71,8 @@ pub fn brake(cluster: &Cluster, config: &PlannerConfig) -> Option<evenkeel_model
 
 /// Whether a person has let go some of the workers that are gone.
 #[must_use]
-pub fn is_any_let_go(cluster: &Cluster) -> bool {
-    brake::is_any_let_go(cluster)
+pub fn is_any_written_off(cluster: &Cluster) -> bool {
+    brake::is_any_written_off(cluster)
 }
 
 /// Until when a worker is set aside, because its sessions end too often; none: it is not.

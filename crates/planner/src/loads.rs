@@ -8,8 +8,8 @@ use std::{
 };
 
 use evenkeel_model::{
-    Cluster, Count, Definition, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, Worker, WorkerId,
-    WorkerWish, fit,
+    Cluster, Count, Definition, IntentKind, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, Worker,
+    WorkerId, fit,
 };
 
 use crate::PlannerConfig;
@@ -54,7 +54,7 @@ struct Differing<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Assumed {
     /// This is wanted of it.
-    Wish(Option<WorkerWish>),
+    Intent(Option<IntentKind>),
     /// It is gone.
     Gone,
 }
@@ -99,10 +99,10 @@ impl<'a> Loads<'a> {
         self.cluster.worker(id.as_str()).is_some_and(|w| w.standing() == Standing::Ready)
     }
 
-    pub(crate) fn wish(&self, id: &WorkerId) -> Option<WorkerWish> {
+    pub(crate) fn intent_kind(&self, id: &WorkerId) -> Option<IntentKind> {
         match self.assumed.get(id) {
-            Some(Assumed::Wish(wish)) => *wish,
-            _ => self.cluster.worker(id.as_str()).and_then(|w| w.wish()),
+            Some(Assumed::Intent(intent)) => *intent,
+            _ => self.cluster.worker(id.as_str()).and_then(|w| w.intent_kind()),
         }
     }
 
@@ -113,11 +113,11 @@ impl<'a> Loads<'a> {
         }
         let place = self.cluster.worker(id.as_str())?.place(id)?;
         let payload = self.touched.get(id).map_or(place.payload, |touched| touched.payload);
-        let wish = match self.assumed.get(id) {
-            Some(Assumed::Wish(wish)) => *wish,
-            _ => place.wish,
+        let intent = match self.assumed.get(id) {
+            Some(Assumed::Intent(intent)) => *intent,
+            _ => place.intent,
         };
-        Some(Place { payload, wish, ..place })
+        Some(Place { payload, intent, ..place })
     }
 
     /// How full a place is.
@@ -216,7 +216,7 @@ impl<'a> Loads<'a> {
         match self.assumed.get(id) {
             None => worker.is_open(),
             Some(Assumed::Gone) => false,
-            Some(Assumed::Wish(wish)) => wish.is_none() && worker.standing() == Standing::Ready,
+            Some(Assumed::Intent(intent)) => intent.is_none() && worker.standing() == Standing::Ready,
         }
     }
 
@@ -275,13 +275,13 @@ impl<'a> Loads<'a> {
 
     /// Open workers that the Cluster does not rank, since they are open by assumption only.
     pub(crate) fn unshaped(&self) -> impl Iterator<Item = &WorkerId> {
-        let opened = self.assumed.iter().filter(|(_, assumed)| **assumed == Assumed::Wish(None)).map(|(id, _)| id);
+        let opened = self.assumed.iter().filter(|(_, assumed)| **assumed == Assumed::Intent(None)).map(|(id, _)| id);
         opened.filter(|id| self.cluster.closed().contains(*id))
     }
 
     /// Workers on which something could be placed if it were not for what is assumed.
     pub(crate) fn closed_by_assumption(&self) -> impl Iterator<Item = &WorkerId> {
-        let closed = self.assumed.iter().filter(|(_, assumed)| matches!(assumed, Assumed::Wish(Some(_)))).map(|(id, _)| id);
+        let closed = self.assumed.iter().filter(|(_, assumed)| matches!(assumed, Assumed::Intent(Some(_)))).map(|(id, _)| id);
         closed.filter(|id| !self.cluster.closed().contains(*id))
     }
 

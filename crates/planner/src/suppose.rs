@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evenkeel_model::{Action, Cluster, Definition, Moment, Plan, Subject, Undone, WorkerId, WorkerWish};
+use evenkeel_model::{Action, Cluster, Definition, IntentKind, Moment, Plan, Subject, Undone, WorkerId};
 
 use crate::{PlannerConfig, choose, loads::Assumed, loads::Loads, turn::Turn};
 
@@ -12,7 +12,7 @@ pub enum Supposition {
     /// This resource is added.
     Add(Box<Definition>),
     /// This is wanted of the worker; none: nothing more is.
-    Wish(WorkerId, Option<WorkerWish>),
+    Intent(WorkerId, Option<IntentKind>),
     /// The worker is gone, and the wait for its authority is over.
     Lost(WorkerId),
     /// Balance waits for nothing.
@@ -29,7 +29,7 @@ pub fn suppose(cluster: &Cluster, now: Moment, config: &PlannerConfig, supposed:
         ..config.clone()
     };
     let assumed: Vec<(WorkerId, Assumed)> = match supposed {
-        Supposition::Wish(id, wish) => vec![(id.clone(), Assumed::Wish(*wish))],
+        Supposition::Intent(id, intent) => vec![(id.clone(), Assumed::Intent(*intent))],
         Supposition::Lost(id) => vec![(id.clone(), Assumed::Gone)],
         Supposition::Add(_) | Supposition::Rebalance => Vec::new(),
     };

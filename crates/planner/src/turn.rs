@@ -112,7 +112,7 @@ impl<'a> Turn<'a> {
 
     /// The brake, if it holds what this worker ran.
     pub(crate) fn held_at(&self, id: &WorkerId) -> Option<Brake> {
-        self.plan.brake.filter(|_| !brake::is_let_go(self.cluster, id))
+        self.plan.brake.filter(|_| !brake::is_written_off(self.cluster, id))
     }
 
     /// Chooses a worker, unless one that looks the same has found none in this plan.

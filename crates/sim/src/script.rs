@@ -8,7 +8,7 @@
 
 use std::{fmt::Write, time::Duration};
 
-use evenkeel_model::{Action, Draft, Labels, Origin, Plan, Registration, Subject, WorkerId, WorkerWish};
+use evenkeel_model::{Action, Draft, IntentKind, Labels, Origin, Plan, Registration, Subject, WorkerId};
 use evenkeel_planner::{Supposition, Verdict, explain, suppose};
 
 use crate::world::World;
@@ -46,11 +46,11 @@ fn answer(world: &mut World, command: &str) -> Result<String, String> {
     let subject = words.next().unwrap_or_default();
     let fields = fields(words)?;
     match verb {
-        "cordon" => world.want(subject, Some(WorkerWish::Cordon)),
+        "cordon" => world.want(subject, Some(IntentKind::Cordon)),
         "drain" => {
             let deadline =
                 fields.get("deadline").map(|n| n.parse::<u64>().map_err(|_| format!("{n} is no number of seconds"))).transpose()?;
-            world.want(subject, Some(WorkerWish::Drain { deadline_ms: deadline.map(|n| n * 1000) }));
+            world.want(subject, Some(IntentKind::Drain { deadline_ms: deadline.map(|n| n * 1000) }));
         }
         "uncordon" => world.want(subject, None),
         "release" => world.release_brake(),
@@ -159,9 +159,9 @@ fn supposition<'w>(world: &World, mut words: impl Iterator<Item = &'w str>) -> R
     let (what, subject) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let worker = || WorkerId::new(subject).map_err(|e| e.to_string());
     Ok(match what {
-        "drain" => Supposition::Wish(worker()?, Some(WorkerWish::Drain { deadline_ms: None })),
-        "cordon" => Supposition::Wish(worker()?, Some(WorkerWish::Cordon)),
-        "uncordon" => Supposition::Wish(worker()?, None),
+        "drain" => Supposition::Intent(worker()?, Some(IntentKind::Drain { deadline_ms: None })),
+        "cordon" => Supposition::Intent(worker()?, Some(IntentKind::Cordon)),
+        "uncordon" => Supposition::Intent(worker()?, None),
         "lose" => Supposition::Lost(worker()?),
         "rebalance" => Supposition::Rebalance,
         "add" => Supposition::Add(Box::new(draft(subject, fields(words)?)?.check().map_err(|e| e.to_string())?)),

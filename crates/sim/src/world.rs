@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Cluster, Decision, Definition, Event, Intent, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision, Session,
-    Standing, Status, Versioned, WorkerId, WorkerWish, check,
+    Change, Cluster, Decision, Definition, Intent, IntentKind, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision,
+    Session, Standing, Status, Versioned, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -41,7 +41,7 @@ impl World {
     ///
     /// # Panics
     /// When the cluster violates an invariant.
-    pub fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: Change) {
         self.cluster.apply(event, self.now);
         assert_eq!(check::check_cluster(&self.cluster), []);
     }
@@ -53,29 +53,29 @@ impl World {
         let node = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.assigned_node.clone()).unwrap_or_default();
         let name = definition.name.clone();
         let value = Record { id: 1, creation_time: 1, assigned_node: node, source: "".into(), definition };
-        self.apply(Event::Resource { name, value: Some(Box::new(Versioned { revision, value })) });
+        self.apply(Change::Resource { name, value: Some(Box::new(Versioned { revision, value })) });
     }
 
     /// Wants a resource no more.
     pub fn delete(&mut self, text: &str) {
-        self.apply(Event::Resource { name: name(text), value: None });
+        self.apply(Change::Resource { name: name(text), value: None });
     }
 
     /// Another hand writes what cannot be read.
     pub fn garble(&mut self, text: &str) {
-        self.apply(Event::Unreadable { name: name(text), error: "garbage".into() });
+        self.apply(Change::Unreadable { name: name(text), error: "garbage".into() });
     }
 
     /// A new session of a worker; an earlier one is gone.
     pub fn join(&mut self, registration: Registration) {
         let session = Session(self.next().0);
-        self.apply(Event::Worker { id: registration.id.clone(), value: None });
-        self.apply(Event::Worker { id: registration.id.clone(), value: Some(Box::new((session, registration))) });
+        self.apply(Change::Worker { id: registration.id.clone(), value: None });
+        self.apply(Change::Worker { id: registration.id.clone(), value: Some(Box::new((session, registration))) });
     }
 
     /// The worker's session ends without a word.
     pub fn crash(&mut self, id: &str) {
-        self.apply(Event::Worker { id: worker(id), value: None });
+        self.apply(Change::Worker { id: worker(id), value: None });
     }
 
     /// The worker stops everything and says so.
@@ -89,19 +89,19 @@ impl World {
         }
         let mut value = w.registered.clone().expect("registered");
         value.1.released = true;
-        self.apply(Event::Worker { id: worker(id), value: Some(value) });
+        self.apply(Change::Worker { id: worker(id), value: Some(value) });
     }
 
     /// A person wants something of a worker, or nothing more.
-    pub fn want(&mut self, id: &str, wish: Option<WorkerWish>) {
-        self.apply(Event::Intent { worker: worker(id), value: wish.map(|wish| Intent { wish, since: 0 }) });
+    pub fn want(&mut self, id: &str, intent: Option<IntentKind>) {
+        self.apply(Change::Intent { worker: worker(id), value: intent.map(|intent| Intent { kind: intent, since: 0 }) });
     }
 
     /// A person waits no longer for the workers that are gone.
     pub fn release_brake(&mut self) {
         let gone = self.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning));
         let sessions = gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_ref()?.value.session))).collect();
-        self.apply(Event::LetGo { sessions });
+        self.apply(Change::WrittenOff { sessions });
     }
 
     /// Every live worker stops what it was told to stop.
@@ -117,7 +117,7 @@ impl World {
                 if standing == Some(Standing::Ready) {
                     let epoch = holder.held.epoch;
                     let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
-                    self.apply(Event::Status { worker: holder.worker.clone(), name: name.clone(), value: Some(Box::new(status)) });
+                    self.apply(Change::Status { worker: holder.worker.clone(), name: name.clone(), value: Some(Box::new(status)) });
                 }
             }
         }
@@ -140,7 +140,7 @@ impl World {
             let revision = self.next();
             self.moves += usize::from(matches!(action, evenkeel_model::Action::Move { .. }));
             for write in &decision.writes {
-                self.apply(write.event(revision));
+                self.apply(write.change(revision));
             }
         }
         plan

@@ -11,7 +11,7 @@ use std::{
 };
 
 use evenkeel_sim::etcd::Refusal;
-use evenkeel_store::{Change, Client, Compare, Error, KeyRange, Op, RangeRequest, Revision, Transport, Txn, WatchMessage};
+use evenkeel_store::{Client, Compare, Error, KeyChange, KeyRange, Op, RangeRequest, Revision, Transport, Txn, WatchMessage};
 use sides::{Model, Real, Side, kind};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -113,7 +113,7 @@ async fn expiry(member: Arc<dyn Transport>, now: impl Fn() -> Duration) -> (Vec<
     let lived = now() - start;
     let WatchMessage::Changes(changes) = message else { panic!("{message:?}") };
     seen.push(format!("{:?}", changes.iter().map(|c| (c.key().to_vec(), c.revision().0 - created.0)).collect::<Vec<_>>()));
-    assert!(changes.iter().all(|change| matches!(change, Change::Delete { .. })));
+    assert!(changes.iter().all(|change| matches!(change, KeyChange::Delete { .. })));
     seen.push(format!("{:?} {}", client.remaining(short.lease).await, said(member.keep_alive(short.lease).await.map(drop))));
     seen.push(said(client.txn(then(vec![put("/l/late", short.lease)]), SECOND).await));
     seen.push(said(member.revoke(short.lease).await));

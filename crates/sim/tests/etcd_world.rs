@@ -10,8 +10,8 @@ use std::{
 
 use evenkeel_sim::etcd::{Direction, Etcd, Link, Settings, Version};
 use evenkeel_store::{
-    Change, Client, Error, KeyName, KeyRange, LeaseState, LeasedKey, NewLeasedKey, Op, RangeRequest, Revision, Txn, Update, WatchMessage,
-    mirror,
+    Client, Error, KeyChange, KeyName, KeyRange, LeaseState, LeasedKey, NewLeasedKey, Op, RangeRequest, Revision, Txn, Update,
+    WatchMessage, mirror,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -66,8 +66,8 @@ impl Copy {
                     self.kvs = kvs.into_iter().map(|kv| (kv.key, kv.value)).collect();
                 }
                 Update::Changes { changes, .. } => changes.into_iter().for_each(|change| match change {
-                    Change::Put(kv) => drop(self.kvs.insert(kv.key, kv.value)),
-                    Change::Delete { key, .. } => drop(self.kvs.remove(&key)),
+                    KeyChange::Put(kv) => drop(self.kvs.insert(kv.key, kv.value)),
+                    KeyChange::Delete { key, .. } => drop(self.kvs.remove(&key)),
                 }),
                 Update::Lost { .. } => self.lost += 1,
                 Update::Recovered => {}

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{
-    Cluster, Definition, Draft, Misfit, Origin, Pending, PolicyName, Registration, Related, Relations, Standing, Subject, Undone, WorkerId,
-    WorkerWish, fit,
+    Cluster, Definition, Draft, IntentKind, Misfit, Origin, Pending, PolicyName, Registration, Related, Relations, Standing, Subject,
+    Undone, WorkerId, fit,
 };
 use evenkeel_planner::{Explainer, Looked, Supposition, Verdict, explain, plan, suppose};
 use evenkeel_sim::world::World;
@@ -18,7 +18,7 @@ enum Step {
     Join { worker: u8, zone: u8, capacity: Option<u64>, attests: bool },
     Leave(u8),
     Crash(u8),
-    Want(u8, Option<WorkerWish>),
+    Want(u8, Option<IntentKind>),
     Release,
     Acknowledge,
     Pass(u16),
@@ -59,11 +59,11 @@ fn wanted() -> impl Strategy<Value = Wanted> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let wish = prop_oneof![
+    let intent = prop_oneof![
         Just(None),
-        Just(Some(WorkerWish::Cordon)),
-        Just(Some(WorkerWish::Drain { deadline_ms: None })),
-        Just(Some(WorkerWish::Drain { deadline_ms: Some(2000) })),
+        Just(Some(IntentKind::Cordon)),
+        Just(Some(IntentKind::Drain { deadline_ms: None })),
+        Just(Some(IntentKind::Drain { deadline_ms: Some(2000) })),
     ];
     let capacity = prop::option::weighted(0.5, 5..30_u64);
     prop_oneof![
@@ -72,7 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..5_u8, 0..3_u8, capacity, any::<bool>()).prop_map(|(worker, zone, capacity, attests)| Step::Join { worker, zone, capacity, attests }),
         1 => (0..5_u8).prop_map(Step::Leave),
         1 => (0..5_u8).prop_map(Step::Crash),
-        2 => (0..5_u8, wish).prop_map(|(worker, wish)| Step::Want(worker, wish)),
+        2 => (0..5_u8, intent).prop_map(|(worker, intent)| Step::Want(worker, intent)),
         1 => Just(Step::Release),
         3 => Just(Step::Acknowledge),
         2 => (0..3000_u16).prop_map(Step::Pass),
@@ -122,7 +122,7 @@ fn happen(world: &mut World, step: &Step) {
         }
         Step::Leave(id) => world.leave(&format!("w{id}")),
         Step::Crash(id) => world.crash(&format!("w{id}")),
-        Step::Want(id, wish) => world.want(&format!("w{id}"), *wish),
+        Step::Want(id, intent) => world.want(&format!("w{id}"), *intent),
         Step::Release => world.release_brake(),
         Step::Acknowledge => world.acknowledge(),
         Step::Pass(ms) => world.pass(std::time::Duration::from_millis(u64::from(*ms))),
@@ -309,9 +309,9 @@ proptest! {
         drop(world.settle());
         let before = homes(&world);
         let id = WorkerId::new("w1").expect("an id");
-        let supposed = Supposition::Wish(id, Some(WorkerWish::Drain { deadline_ms: None }));
+        let supposed = Supposition::Intent(id, Some(IntentKind::Drain { deadline_ms: None }));
         let foreseen = suppose(&world.cluster, world.now, &world.config, &supposed);
-        world.want("w1", Some(WorkerWish::Drain { deadline_ms: None }));
+        world.want("w1", Some(IntentKind::Drain { deadline_ms: None }));
         let last = world.settle();
         let left = world.cluster.worker("w1").map_or(0, |w| w.names.len());
         let named = last.undone.iter().filter(|u| matches!(u.reason, Pending::Drain { .. })).count();
@@ -438,7 +438,7 @@ proptest! {
         }
         drop(world.settle());
         let home = world.home("r000").expect("placed");
-        world.want(&home, Some(WorkerWish::Drain { deadline_ms: None }));
+        world.want(&home, Some(IntentKind::Drain { deadline_ms: None }));
         let last = world.settle();
         prop_assert_eq!(last.undone, []);
         prop_assert!(homes(&world).values().all(|now| *now != home));
@@ -474,7 +474,7 @@ fn a_long_churn_stays_sound() {
 #[test]
 fn nothing_comes_to_a_cordoned_worker() {
     let mut world = ready_workers(3, |_| None);
-    world.want("w1", Some(WorkerWish::Cordon));
+    world.want("w1", Some(IntentKind::Cordon));
     for n in 0..9 {
         world.put(plain(n, 1));
     }

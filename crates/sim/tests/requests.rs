@@ -8,7 +8,7 @@ use evenkeel_master::{
     MasterConfig,
     engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
 };
-use evenkeel_model::{Definition, Draft, MasterId, MasterRecord, Registration, ResourceName, WorkerId, WorkerWish};
+use evenkeel_model::{Definition, Draft, IntentKind, MasterId, MasterRecord, Registration, ResourceName, WorkerId};
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
     fleet::{clock::MachineClock, dice::generator},
@@ -166,7 +166,7 @@ async fn an_operator_does_not_wait_behind_callers() {
     sleep(TICK).await;
     // More wait than are taken on at once; the operator's request came last.
     let (reply, cordoned) = oneshot::channel();
-    testbed.handle.ask(Request::Intent { worker: id, intent: Some(WorkerWish::Cordon), reply: reply.into() }).unwrap();
+    testbed.handle.ask(Request::Intent { worker: id, intent: Some(IntentKind::Cordon), reply: reply.into() }).unwrap();
     sleep(TICK).await;
     testbed.etcd.thaw(0);
     assert_eq!(cordoned.await.unwrap(), Ok(()));

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use evenkeel_model::{
-    Admission, Assignment, Decision, Epoch, Event, Guard, Happening, Hash, Held, Intent, MasterId, MasterRecord, Origin, Phase, Record,
-    Registration, ResourceName, Revision, Session, Versioned, WorkerWish, Write, limits::MAX_RECORD, shown::sentence,
+    Admission, Assignment, Change, Decision, Epoch, Guard, Hash, Held, HistoryEntry, Intent, IntentKind, MasterId, MasterRecord, Origin,
+    Phase, Record, Registration, ResourceName, Revision, Session, Versioned, Write, limits::MAX_RECORD, shown::sentence,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Change, Compare, Kv, Op, keys::Key, keys::Keys};
+use crate::{Compare, KeyChange, Kv, Op, keys::Key, keys::Keys};
 
 /// What one key of the watched range means.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meaning {
     /// Something of the cluster.
-    Cluster(Event),
+    Cluster(Change),
     /// A master campaigns, or has ceased to; the key's create revision orders them.
     Candidate {
         /// The lease's id, as the key spells it.
@@ -27,7 +27,7 @@ pub enum Meaning {
         /// Its number; numbers grow.
         number: u64,
         /// What happened, oldest first; empty when it was deleted or cannot be read.
-        entries: Vec<Happening>,
+        entries: Vec<HistoryEntry>,
     },
     /// It belongs to somebody else.
     Foreign,
@@ -45,8 +45,8 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
         }
         Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
         Key::Resource(name) => match record(kv, &name) {
-            Ok(value) => Event::Resource { name, value: versioned(kv, value) },
-            Err(error) => Event::Unreadable { name, error: error.into() },
+            Ok(value) => Change::Resource { name, value: versioned(kv, value) },
+            Err(error) => Change::Unreadable { name, error: error.into() },
         },
         // The session lives as long as its key stands, whatever the key says.
         Key::Worker(id) => {
@@ -54,19 +54,19 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
                 Ok(registration) => registration.judged(&id),
                 Err(_) => Registration::unusable(id.clone(), "it cannot be read"),
             };
-            Event::Worker { id, value: Some(Box::new((Session(kv.created.0), registration))) }
+            Change::Worker { id, value: Some(Box::new((Session(kv.created.0), registration))) }
         }
         // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
         Key::Admission(worker) => {
             let nobody = Admission { session: Session(0), authority_ms: None, origin: Origin::default() };
-            Event::Admission { worker, value: versioned(kv, read(kv).unwrap_or(nobody)) }
+            Change::Admission { worker, value: versioned(kv, read(kv).unwrap_or(nobody)) }
         }
-        Key::Assignment(worker, name) => Event::Assignment { worker, name, value: Some(held(kv)) },
-        Key::Status(worker, name) => Event::Status { worker, name, value: read(kv).ok().map(Box::new) },
+        Key::Assignment(worker, name) => Change::Assignment { worker, name, value: Some(held(kv)) },
+        Key::Status(worker, name) => Change::Status { worker, name, value: read(kv).ok().map(Box::new) },
         // Somebody wants something of the worker; until it is known what, nothing more comes to it.
-        Key::Intent(worker) => Event::Intent { worker, value: Some(read(kv).unwrap_or(Intent { wish: WorkerWish::Cordon, since: 0 })) },
+        Key::Intent(worker) => Change::Intent { worker, value: Some(read(kv).unwrap_or(Intent { kind: IntentKind::Cordon, since: 0 })) },
         // What cannot be read lets nobody go: the brake holds.
-        Key::LetGo => Event::LetGo { sessions: read(kv).unwrap_or_default() },
+        Key::WrittenOff => Change::WrittenOff { sessions: read(kv).unwrap_or_default() },
     };
     Meaning::Cluster(event)
 }
@@ -78,22 +78,22 @@ pub fn meaning_of_absence(keys: &Keys, key: &[u8]) -> Meaning {
         Key::Foreign => return Meaning::Foreign,
         Key::Election(lease) => return Meaning::Candidate { lease, value: None },
         Key::Event(number) => return Meaning::History { number, entries: Vec::new() },
-        Key::Resource(name) => Event::Resource { name, value: None },
-        Key::Worker(id) => Event::Worker { id, value: None },
-        Key::Admission(worker) => Event::Admission { worker, value: None },
-        Key::Assignment(worker, name) => Event::Assignment { worker, name, value: None },
-        Key::Status(worker, name) => Event::Status { worker, name, value: None },
-        Key::Intent(worker) => Event::Intent { worker, value: None },
-        Key::LetGo => Event::LetGo { sessions: BTreeMap::new() },
+        Key::Resource(name) => Change::Resource { name, value: None },
+        Key::Worker(id) => Change::Worker { id, value: None },
+        Key::Admission(worker) => Change::Admission { worker, value: None },
+        Key::Assignment(worker, name) => Change::Assignment { worker, name, value: None },
+        Key::Status(worker, name) => Change::Status { worker, name, value: None },
+        Key::Intent(worker) => Change::Intent { worker, value: None },
+        Key::WrittenOff => Change::WrittenOff { sessions: BTreeMap::new() },
     })
 }
 
 /// What a change means.
 #[must_use]
-pub fn meaning_of_change(keys: &Keys, change: &Change) -> Meaning {
+pub fn meaning_of_change(keys: &Keys, change: &KeyChange) -> Meaning {
     match change {
-        Change::Put(kv) => meaning(keys, kv),
-        Change::Delete { key, .. } => meaning_of_absence(keys, key),
+        KeyChange::Put(kv) => meaning(keys, kv),
+        KeyChange::Delete { key, .. } => meaning_of_absence(keys, key),
     }
 }
 
@@ -197,8 +197,8 @@ fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
         Write::NoRegistration(id) => ops.push(Op::delete(keys.worker(id))),
         Write::Intent(id, Some(intent)) => ops.push(Op::put(keys.intent(id), json(intent))),
         Write::Intent(id, None) => ops.push(Op::delete(keys.intent(id))),
-        Write::LetGo(sessions) if sessions.is_empty() => ops.push(Op::delete(keys.let_go())),
-        Write::LetGo(sessions) => ops.push(Op::put(keys.let_go(), json(sessions))),
+        Write::WrittenOff(sessions) if sessions.is_empty() => ops.push(Op::delete(keys.written_off())),
+        Write::WrittenOff(sessions) => ops.push(Op::put(keys.written_off(), json(sessions))),
     }
 }
 
@@ -234,14 +234,14 @@ mod tests {
             Write::Resource(Box::new(record)),
             Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), Epoch::default()),
             Write::Admission(worker.clone(), Box::new(Admission { session: Session(2), authority_ms: None, origin: Origin::default() })),
-            Write::Intent(worker.clone(), Some(Intent { wish: WorkerWish::Drain { deadline_ms: Some(5) }, since: 7 })),
-            Write::LetGo(BTreeMap::from([(worker, Session(2))])),
+            Write::Intent(worker.clone(), Some(Intent { kind: IntentKind::Drain { deadline_ms: Some(5) }, since: 7 })),
+            Write::WrittenOff(BTreeMap::from([(worker, Session(2))])),
         ];
         let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: writes.clone() });
         for (op, write) in ops.into_iter().zip(&writes) {
             let Op::Put { key, value, .. } = op else { panic!("a put") };
             let stands = Kv { key, value, created: Revision(9), modified: Revision(9), lease: 0 };
-            assert_eq!(meaning(&keys, &stands), Meaning::Cluster(write.event(Revision(9))));
+            assert_eq!(meaning(&keys, &stands), Meaning::Cluster(write.change(Revision(9))));
         }
     }
 
@@ -249,8 +249,8 @@ mod tests {
     fn a_record_that_could_not_be_written_with_its_assignment_is_left_alone() {
         let keys = Keys::new("");
         let record_of = |spec: String| match meaning(&keys, &kv("/resources/a", &format!(r#"{{"Name":"a","Spec":{spec}}}"#))) {
-            Meaning::Cluster(Event::Resource { value: Some(record), .. }) => Some(record.value),
-            Meaning::Cluster(Event::Unreadable { .. }) => None,
+            Meaning::Cluster(Change::Resource { value: Some(record), .. }) => Some(record.value),
+            Meaning::Cluster(Change::Unreadable { .. }) => None,
             other => panic!("{other:?}"),
         };
         let text = |letters: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(letters));
@@ -263,7 +263,7 @@ mod tests {
         let worker = WorkerId::new(&"w".repeat(253)).expect("id");
         longest.assigned_node = Record::node(&worker, &"a".repeat(evenkeel_model::limits::MAX_ADDRESS));
         let echo = String::from_utf8(json(&longest)).expect("text");
-        let Meaning::Cluster(Event::Resource { value: Some(read), .. }) = meaning(&keys, &kv("/resources/a", &echo)) else {
+        let Meaning::Cluster(Change::Resource { value: Some(read), .. }) = meaning(&keys, &kv("/resources/a", &echo)) else {
             panic!("unreadable by its own echo")
         };
         assert_eq!(read.value, longest);
@@ -284,31 +284,33 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_read_in_the_way_that_is_safe() {
         let keys = Keys::new("");
-        assert!(matches!(meaning(&keys, &kv("/resources/a", "{")), Meaning::Cluster(Event::Unreadable { .. })));
-        let Meaning::Cluster(Event::Assignment { value: Some(held), .. }) = meaning(&keys, &kv("/assignments/w/a", "")) else {
+        assert!(matches!(meaning(&keys, &kv("/resources/a", "{")), Meaning::Cluster(Change::Unreadable { .. })));
+        let Meaning::Cluster(Change::Assignment { value: Some(held), .. }) = meaning(&keys, &kv("/assignments/w/a", "")) else {
             panic!("held")
         };
         assert!(held.runs() && held.epoch == Epoch(5) && held.hash == Hash::unknown());
-        let Meaning::Cluster(Event::Admission { value: Some(admission), .. }) = meaning(&keys, &kv("/admissions/w", "[]")) else {
+        let Meaning::Cluster(Change::Admission { value: Some(admission), .. }) = meaning(&keys, &kv("/admissions/w", "[]")) else {
             panic!("some")
         };
         assert_eq!(admission.value.session, Session(0));
-        let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
+        let Meaning::Cluster(Change::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
         assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
         assert_eq!(worker.1.refused.as_deref(), Some("it cannot be read"));
         let other = r#"{"ID":"x","Address":"h:1","Kinds":["noop"]}"#;
-        let Meaning::Cluster(Event::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else { panic!("lives") };
+        let Meaning::Cluster(Change::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else {
+            panic!("lives")
+        };
         assert_eq!((worker.1.refused.as_deref(), worker.1.kinds.len()), (Some("it is the registration of x"), 0));
         let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
         assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
-        let cordoned = Meaning::Cluster(Event::Intent {
+        let cordoned = Meaning::Cluster(Change::Intent {
             worker: WorkerId::new("w").expect("id"),
-            value: Some(Intent { wish: WorkerWish::Cordon, since: 0 }),
+            value: Some(Intent { kind: IntentKind::Cordon, since: 0 }),
         });
         assert_eq!(meaning(&keys, &kv("/intents/workers/w", "[]")), cordoned);
-        assert_eq!(meaning(&keys, &kv("/intents/brake", "[]")), Meaning::Cluster(Event::LetGo { sessions: BTreeMap::new() }));
+        assert_eq!(meaning(&keys, &kv("/intents/brake", "[]")), Meaning::Cluster(Change::WrittenOff { sessions: BTreeMap::new() }));
         let record = r#"{"ID":"1","Name":"b","AssignedNode":"","CreationTime":1}"#;
-        assert!(matches!(meaning(&keys, &kv("/resources/b", record)), Meaning::Cluster(Event::Resource { .. })));
-        assert!(matches!(meaning(&keys, &kv("/resources/a", record)), Meaning::Cluster(Event::Unreadable { .. })));
+        assert!(matches!(meaning(&keys, &kv("/resources/b", record)), Meaning::Cluster(Change::Resource { .. })));
+        assert!(matches!(meaning(&keys, &kv("/resources/a", record)), Meaning::Cluster(Change::Unreadable { .. })));
     }
 }

@@ -26,7 +26,7 @@ pub enum Key {
     /// `/intents/workers/<id>`
     Intent(WorkerId),
     /// `/intents/brake`
-    LetGo,
+    WrittenOff,
     /// `/election/<lease>`
     Election(String),
     /// `/events/<number>`
@@ -98,7 +98,7 @@ impl Keys {
 
     /// `/intents/brake`
     #[must_use]
-    pub fn let_go(&self) -> String {
+    pub fn written_off(&self) -> String {
         format!("{}/intents/brake", self.prefix)
     }
 
@@ -139,7 +139,7 @@ impl Keys {
             "admissions" => Key::Admission(WorkerId::new(rest).ok()?),
             "assignments" => pair().map(|(worker, name)| Key::Assignment(worker, name))?,
             "status" => pair().map(|(worker, name)| Key::Status(worker, name))?,
-            "intents" if rest == "brake" => Key::LetGo,
+            "intents" if rest == "brake" => Key::WrittenOff,
             "intents" => Key::Intent(WorkerId::new(rest.strip_prefix("workers/")?).ok()?),
             "election" => Key::Election(rest.to_owned()),
             "events" => Key::Event(rest.parse().ok()?),
@@ -165,7 +165,7 @@ mod tests {
                 (keys.assignment(&worker, &name), Key::Assignment(worker.clone(), name.clone())),
                 (keys.status(&worker, &name), Key::Status(worker.clone(), name.clone())),
                 (keys.intent(&worker), Key::Intent(worker.clone())),
-                (keys.let_go(), Key::LetGo),
+                (keys.written_off(), Key::WrittenOff),
                 (keys.event(7), Key::Event(7)),
                 (format!("{}7c0de", keys.election()), Key::Election("7c0de".to_owned())),
             ];

@@ -35,7 +35,7 @@ pub use evenkeel_model::Revision;
 pub use leased::{CreateError, Holder, KeyName, LeaseState, LeasedKey, LostReason, NewLeasedKey};
 pub use local::{LocalCluster, LocalError, LocalOptions, MemberPorts, Ports, unused_port};
 pub use member::connect;
-pub use mirror::{Change, Update, mirror};
+pub use mirror::{KeyChange, Update, mirror};
 pub use pipeline::{Done, MAX_BYTES, MAX_OPS, Pipeline, PipelineConfig, SubmitError, Write, WriteResult};
 pub use ready::MemberStatus;
 pub use transport::{Granted, KeepAlive, RangeReply, RangeRequest, Transport, Watch, WatchMessage};

@@ -58,7 +58,7 @@ pub enum Update {
     /// What has changed since the update before: whole transactions, in order. Never empty.
     Changes {
         /// The changes, by growing revision.
-        changes: Vec<Change>,
+        changes: Vec<KeyChange>,
         /// The revision of the last one.
         revision: Revision,
     },
@@ -73,7 +73,7 @@ pub enum Update {
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KeyChange {
     /// The key was written.
     Put(Kv),
     /// The key was deleted, by a request or because its lease ended.
@@ -85,7 +85,7 @@ pub enum Change {
     },
 }
 
-impl Change {
+impl KeyChange {
     /// The key that has changed.
     #[must_use]
     pub fn key(&self) -> &[u8] {
@@ -166,7 +166,7 @@ struct Mirror {
     member_changes: Moves,
     /// The changes of the revision that was seen last, if it was one that changed the range. A watch that goes on after it repeats them;
     /// one that does not tells of another history, since etcd was put back to an earlier state and has gone on from there.
-    last: Vec<Change>,
+    last: Vec<KeyChange>,
     /// The repetition is still to come: after how many signs of life it is given up.
     repeat_within: Option<u8>,
     /// Whether the owner was told that its view may be stale.
@@ -317,9 +317,9 @@ impl Mirror {
     }
 
     /// Hands changes to the owner. What was seen before is left out: a watch repeats the last revision.
-    async fn pass_on(&mut self, seen: Revision, mut changes: Vec<Change>) -> Result<Revision, Closed> {
+    async fn pass_on(&mut self, seen: Revision, mut changes: Vec<KeyChange>) -> Result<Revision, Closed> {
         changes.retain(|change| change.revision() > seen);
-        let Some(revision) = changes.last().map(Change::revision) else { return Ok(seen) };
+        let Some(revision) = changes.last().map(KeyChange::revision) else { return Ok(seen) };
         self.last = changes.iter().filter(|change| change.revision() == revision).cloned().collect();
         self.send(Update::Changes { changes, revision }).await?;
         Ok(revision)

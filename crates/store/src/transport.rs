@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     error::Error,
-    mirror::Change,
+    mirror::KeyChange,
     ready::MemberStatus,
     types::{KeyRange, Kv, Txn, TxnReply},
 };
@@ -120,7 +120,7 @@ pub struct Granted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchMessage {
     /// Whole transactions, in order. Never empty.
-    Changes(Vec<Change>),
+    Changes(Vec<KeyChange>),
     /// The member lives. With a revision: everything up to it has been sent.
     Alive(Option<Revision>),
     /// The revision to go on from is gone; this is the oldest that is left. The watch is over.

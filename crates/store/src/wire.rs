@@ -6,7 +6,7 @@ use etcd_client as etcd;
 use evenkeel_model::Revision;
 
 use crate::{
-    mirror::Change,
+    mirror::KeyChange,
     transport::RangeRequest,
     types::{Compare, KeyRange, Kv, Op, Txn, TxnReply},
 };
@@ -65,17 +65,17 @@ pub(crate) fn reply(response: &etcd::TxnResponse, reads: bool) -> TxnReply {
 }
 
 /// One event of a watch; none if etcd sent an event without a key, which it does not do.
-pub(crate) fn change(event: &etcd::Event) -> Option<Change> {
+pub(crate) fn change(event: &etcd::Event) -> Option<KeyChange> {
     let kv = event.kv()?;
     Some(match event.event_type() {
-        etcd::EventType::Put => Change::Put(Kv {
+        etcd::EventType::Put => KeyChange::Put(Kv {
             key: kv.key().to_vec(),
             value: kv.value().to_vec(),
             created: Revision(kv.create_revision()),
             modified: Revision(kv.mod_revision()),
             lease: kv.lease(),
         }),
-        etcd::EventType::Delete => Change::Delete { key: kv.key().to_vec(), revision: Revision(kv.mod_revision()) },
+        etcd::EventType::Delete => KeyChange::Delete { key: kv.key().to_vec(), revision: Revision(kv.mod_revision()) },
     })
 }
 

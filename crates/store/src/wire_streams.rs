@@ -9,7 +9,7 @@ use futures::{FutureExt, future::BoxFuture};
 use crate::{
     error::Error,
     member::Connection,
-    mirror::Change,
+    mirror::KeyChange,
     transport::{KeepAlive, Watch, WatchMessage},
     types::KeyRange,
     wire,
@@ -47,7 +47,7 @@ impl WireWatch {
         if message.canceled() {
             return Err(Error::ended(&self.endpoint, message.cancel_reason()));
         }
-        let changes: Vec<Change> = message.events().iter().filter_map(wire::change).collect();
+        let changes: Vec<KeyChange> = message.events().iter().filter_map(wire::change).collect();
         if !changes.is_empty() {
             return Ok(WatchMessage::Changes(changes));
         }

@@ -10,7 +10,7 @@ use std::{
 
 use common::{Etcd, LONG, eventually, within};
 use evenkeel_store::{
-    Change, Client, Compare, Executor, Finished, KeyName, KeyRange, LeasedKey, NewLeasedKey, Op, Pipeline, PipelineConfig, Revision,
+    Client, Compare, Executor, Finished, KeyChange, KeyName, KeyRange, LeasedKey, NewLeasedKey, Op, Pipeline, PipelineConfig, Revision,
     SubmitError, Txn, Update, Write, WriteResult,
 };
 use tokio::sync::mpsc;
@@ -84,7 +84,7 @@ async fn history(client: &Client, from_the_start: &mut mpsc::Receiver<Update>) -
         let update = within(LONG, "the history", from_the_start.recv()).await.unwrap();
         let Update::Changes { changes, revision } = update else { continue };
         for change in changes {
-            if let Change::Put(kv) = change {
+            if let KeyChange::Put(kv) = change {
                 let value = String::from_utf8(kv.value).unwrap().parse().unwrap();
                 all.entry(String::from_utf8(kv.key).unwrap()).or_default().push((value, kv.modified));
             }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use evenkeel_model::{
-    Admission, Cluster, Definition, Epoch, Event, Held, Moment, Origin, Phase, Record, Registration, ResourceName, Revision, Session,
+    Admission, Change, Cluster, Definition, Epoch, Held, Moment, Origin, Phase, Record, Registration, ResourceName, Revision, Session,
     Versioned, WorkerId,
 };
 use evenkeel_planner::PlannerConfig;
@@ -51,8 +51,8 @@ fn cluster_of(workers: u32) -> Cluster {
         let session = Session(i64::from(n) + 1);
         let admission =
             Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, authority_ms: None, origin: Origin::default() } };
-        cluster.apply(Event::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());
-        cluster.apply(Event::Admission { worker: id, value: Some(Box::new(admission)) }, Moment::default());
+        cluster.apply(Change::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());
+        cluster.apply(Change::Admission { worker: id, value: Some(Box::new(admission)) }, Moment::default());
     }
     cluster
 }
@@ -63,8 +63,8 @@ fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
     let held = Held { epoch: Epoch(revision.0), hash: definition.hash(), phase: Phase::Run };
     let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();
     let value = Record { id: 1, creation_time: 1, assigned_node: Record::node(&worker, &address), source: Box::default(), definition };
-    cluster.apply(Event::Resource { name: name.clone(), value: Some(Box::new(Versioned { revision, value })) }, Moment::default());
-    cluster.apply(Event::Assignment { worker, name, value: Some(held) }, Moment::default());
+    cluster.apply(Change::Resource { name: name.clone(), value: Some(Box::new(Versioned { revision, value })) }, Moment::default());
+    cluster.apply(Change::Assignment { worker, name, value: Some(held) }, Moment::default());
 }
 
 /// What one placement costs when every worker is looked at, as the plainest scheduler does.

@@ -22,7 +22,7 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    history::{History, Operation, Wish},
+    history::{Asked, History, Operation},
     work::{self, Manner},
 };
 
@@ -103,36 +103,36 @@ impl Caller {
             let stood = stands[&name];
             version += 1;
             // One in three of what stands is deleted; the rest is changed.
-            let wish = if stood && self.random.u8(..3) == 0 { Wish::Delete } else { Wish::Put(format!("v{version}")) };
+            let asked = if stood && self.random.u8(..3) == 0 { Asked::Delete } else { Asked::Put(format!("v{version}")) };
             let began = work::boot_time();
-            let acknowledged = self.until_acknowledged(&name, &wish, stood).await;
+            let acknowledged = self.until_acknowledged(&name, &asked, stood).await;
             if !acknowledged {
                 // What stands is not known any more: the name is left alone.
-                self.history.operations.push(Operation { name, wish, acknowledged });
+                self.history.operations.push(Operation { name, asked, acknowledged });
                 break;
             }
             self.answered.store(began, Ordering::Relaxed);
-            stands.insert(name.clone(), wish != Wish::Delete);
-            self.history.operations.push(Operation { name, wish, acknowledged });
+            stands.insert(name.clone(), asked != Asked::Delete);
+            self.history.operations.push(Operation { name, asked, acknowledged });
             let _ = timeout(PACE, self.end.changed()).await;
         }
         self.history
     }
 
-    async fn until_acknowledged(&mut self, name: &str, wish: &Wish, stood: bool) -> bool {
+    async fn until_acknowledged(&mut self, name: &str, asked: &Asked, stood: bool) -> bool {
         let began = Instant::now();
         let mut tries = 0;
         while began.elapsed() < PATIENCE {
             tries += 1;
-            match timeout(ANSWER, self.ask(name, wish, stood)).await {
+            match timeout(ANSWER, self.ask(name, asked, stood)).await {
                 Ok(Ok(())) => return true,
                 Ok(Err(status)) => {
                     // That a delete finds nothing is its own doing, if it was tried before.
-                    if status.code() == Code::NotFound && *wish == Wish::Delete && tries > 1 {
+                    if status.code() == Code::NotFound && *asked == Asked::Delete && tries > 1 {
                         return true;
                     }
                     if is_an_answer(status.code()) {
-                        let surprise = format!("{name}: {wish:?} (try {tries}) was answered {:?}: {}", status.code(), status.message());
+                        let surprise = format!("{name}: {asked:?} (try {tries}) was answered {:?}: {}", status.code(), status.message());
                         self.history.surprises.push(surprise);
                         return false;
                     }
@@ -145,7 +145,7 @@ impl Caller {
         false
     }
 
-    async fn ask(&mut self, name: &str, wish: &Wish, stood: bool) -> Result<(), Status> {
+    async fn ask(&mut self, name: &str, asked: &Asked, stood: bool) -> Result<(), Status> {
         let resource = |content: &str| Some(resource(name, content, &self.folder, Manner::Good));
         let unreachable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
         if self.client.is_none() {
@@ -155,10 +155,10 @@ impl Caller {
             self.client = Some(MasterClient::new(endpoint.connect().await.map_err(unreachable)?));
         }
         let Some(client) = &mut self.client else { return Err(Status::internal("just connected")) };
-        match wish {
-            Wish::Put(content) if stood => client.update_resource(UpdateResourceRequest { resource: resource(content) }).await.map(drop),
-            Wish::Put(content) => client.add_resource(AddResourceRequest { resource: resource(content) }).await.map(drop),
-            Wish::Delete => {
+        match asked {
+            Asked::Put(content) if stood => client.update_resource(UpdateResourceRequest { resource: resource(content) }).await.map(drop),
+            Asked::Put(content) => client.add_resource(AddResourceRequest { resource: resource(content) }).await.map(drop),
+            Asked::Delete => {
                 client.delete_resource(DeleteResourceRequest { name: name.to_owned(), ..DeleteResourceRequest::default() }).await.map(drop)
             }
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// What a caller wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum Asked {
     /// To stand with this content: an add or an update.
     Put(String),
     /// To be gone.
@@ -18,7 +18,7 @@ pub(crate) enum Wish {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Operation {
     pub(crate) name: String,
-    pub(crate) wish: Wish,
+    pub(crate) asked: Asked,
     /// Whether the cluster said that it was done.
     pub(crate) acknowledged: bool,
 }
@@ -46,7 +46,7 @@ pub(crate) fn judge(histories: &[History], stands: &BTreeMap<String, String>) ->
     }
     for (name, operations) in by_name {
         let last = operations.iter().rposition(|operation| operation.acknowledged);
-        let mut allowed: Vec<Option<&str>> = operations[last.unwrap_or(0)..].iter().map(|operation| content(&operation.wish)).collect();
+        let mut allowed: Vec<Option<&str>> = operations[last.unwrap_or(0)..].iter().map(|operation| content(&operation.asked)).collect();
         if last.is_none() {
             allowed.push(None);
         }
@@ -58,10 +58,10 @@ pub(crate) fn judge(histories: &[History], stands: &BTreeMap<String, String>) ->
     faults
 }
 
-fn content(wish: &Wish) -> Option<&str> {
-    match wish {
-        Wish::Put(content) => Some(content),
-        Wish::Delete => None,
+fn content(asked: &Asked) -> Option<&str> {
+    match asked {
+        Asked::Put(content) => Some(content),
+        Asked::Delete => None,
     }
 }
 
@@ -72,7 +72,7 @@ pub(crate) mod tests {
     fn history(operations: &[(&str, Option<&str>, bool)]) -> Vec<History> {
         let operation = |(name, content, acknowledged): &(&str, Option<&str>, bool)| Operation {
             name: (*name).to_owned(),
-            wish: content.map_or(Wish::Delete, |content| Wish::Put(content.to_owned())),
+            asked: content.map_or(Asked::Delete, |content| Asked::Put(content.to_owned())),
             acknowledged: *acknowledged,
         };
         vec![History { operations: operations.iter().map(operation).collect(), surprises: Vec::new() }]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use evenkeel_model::{
-    Definition, DefinitionError, Draft, Happening, Preference,
+    Definition, DefinitionError, Draft, HistoryEntry, Preference,
     limits::{MAX_BODY_DEPTH, MAX_SPEC_DEPTH},
     shown::{sentence, shown},
 };
@@ -174,17 +174,17 @@ fn preference(preference: &Preference) -> v1::Preference {
     v1::Preference { selector: preference.selector.to_string(), weight: i32::try_from(preference.weight).ok() }
 }
 
-pub(crate) fn event(sequence: i64, happening: &Happening) -> v1::Event {
+pub(crate) fn event(sequence: i64, entry: &HistoryEntry) -> v1::Event {
     v1::Event {
         sequence,
-        time: happening.time,
-        r#type: happening.kind.as_str().to_owned(),
-        resource: happening.resource.clone(),
-        worker: happening.worker.clone(),
-        from: happening.from.clone(),
-        reason: happening.reason.clone(),
-        master: happening.master.clone(),
-        epoch: happening.epoch.0,
+        time: entry.time,
+        r#type: entry.kind.as_str().to_owned(),
+        resource: entry.resource.clone(),
+        worker: entry.worker.clone(),
+        from: entry.from.clone(),
+        reason: entry.reason.clone(),
+        master: entry.master.clone(),
+        epoch: entry.epoch.0,
     }
 }
 

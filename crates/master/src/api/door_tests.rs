@@ -15,7 +15,7 @@ use crate::{
     config::MasterConfig,
     control::Queues,
     engine::Handle,
-    known::{Leadership, Shared},
+    state::{Leadership, Shared},
     time::SystemClock,
 };
 

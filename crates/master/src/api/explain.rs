@@ -23,25 +23,25 @@ const WORKERS: usize = 50;
 pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1::ExplainResponse, Status> {
     let (shared, planner) = (service.shared(), &service.config.planner);
     let _place = service.turns.search().await?;
-    let (state, events, definition) = {
-        let known = shared.read();
-        let state = states::resource(&known.cluster, name.as_str(), shared.now(), planner);
-        let state = state.ok_or_else(|| Status::from(Refusal::NotFound(name.clone())))?;
-        let history = known.history_after(0).rev().filter(|(_, happening)| happening.resource == name.as_str()).take(EVENTS);
-        let mut events: Vec<v1::Event> = history.map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
+    let (shown, events, definition) = {
+        let state = shared.read();
+        let shown = states::resource(&state.cluster, name.as_str(), shared.now(), planner);
+        let shown = shown.ok_or_else(|| Status::from(Refusal::NotFound(name.clone())))?;
+        let history = state.history_after(0).rev().filter(|(_, entry)| entry.resource == name.as_str()).take(EVENTS);
+        let mut events: Vec<v1::Event> = history.map(|(sequence, entry)| convert::event(*sequence, entry)).collect();
         events.reverse();
-        (state, events, known.cluster.unit(name.as_str()).and_then(|u| u.definition()).cloned())
+        (shown, events, state.cluster.unit(name.as_str()).and_then(|u| u.definition()).cloned())
     };
     let Some(definition) = definition else {
-        let summary = format!("{name} is {}: {}.", state.phase, state.reason);
-        return Ok(v1::ExplainResponse { resource: Some(state), summary, events, ..v1::ExplainResponse::default() });
+        let summary = format!("{name} is {}: {}.", shown.phase, shown.reason);
+        return Ok(v1::ExplainResponse { resource: Some(shown), summary, events, ..v1::ExplainResponse::default() });
     };
     let mut explainer = Explainer::new(definition, planner);
     while explainer.look(&shared.read().cluster, shared.now(), WORKERS) == Looked::AtSome {
         tokio::task::yield_now().await;
     }
     let explanation = explainer.explain();
-    let summary = summary(&state, &explanation, &events);
+    let summary = summary(&shown, &explanation, &events);
     let failed = explanation.failed.iter().map(|failed| v1::FailedRule {
         rule: failed.misfit.rule().to_owned(),
         reason: failed.misfit.to_string(),
@@ -55,7 +55,7 @@ pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1
     }
     Room::of_a_page().cut(&mut candidates);
     let policy = explanation.policy.to_string();
-    Ok(v1::ExplainResponse { resource: Some(state), summary, candidates, events, policy, failed })
+    Ok(v1::ExplainResponse { resource: Some(shown), summary, candidates, events, policy, failed })
 }
 
 fn candidate(considered: &Considered) -> v1::Candidate {

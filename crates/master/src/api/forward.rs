@@ -17,7 +17,7 @@ use tonic::{Status, body::Body, transport::Channel};
 use tower::{Layer, Service, ServiceExt};
 
 use super::lanes::{Lanes, Place};
-use crate::known::{Leadership, Shared};
+use crate::state::{Leadership, Shared};
 
 /// How long a call waits for a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ impl ForwardLayer {
         let usable = |l: &Leadership| match l {
             Leadership::Nobody => false,
             Leadership::Mine => true,
-            // Who passed this on knew this master as the leader: it is about to take office, or has just ended.
+            // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
             Leadership::Other { .. } => !is_marked,
         };
         let found = timeout_at(deadline, leadership.wait_for(usable)).await;

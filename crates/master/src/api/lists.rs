@@ -12,7 +12,7 @@ use super::{
     service::{Service, selector},
     states,
 };
-use crate::known::Shared;
+use crate::state::Shared;
 
 /// The usual number of entries on one page.
 const USUAL_PAGE: usize = 500;
@@ -56,12 +56,12 @@ impl Resources {
     /// Looks at some resources more. True: the page is full, or there are no more.
     fn step(&mut self, shared: &Shared, planner: &PlannerConfig) -> bool {
         let (now, step) = (shared.now(), Step::begin());
-        let known = shared.read();
+        let state = shared.read();
         let after = self.after.clone();
-        for (name, unit) in known.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
+        for (name, unit) in state.cluster.units_after(after.as_ref().map(ResourceName::as_str)) {
             let labels: Option<&Labels> = unit.record.as_ref().map(|record| &record.value.definition.labels);
             let is_selected = labels.map_or(self.selects_all && unit.unreadable.is_some(), |labels| self.selector.matches(labels));
-            if is_selected && let Some(state) = states::resource(&known.cluster, name.as_str(), now, planner) {
+            if is_selected && let Some(state) = states::resource(&state.cluster, name.as_str(), now, planner) {
                 if self.found.len() == self.size || !self.room.takes(&state) {
                     self.last = self.after.take();
                     return true;
@@ -88,14 +88,14 @@ pub(super) async fn workers(service: &Service, request: &v1::ListWorkersRequest)
     loop {
         {
             let (now, step) = (shared.now(), Step::begin());
-            let known = shared.read();
-            let brake = || evenkeel_planner::brake(&known.cluster, planner).map(|brake| brake.to_string()).unwrap_or_default();
+            let state = shared.read();
+            let brake = || evenkeel_planner::brake(&state.cluster, planner).map(|brake| brake.to_string()).unwrap_or_default();
             let from = after.clone();
             let mut is_over = false;
-            for id in known.cluster.workers_after(from.as_ref().map_or("", WorkerId::as_str)) {
-                let Some(worker) = known.cluster.worker(id.as_str()) else { continue };
+            for id in state.cluster.workers_after(from.as_ref().map_or("", WorkerId::as_str)) {
+                let Some(worker) = state.cluster.worker(id.as_str()) else { continue };
                 if states::is_shown(worker) {
-                    let state = states::worker(&known.cluster, id, worker, now, planner);
+                    let state = states::worker(&state.cluster, id, worker, now, planner);
                     if workers.len() == size || !room.takes(&state) {
                         let next_page_token = workers.last().map(|worker| worker.id.clone()).unwrap_or_default();
                         return Ok(v1::ListWorkersResponse { workers, brake: brake(), next_page_token });
@@ -119,12 +119,12 @@ pub(super) async fn workers(service: &Service, request: &v1::ListWorkersRequest)
 /// The newest events that are asked for, oldest first. The history is bounded, so one step is enough.
 pub(super) fn events(service: &Service, request: &v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Status> {
     let size = page_size(request.page_size, USUAL_PAGE)?;
-    let known = service.shared().read();
+    let state = service.shared().read();
     let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
-    let wanted = known.history_after(request.after);
+    let wanted = state.history_after(request.after);
     let wanted = wanted.filter(|(_, h)| about(&request.resource, &[&h.resource]) && about(&request.worker, &[&h.worker, &h.from]));
-    let mut events: Vec<v1::Event> = wanted.rev().take(size).map(|(sequence, happening)| convert::event(*sequence, happening)).collect();
-    drop(known);
+    let mut events: Vec<v1::Event> = wanted.rev().take(size).map(|(sequence, entry)| convert::event(*sequence, entry)).collect();
+    drop(state);
     Room::of_a_page().cut(&mut events);
     events.reverse();
     Ok(v1::ListEventsResponse { events })
@@ -149,7 +149,7 @@ fn page_token<T, E>(text: &str, parse: fn(&str) -> Result<T, E>) -> Result<Optio
 mod tests {
     use std::sync::Arc;
 
-    use evenkeel_model::{Definition, Event, Record, Revision, Versioned};
+    use evenkeel_model::{Change, Definition, Record, Revision, Versioned};
 
     use super::*;
     use crate::time::SystemClock;
@@ -169,7 +169,7 @@ mod tests {
                 definition: Definition::named(name.clone()),
             };
             let value = Some(Box::new(Versioned { revision: Revision(1), value: record }));
-            shared.write().cluster.apply(Event::Resource { name, value }, now);
+            shared.write().cluster.apply(Change::Resource { name, value }, now);
         }
         let page = |selector: &str| Resources {
             selector: selector.parse().expect("a selector"),

@@ -47,7 +47,7 @@ use self::{
 };
 use crate::{
     config::MasterError,
-    known::{Leadership, Shared},
+    state::{Leadership, Shared},
 };
 
 /// What reflection tells of.

@@ -1,6 +1,6 @@
 //! A plan as the API shows it.
 
-use evenkeel_model::{Action, Cluster, Definition, Plan, Standing, Subject, WorkerWish, limits::MAX_PLAN};
+use evenkeel_model::{Action, Cluster, Definition, IntentKind, Plan, Standing, Subject, limits::MAX_PLAN};
 use evenkeel_planner::{PlannerConfig, Supposition};
 use evenkeel_proto::v1::{self, plan_request::Suppose};
 use tonic::Status;
@@ -18,10 +18,10 @@ pub(super) async fn plan(service: &Service, supposed: Option<Suppose>) -> Result
     let supposed = supposed.map(checked).transpose()?;
     let shared = service.shared();
     let plan = service.turns.compute(|| {
-        let (now, known) = (shared.now(), shared.read());
+        let (now, state) = (shared.now(), shared.read());
         Ok::<_, Status>(match supposed {
-            None => evenkeel_planner::plan(&known.cluster, now, &planner),
-            Some(supposed) => evenkeel_planner::suppose(&known.cluster, now, &planner, &supposition(supposed, &known.cluster)?),
+            None => evenkeel_planner::plan(&state.cluster, now, &planner),
+            Some(supposed) => evenkeel_planner::suppose(&state.cluster, now, &planner, &supposition(supposed, &state.cluster)?),
         })
     });
     plan.await?.map(|plan| show(&plan))
@@ -84,9 +84,9 @@ fn supposition(supposed: Supposed, cluster: &Cluster) -> Result<Supposition, Sta
         Supposed::Of(supposed) => *supposed,
     };
     Ok(match supposed {
-        Suppose::Cordon(id) => Supposition::Wish(worker("cordon", &id)?, Some(WorkerWish::Cordon)),
-        Suppose::Uncordon(id) => Supposition::Wish(worker("uncordon", &id)?, None),
-        Suppose::Drain(id) => Supposition::Wish(worker("drain", &id)?, Some(WorkerWish::Drain { deadline_ms: None })),
+        Suppose::Cordon(id) => Supposition::Intent(worker("cordon", &id)?, Some(IntentKind::Cordon)),
+        Suppose::Uncordon(id) => Supposition::Intent(worker("uncordon", &id)?, None),
+        Suppose::Drain(id) => Supposition::Intent(worker("drain", &id)?, Some(IntentKind::Drain { deadline_ms: None })),
         Suppose::Lose(id) => Supposition::Lost(worker("lose", &id)?),
         Suppose::Rebalance(_) => Supposition::Rebalance,
         Suppose::Add(_) => return Err(Status::internal("add: was not checked")),

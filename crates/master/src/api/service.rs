@@ -4,7 +4,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Definition, ResourceName, Selector, WorkerId, WorkerWish,
+    Definition, IntentKind, ResourceName, Selector, WorkerId,
     limits::{MAX_NAME, MAX_WAITING_OF_STREAMS},
     shown::shown,
 };
@@ -26,8 +26,8 @@ use crate::{
         request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
     },
     engine::Handle,
-    known::{Known, Leadership, Shared},
     source::SourceHandle,
+    state::{Leadership, Shared, State},
 };
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
@@ -124,15 +124,15 @@ impl Service {
     }
 
     /// Wants something of a worker, or nothing more, and waits for the commit; then shows the worker.
-    async fn want(&self, id: &str, intent: Option<WorkerWish>) -> Result<Option<v1::WorkerState>, Status> {
+    async fn want(&self, id: &str, intent: Option<IntentKind>) -> Result<Option<v1::WorkerState>, Status> {
         let worker = worker_id("id", id)?;
         let (reply, answer) = Reply::new(Ticket::default());
         self.engine.ask(Request::Intent { worker: worker.clone(), intent, reply })?;
         settled(answer, || Refusal::UnknownOf(worker.clone())).await?;
         let shared = self.shared();
         let now = shared.now();
-        let known = shared.read();
-        Ok(known.cluster.worker(worker.as_str()).map(|found| states::worker(&known.cluster, &worker, found, now, &self.config.planner)))
+        let state = shared.read();
+        Ok(state.cluster.worker(worker.as_str()).map(|found| states::worker(&state.cluster, &worker, found, now, &self.config.planner)))
     }
 
     /// What this master knows.
@@ -140,8 +140,8 @@ impl Service {
         &self.engine.shared
     }
 
-    fn state(&self, known: &Known, name: &str) -> Option<v1::ResourceState> {
-        states::resource(&known.cluster, name, self.shared().now(), &self.config.planner)
+    fn state(&self, state: &State, name: &str) -> Option<v1::ResourceState> {
+        states::resource(&state.cluster, name, self.shared().now(), &self.config.planner)
     }
 
     fn put_state(answer: &PutAnswer) -> v1::ResourceState {
@@ -303,8 +303,8 @@ impl Master for Service {
     }
 
     async fn list_masters(&self, _: tonic::Request<v1::ListMastersRequest>) -> Result<Response<v1::ListMastersResponse>, Status> {
-        let known = self.shared().read();
-        let masters = known.masters.values().enumerate().map(|(place, (_, record))| v1::MasterState {
+        let state = self.shared().read();
+        let masters = state.masters.values().enumerate().map(|(place, (_, record))| v1::MasterState {
             id: record.id.to_string(),
             grpc_address: record.address.clone(),
             http_address: record.http.clone(),
@@ -315,7 +315,7 @@ impl Master for Service {
     }
 
     async fn cordon_worker(&self, request: tonic::Request<v1::CordonWorkerRequest>) -> Result<Response<v1::CordonWorkerResponse>, Status> {
-        let worker = self.want(&request.into_inner().id, Some(WorkerWish::Cordon)).await?;
+        let worker = self.want(&request.into_inner().id, Some(IntentKind::Cordon)).await?;
         Ok(Response::new(v1::CordonWorkerResponse { worker }))
     }
 
@@ -329,7 +329,7 @@ impl Master for Service {
 
     async fn drain_worker(&self, request: tonic::Request<v1::DrainWorkerRequest>) -> Result<Response<v1::DrainWorkerResponse>, Status> {
         let request = request.into_inner();
-        let worker = self.want(&request.id, Some(WorkerWish::Drain { deadline_ms: request.deadline_ms })).await?;
+        let worker = self.want(&request.id, Some(IntentKind::Drain { deadline_ms: request.deadline_ms })).await?;
         Ok(Response::new(v1::DrainWorkerResponse { worker }))
     }
 

@@ -1,7 +1,7 @@
 //! What people and programs are shown: resources and workers, read from what the master knows. It changes nothing.
 
 use evenkeel_model::{
-    Cluster, Holder, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, WorkerWish, limits::MAX_AUTHORITY,
+    Cluster, Holder, IntentKind, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, limits::MAX_AUTHORITY,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
@@ -104,7 +104,7 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         .claims_too_much()
         .then(|| format!("it claims more authority than {MAX_AUTHORITY} seconds, and no more than that is waited for"));
     let reasons: Vec<String> = [refused, capped].into_iter().flatten().chain((!reason.is_empty()).then(|| reason.to_owned())).collect();
-    let wish = worker.wish();
+    let intent = worker.intent_kind();
     v1::WorkerState {
         id: id.to_string(),
         grpc_address: registration.map(|r| r.address.clone()).unwrap_or_default(),
@@ -118,7 +118,7 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         reason: reasons.join("; "),
         resources: worker.names.len() as u64,
         payload: worker.payload,
-        cordoned: wish.is_some(),
-        draining: wish.is_some_and(WorkerWish::is_drain),
+        cordoned: intent.is_some(),
+        draining: intent.is_some_and(IntentKind::is_drain),
     }
 }

@@ -14,7 +14,7 @@ use super::{
     service::{Answers, Service, leads},
     states,
 };
-use crate::known::{Known, Leadership};
+use crate::state::{Leadership, State};
 
 /// How many entries of the history one step takes.
 const EVENTS: usize = 500;
@@ -101,20 +101,20 @@ impl Resources {
     /// Shows some resources more. True always: there are more, or changes to follow.
     fn list(&mut self) -> bool {
         let service = self.service.clone();
-        let known = service.shared().read();
+        let state = service.shared().read();
         let step = Step::begin();
         let At::Listing { after, since, unseen, is_first } = std::mem::replace(&mut self.at, At::Following { since: 0 }) else {
             return true;
         };
         let (mut after, mut unseen) = (after, unseen);
         let only = self.only.clone();
-        let named = only.iter().filter(|only| known.cluster.unit(only.as_str()).is_some());
+        let named = only.iter().filter(|only| state.cluster.unit(only.as_str()).is_some());
         let from = after.clone();
-        let all = known.cluster.units_after(from.as_ref().map(ResourceName::as_str)).map(|(name, _)| name).take_while(|_| only.is_none());
+        let all = state.cluster.units_after(from.as_ref().map(ResourceName::as_str)).map(|(name, _)| name).take_while(|_| only.is_none());
         let mut is_over = false;
         for name in named.chain(all) {
             unseen.remove(name);
-            self.show(&known, name);
+            self.show(&state, name);
             after = Some(name.clone());
             is_over = step.is_over() && only.is_none();
             if is_over {
@@ -128,11 +128,11 @@ impl Resources {
     /// Tells of some that are gone since they were shown. True always: there are more, or changes to follow.
     fn tell_missing(&mut self) -> bool {
         let service = self.service.clone();
-        let known = service.shared().read();
+        let state = service.shared().read();
         let step = Step::begin();
         let At::Missing { mut unseen, since, is_first } = std::mem::replace(&mut self.at, At::Following { since: 0 }) else { return true };
         while let Some(name) = unseen.pop_first() {
-            self.show(&known, &name);
+            self.show(&state, &name);
             if step.is_over() {
                 self.at = At::Missing { unseen, since, is_first };
                 return true;
@@ -148,10 +148,10 @@ impl Resources {
     /// True: there was something to see, or too much to follow it.
     fn follow(&mut self, since: u64) -> bool {
         let service = self.service.clone();
-        let known = service.shared().read();
-        let next = known.next_change();
-        let Some(changes) = known.changes_since(since) else {
-            drop(known);
+        let state = service.shared().read();
+        let next = state.next_change();
+        let Some(changes) = state.changes_since(since) else {
+            drop(state);
             let unseen = self.shown.clone();
             self.at = At::Listing { after: None, since: next, unseen, is_first: false };
             return true;
@@ -161,7 +161,7 @@ impl Resources {
         for name in changes {
             until += 1;
             if self.only.as_ref().is_none_or(|only| only == name) {
-                self.show(&known, name);
+                self.show(&state, name);
             }
             if step.is_over() {
                 break;
@@ -171,11 +171,11 @@ impl Resources {
         next != since
     }
 
-    fn show(&mut self, known: &Known, name: &ResourceName) {
-        let unit = known.cluster.unit(name.as_str());
+    fn show(&mut self, state: &State, name: &ResourceName) {
+        let unit = state.cluster.unit(name.as_str());
         let labels = unit.and_then(|u| u.record.as_deref()).map(|r| &r.value.definition.labels);
         let state = match labels.is_some_and(|labels| self.selector.matches(labels)) {
-            true => states::resource(&known.cluster, name.as_str(), self.service.shared().now(), &self.service.config.planner),
+            true => states::resource(&state.cluster, name.as_str(), self.service.shared().now(), &self.service.config.planner),
             false => None,
         };
         let (kind, resource) = match state {
@@ -201,8 +201,8 @@ pub(super) fn events(service: Service, after: i64, place: OwnedSemaphorePermit) 
         loop {
             happened.mark_unchanged();
             let found: Vec<v1::Event> = {
-                let known = service.shared().read();
-                known.history_after(after).take(EVENTS).map(|(sequence, happening)| convert::event(*sequence, happening)).collect()
+                let state = service.shared().read();
+                state.history_after(after).take(EVENTS).map(|(sequence, entry)| convert::event(*sequence, entry)).collect()
             };
             if let Some(last) = found.last().map(|event| event.sequence) {
                 let answers = found.into_iter().map(|event| Ok(v1::WatchEventsResponse { event: Some(event) }));

@@ -1,10 +1,10 @@
 //! The history that the leader writes: what it decided, when and why, in batches of one key each, bounded in number.
 
-use evenkeel_model::{Action, EndReason, Epoch, Happening, HappeningKind};
+use evenkeel_model::{Action, EndReason, EntryKind, Epoch, HistoryEntry};
 
 /// An entry about a resource.
-pub(super) fn about_resource(kind: HappeningKind, time: i64, master: &str, resource: &str, reason: &str) -> Happening {
-    Happening {
+pub(super) fn about_resource(kind: EntryKind, time: i64, master: &str, resource: &str, reason: &str) -> HistoryEntry {
+    HistoryEntry {
         time,
         kind,
         resource: resource.to_owned(),
@@ -17,23 +17,23 @@ pub(super) fn about_resource(kind: HappeningKind, time: i64, master: &str, resou
 }
 
 /// The entry of an action; the correction of a view leaves none.
-pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Happening> {
+pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<HistoryEntry> {
     let resource = action.resource().map(ToString::to_string).unwrap_or_default();
     let entry = |kind, reason: &str| about_resource(kind, time, master, &resource, reason);
     Some(match action {
-        Action::Admit { worker, reason, .. } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Admitted, reason.as_str()) },
+        Action::Admit { worker, reason, .. } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Admitted, reason.as_str()) },
         // Of one that was lost the history knows since its session ended.
         Action::Forget { reason: EndReason::Waited, .. } => return None,
-        Action::Forget { worker, reason } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Released, reason.as_str()) },
-        Action::Place { worker, reason, .. } => Happening { worker: worker.to_string(), ..entry(HappeningKind::Assigned, reason.as_str()) },
+        Action::Forget { worker, reason } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Released, reason.as_str()) },
+        Action::Place { worker, reason, .. } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Assigned, reason.as_str()) },
         Action::Stop { worker, epoch, reason, .. } => {
-            Happening { worker: worker.to_string(), epoch: *epoch, ..entry(HappeningKind::Stopping, reason.as_str()) }
+            HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Stopping, reason.as_str()) }
         }
         Action::Move { from, to, reason, .. } => {
-            Happening { worker: to.to_string(), from: from.to_string(), ..entry(HappeningKind::Moved, reason.as_str()) }
+            HistoryEntry { worker: to.to_string(), from: from.to_string(), ..entry(EntryKind::Moved, reason.as_str()) }
         }
         Action::End { worker, epoch, reason, .. } => {
-            Happening { from: worker.to_string(), epoch: *epoch, ..entry(HappeningKind::Ended, reason.as_str()) }
+            HistoryEntry { from: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Ended, reason.as_str()) }
         }
         Action::View { .. } => return None,
     })

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use evenkeel_model::{
-    Brake, Decision, Guard, Happening, HappeningKind, Intent, Moment, Revision, Session, Standing, WorkerId, WorkerWish, Write,
+    Brake, Decision, EntryKind, Guard, HistoryEntry, Intent, IntentKind, Moment, Revision, Session, Standing, WorkerId, Write,
 };
 
 use super::{
@@ -13,65 +13,65 @@ use super::{
     resources::Answer,
     term::{Decided, Term},
 };
-use crate::known::Known;
+use crate::state::State;
 
 impl Term {
     /// Writes what is wanted of a worker, or that nothing is any more.
-    pub(super) fn want(&mut self, known: &mut Known, id: &WorkerId, intent: Option<WorkerWish>, reply: Reply<()>, now: Moment) {
-        let worker = known.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
+    pub(super) fn want(&mut self, state: &mut State, id: &WorkerId, intent: Option<IntentKind>, reply: Reply<()>, now: Moment) {
+        let worker = state.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
         let Some(worker) = worker else {
             // What is answered from memory waits for a transaction that shows it true: see `decide_requests`.
             let guards = vec![Guard::Registration(id.clone(), Session::default()), Guard::Admission(id.clone(), Revision::default())];
             let answers = vec![Answer::Intent(reply, Err(Refusal::NoWorker(id.clone())))];
             let decision = Decision { guards, writes: Vec::new() };
-            self.decide(known, Decided { decision, name: None, happening: None, answers }, now);
+            self.decide(state, Decided { decision, name: None, happening: None, answers }, now);
             return;
         };
         let before = worker.intent;
         let time = self.clock.unix_ns();
-        let since = before.filter(|before| Some(before.wish) == intent).map_or(time, |before| before.since);
+        let since = before.filter(|before| Some(before.kind) == intent).map_or(time, |before| before.since);
         let kind = match intent {
-            None => HappeningKind::Uncordoned,
-            Some(WorkerWish::Cordon) => HappeningKind::Cordoned,
-            Some(WorkerWish::Drain { .. }) => HappeningKind::Draining,
+            None => EntryKind::Uncordoned,
+            Some(IntentKind::Cordon) => EntryKind::Cordoned,
+            Some(IntentKind::Drain { .. }) => EntryKind::Draining,
         };
-        let intent = intent.map(|wish| Intent { wish, since });
+        let intent = intent.map(|kind| Intent { kind, since });
         let entry = history::about_resource(kind, time, &self.master, "", "api");
-        let happening = (before != intent).then(|| Happening { worker: id.to_string(), ..entry });
+        let happening = (before != intent).then(|| HistoryEntry { worker: id.to_string(), ..entry });
         let decision = Decision { guards: Vec::new(), writes: vec![Write::Intent(id.clone(), intent)] };
-        self.decide(known, Decided { decision, name: None, happening, answers: vec![Answer::Intent(reply, Ok(()))] }, now);
+        self.decide(state, Decided { decision, name: None, happening, answers: vec![Answer::Intent(reply, Ok(()))] }, now);
     }
 
     /// Lets all sessions go that are gone now. Those that were let go before and stand no more are forgotten.
-    pub(super) fn release_brake(&mut self, known: &mut Known, reply: Reply<BTreeMap<WorkerId, Session>>, now: Moment) {
+    pub(super) fn release_brake(&mut self, state: &mut State, reply: Reply<BTreeMap<WorkerId, Session>>, now: Moment) {
         let is_gone = |standing| matches!(standing, Standing::Lost | Standing::Returning);
-        let gone = known.cluster.workers().filter(|(_, w)| is_gone(w.standing()));
+        let gone = state.cluster.workers().filter(|(_, w)| is_gone(w.standing()));
         let sessions: BTreeMap<WorkerId, Session> =
             gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_deref()?.value.session))).collect();
         let reason = format!("{} workers that are gone are waited for no longer", sessions.len());
-        let entry = history::about_resource(HappeningKind::LetGo, self.clock.unix_ns(), &self.master, "", &reason);
+        let entry = history::about_resource(EntryKind::WrittenOff, self.clock.unix_ns(), &self.master, "", &reason);
         let happening = (!sessions.is_empty()).then_some(entry);
-        let decision = Decision { guards: Vec::new(), writes: vec![Write::LetGo(sessions.clone())] };
-        self.decide(known, Decided { decision, name: None, happening, answers: vec![Answer::Brake(reply, sessions)] }, now);
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::WrittenOff(sessions.clone())] };
+        self.decide(state, Decided { decision, name: None, happening, answers: vec![Answer::Brake(reply, sessions)] }, now);
     }
 
     /// Tells when the brake begins to hold, and when it does no longer.
-    pub(super) fn see_brake(&mut self, known: &mut Known, brake: Option<Brake>, now: Moment) {
-        let before = std::mem::replace(&mut known.brake, brake);
+    pub(super) fn see_brake(&mut self, state: &mut State, brake: Option<Brake>, now: Moment) {
+        let before = std::mem::replace(&mut state.brake, brake);
         let (kind, reason) = match (before, brake) {
             (None, Some(brake)) => {
                 tracing::warn!(lost = brake.lost, of = brake.of, "the brake holds what the lost workers ran");
-                (HappeningKind::Held, brake.to_string())
+                (EntryKind::Held, brake.to_string())
             }
             (Some(_), None) => {
                 tracing::info!("the brake holds nothing any more");
-                let is_let_go = evenkeel_planner::is_any_let_go(&known.cluster);
-                let why = if is_let_go { "a person has let those go that are gone" } else { "no more workers are gone than may be" };
-                (HappeningKind::Resumed, why.to_owned())
+                let is_written_off = evenkeel_planner::is_any_written_off(&state.cluster);
+                let why = if is_written_off { "a person has let those go that are gone" } else { "no more workers are gone than may be" };
+                (EntryKind::Resumed, why.to_owned())
             }
             _ => return,
         };
         let entry = history::about_resource(kind, self.clock.unix_ns(), &self.master, "", &reason);
-        self.happen(known, entry, now);
+        self.happen(state, entry, now);
     }
 }

@@ -2,10 +2,10 @@
 //! commits; where this master leads it plans, checks the plan, and commits it. Everything of the wheel between store::watch and
 //! store::commit is turned here; what is to be done is decided by the planner, not here.
 
+pub(crate) mod candidacy;
 mod history;
 pub(crate) mod intake;
 mod intents;
-pub(crate) mod office;
 mod own_writes;
 pub(crate) mod request;
 mod resources;
@@ -14,7 +14,7 @@ mod term;
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{Event, Moment, Revision};
+use evenkeel_model::{Change, Moment, Revision};
 use evenkeel_store::{
     Client, Executor, Finished, Update,
     codec::{self, Meaning},
@@ -27,14 +27,14 @@ use tokio::{
 };
 
 use self::{
-    office::{IdTaken, Office, OfficeEvent},
+    candidacy::{Candidacy, CandidacyEvent, IdTaken},
     own_writes::Sight,
     request::{Refusal, Request},
     term::{ListVerdict, Term},
 };
 use crate::{
     config::MasterConfig,
-    known::{Known, Leadership, Shared},
+    state::{Leadership, Shared, State},
 };
 
 /// How many requests of operators may wait for the loop; more are refused. Nobody cordons thousands of workers at once.
@@ -56,7 +56,7 @@ pub(crate) struct Control {
     queues: Queues,
     executor: Executor,
     finished: mpsc::UnboundedReceiver<Finished>,
-    office: Office,
+    candidacy: Candidacy,
     role: Role,
     /// The revision up to which the watch has been taken in.
     revision: Revision,
@@ -76,8 +76,8 @@ pub(crate) struct Queues {
 enum Role {
     /// It follows.
     Standby,
-    /// It has won, and waits until the watch has come to the revision at which it took office.
-    TakingOffice { until: Revision },
+    /// It has won, and waits until the watch has come to the revision at which it became the leader.
+    Promoting { until: Revision },
     /// It leads.
     Leading(Box<Term>),
 }
@@ -87,13 +87,13 @@ enum Wake {
     Update(Option<Update>),
     Request(Request),
     Finished(Finished),
-    Office(OfficeEvent),
+    Candidacy(CandidacyEvent),
     Timer,
     Stop,
 }
 
 impl Control {
-    pub(crate) fn new(config: Arc<MasterConfig>, client: Client, shared: Arc<Shared>, queues: Queues, office: Office) -> Self {
+    pub(crate) fn new(config: Arc<MasterConfig>, client: Client, shared: Arc<Shared>, queues: Queues, candidacy: Candidacy) -> Self {
         let keys = Keys::new(config.prefix.clone());
         let updates = mirror(&client, keys.everything());
         let (executor, finished) = Executor::new(client.clone(), COMMIT_DEADLINE);
@@ -106,7 +106,7 @@ impl Control {
             queues,
             executor,
             finished,
-            office,
+            candidacy,
             role: Role::Standby,
             revision: Revision::default(),
             wake: None,
@@ -122,7 +122,7 @@ impl Control {
         loop {
             let wake = match self.next_wake(&mut stop).await {
                 Wake::Stop => break,
-                Wake::Office(OfficeEvent::IdTaken(taken)) => return Err(taken),
+                Wake::Candidacy(CandidacyEvent::IdTaken(taken)) => return Err(taken),
                 wake => wake,
             };
             self.take_in(wake).await;
@@ -138,7 +138,7 @@ impl Control {
         let (takes_operations, takes_requests) = match &self.role {
             Role::Leading(term) => (term.takes_operations(), term.takes_requests()),
             Role::Standby => (true, true),
-            Role::TakingOffice { .. } => (false, false),
+            Role::Promoting { .. } => (false, false),
         };
         // What is done comes before what is asked: a flood of the one kind can not hold up the other for long.
         tokio::select! {
@@ -146,7 +146,7 @@ impl Control {
             _ = stop => Wake::Stop,
             Some(finished) = self.finished.recv() => Wake::Finished(finished),
             update = self.updates.recv() => Wake::Update(update),
-            event = self.office.event() => Wake::Office(event),
+            event = self.candidacy.event() => Wake::Candidacy(event),
             Some(request) = self.queues.operations.recv(), if takes_operations => Wake::Request(request),
             Some(request) = self.queues.requests.recv(), if takes_requests => Wake::Request(request),
             () = tokio::time::sleep_until(timer) => Wake::Timer,
@@ -157,7 +157,7 @@ impl Control {
         let now = self.shared.now();
         let history = match &self.role {
             Role::Leading(term) => term.history_due(),
-            Role::Standby | Role::TakingOffice { .. } => None,
+            Role::Standby | Role::Promoting { .. } => None,
         };
         let doubt = self.lost_since.map(|since| since.after(self.config.lease)).filter(|at| *at > now);
         let next = self.wake.into_iter().chain(history).chain(doubt).min();
@@ -174,7 +174,7 @@ impl Control {
             Wake::Stop => {}
             Wake::Timer => self.mark_due(),
             Wake::Finished(finished) => self.take_finished(finished),
-            Wake::Office(event) => self.take_office(event),
+            Wake::Candidacy(event) => self.promote(event),
         }
         // What has come in the meantime belongs to the same turn.
         while let Ok(finished) = self.finished.try_recv() {
@@ -207,22 +207,22 @@ impl Control {
             }
             Update::Changes { changes, revision } => {
                 let shared = self.shared.clone();
-                let mut known = shared.write();
+                let mut state = shared.write();
                 let now = shared.now();
                 for change in &changes {
                     let (key, at) = match change {
-                        evenkeel_store::Change::Put(kv) => (&kv.key, kv.modified),
-                        evenkeel_store::Change::Delete { key, revision } => (key, *revision),
+                        evenkeel_store::KeyChange::Put(kv) => (&kv.key, kv.modified),
+                        evenkeel_store::KeyChange::Delete { key, revision } => (key, *revision),
                     };
                     if let Role::Leading(term) = &mut self.role
-                        && term.own.seen(key, at) == Sight::Known
+                        && term.own.seen(key, at) == Sight::State
                     {
                         continue;
                     }
-                    self.take_meaning(&mut known, codec::meaning_of_change(&self.keys, change), now);
+                    self.take_meaning(&mut state, codec::meaning_of_change(&self.keys, change), now);
                 }
                 self.revision = revision;
-                drop(known);
+                drop(state);
                 self.reconsider();
             }
         }
@@ -245,17 +245,17 @@ impl Control {
         self.reconsider();
     }
 
-    fn take_meaning(&mut self, known: &mut Known, meaning: Meaning, now: Moment) {
+    fn take_meaning(&mut self, state: &mut State, meaning: Meaning, now: Moment) {
         match meaning {
             Meaning::Foreign => {}
-            Meaning::Candidate { lease, value } => known.candidate(lease, value.map(|v| *v)),
-            Meaning::History { number, entries } => known.remember(number, entries),
+            Meaning::Candidate { lease, value } => state.candidate(lease, value.map(|v| *v)),
+            Meaning::History { number, entries } => state.remember(number, entries),
             Meaning::Cluster(event) => {
                 if let Role::Leading(term) = &mut self.role {
-                    term.observe(known, &event, now);
+                    term.observe(state, &event, now);
                 }
-                touch(known, &event);
-                known.cluster.apply(event, now);
+                touch(state, &event);
+                state.cluster.apply(event, now);
             }
         }
     }
@@ -271,7 +271,7 @@ impl Control {
         }
         let shared = self.shared.clone();
         let now = shared.now();
-        let mut fresh = Known::default();
+        let mut fresh = State::default();
         for kv in kvs {
             match codec::meaning(&self.keys, kv) {
                 Meaning::Cluster(event) => fresh.cluster.apply(event, now),
@@ -281,12 +281,12 @@ impl Control {
             }
         }
         fresh.is_synced = true;
-        let mut known = shared.write();
-        fresh.forget_changes_of(&known);
-        fresh.cluster.keep_waits_of(&known.cluster);
-        (fresh.undone, fresh.brake) = (known.undone, known.brake);
-        *known = fresh;
-        drop(known);
+        let mut state = shared.write();
+        fresh.forget_changes_of(&state);
+        fresh.cluster.keep_waits_of(&state.cluster);
+        (fresh.undone, fresh.brake) = (state.undone, state.brake);
+        *state = fresh;
+        drop(state);
         tracing::debug!(revision = revision.0, keys = kvs.len(), "took in a whole list");
         self.revision = revision;
         if let Role::Leading(term) = &mut self.role {
@@ -298,12 +298,12 @@ impl Control {
     /// What has come may change who leads.
     fn reconsider(&mut self) {
         let shared = self.shared.clone();
-        let known = shared.read();
-        let mine = self.office.fence();
-        let is_followed = |mine: Revision| mine <= self.revision && !known.is_cut_off;
-        let is_gone = mine.is_some_and(|mine| is_followed(mine) && !known.masters.contains_key(&mine));
+        let state = shared.read();
+        let mine = self.candidacy.fence();
+        let is_followed = |mine: Revision| mine <= self.revision && !state.is_cut_off;
+        let is_gone = mine.is_some_and(|mine| is_followed(mine) && !state.masters.contains_key(&mine));
         if is_gone {
-            drop(known);
+            drop(state);
             // Somebody has deleted the key; its lease lives, and says nothing.
             return self.step_down("its key in etcd is gone");
         }
@@ -311,35 +311,35 @@ impl Control {
             term.is_due = true;
             return;
         }
-        let leader = known.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
-        drop(known);
+        let leader = state.masters.first_key_value().map(|(created, (_, record))| (*created, record.clone()));
+        drop(state);
         match (&self.role, leader) {
-            (Role::TakingOffice { until }, _) if self.revision >= *until => self.begin_term(),
-            (Role::Standby, Some((created, _))) if Some(created) == mine => self.office.take(),
+            (Role::Promoting { until }, _) if self.revision >= *until => self.begin_term(),
+            (Role::Standby, Some((created, _))) if Some(created) == mine => self.candidacy.take(),
             (Role::Standby, Some((_, record))) if record.leads_since != 0 => {
                 shared.set_leadership(Leadership::Other { id: record.id.to_string(), address: record.address });
             }
             (Role::Standby, _) => shared.set_leadership(Leadership::Nobody),
-            (Role::TakingOffice { .. } | Role::Leading(_), _) => {}
+            (Role::Promoting { .. } | Role::Leading(_), _) => {}
         }
     }
 
-    fn take_office(&mut self, event: OfficeEvent) {
+    fn promote(&mut self, event: CandidacyEvent) {
         match event {
-            OfficeEvent::Candidate => self.reconsider(),
-            OfficeEvent::Taken { revision } => {
+            CandidacyEvent::Candidate => self.reconsider(),
+            CandidacyEvent::Taken { revision } => {
                 if matches!(self.role, Role::Standby) {
-                    self.role = Role::TakingOffice { until: revision };
+                    self.role = Role::Promoting { until: revision };
                 }
                 self.reconsider();
             }
-            OfficeEvent::Lost => self.step_down("the candidacy in etcd is lost"),
-            OfficeEvent::IdTaken(_) => {}
+            CandidacyEvent::Lost => self.step_down("the candidacy in etcd is lost"),
+            CandidacyEvent::IdTaken(_) => {}
         }
     }
 
     fn begin_term(&mut self) {
-        let Some(candidate) = self.office.candidate() else { return self.step_down("the candidacy in etcd is lost") };
+        let Some(candidate) = self.candidacy.candidate() else { return self.step_down("the candidacy in etcd is lost") };
         let term = Term::begin(&self.config, &self.keys, &self.shared, candidate);
         tracing::info!(fence = candidate.created().0, revision = self.revision.0, "this master leads");
         self.role = Role::Leading(Box::new(term));
@@ -356,35 +356,35 @@ impl Control {
                 (self.executor, self.finished) = (executor, finished);
                 self.list_again();
             }
-            Role::TakingOffice { .. } => tracing::info!(why, "this master does not take office"),
+            Role::Promoting { .. } => tracing::info!(why, "this master does not become the leader"),
             Role::Standby => {}
         }
-        let mut known = self.shared.write();
-        (known.undone, known.brake) = (0, None);
-        drop(known);
-        self.office.lost();
+        let mut state = self.shared.write();
+        (state.undone, state.brake) = (0, None);
+        drop(state);
+        self.candidacy.lost();
         self.shared.set_leadership(Leadership::Nobody);
     }
 
     fn take_requests(&mut self, first: Request) {
         let Role::Leading(term) = &mut self.role else { return first.refuse(Refusal::NotLeader) };
         let shared = self.shared.clone();
-        let mut known = shared.write();
+        let mut state = shared.write();
         let now = shared.now();
-        term.take_on(&mut known, first, now);
+        term.take_on(&mut state, first, now);
         for _ in 1..REQUESTS_A_TURN {
             let next = self.queues.operations.try_recv().or_else(|_| self.queues.requests.try_recv());
             let Ok(request) = next else { break };
-            term.take_on(&mut known, request, now);
+            term.take_on(&mut state, request, now);
         }
     }
 
     fn take_finished(&mut self, finished: Finished) {
         let Role::Leading(term) = &mut self.role else { return };
         let shared = self.shared.clone();
-        let mut known = shared.write();
-        let fence_is_lost = term.finished(&mut known, finished, shared.now());
-        drop(known);
+        let mut state = shared.write();
+        let fence_is_lost = term.finished(&mut state, finished, shared.now());
+        drop(state);
         if fence_is_lost {
             self.step_down("its fence in etcd is gone");
         }
@@ -398,14 +398,14 @@ impl Control {
             return self.list_again_when_idle();
         }
         let shared = self.shared.clone();
-        let mut known = shared.write();
+        let mut state = shared.write();
         if term.is_due {
-            self.wake = term.plan(&mut known, shared.now());
+            self.wake = term.plan(&mut state, shared.now());
         }
-        term.take_on_freed(&mut known, shared.now());
-        term.write_history(&mut known, shared.now());
-        let (changes, last) = (known.next_change(), known.last_event());
-        drop(known);
+        term.take_on_freed(&mut state, shared.now());
+        term.write_history(&mut state, shared.now());
+        let (changes, last) = (state.next_change(), state.last_event());
+        drop(state);
         shared.wake(changes, u64::try_from(last).unwrap_or(0));
         term.send(&mut self.executor);
     }
@@ -441,16 +441,16 @@ impl Control {
             term.abandon(Refusal::NotLeader);
         }
         self.shared.set_leadership(Leadership::Nobody);
-        self.office.resign().await;
+        self.candidacy.resign().await;
     }
 }
 
 /// Remembers which resource an event is about, for those who watch.
-fn touch(known: &mut Known, event: &Event) {
+fn touch(state: &mut State, event: &Change) {
     match event {
-        Event::Resource { name, .. } | Event::Unreadable { name, .. } | Event::Assignment { name, .. } | Event::Status { name, .. } => {
-            known.touch(name);
+        Change::Resource { name, .. } | Change::Unreadable { name, .. } | Change::Assignment { name, .. } | Change::Status { name, .. } => {
+            state.touch(name);
         }
-        Event::Worker { .. } | Event::Admission { .. } | Event::Intent { .. } | Event::LetGo { .. } => {}
+        Change::Worker { .. } | Change::Admission { .. } | Change::Intent { .. } | Change::WrittenOff { .. } => {}
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Sight {
     /// It tells something new.
     News,
     /// It is the leader's own write, or something older than it; or it is not known yet whether it is.
-    Known,
+    State,
 }
 
 /// What it means for the Cluster that a write is known to be written.
@@ -69,13 +69,13 @@ impl OwnWrites {
     pub(super) fn seen(&mut self, key: &[u8], revision: Revision) -> Sight {
         if let Some(latest) = self.pending.get_mut(key) {
             latest.seen = latest.seen.max(revision);
-            return Sight::Known;
+            return Sight::State;
         }
         let own = self.written.get(key).copied();
         if own.is_some_and(|own| own <= revision) {
             self.written.remove(key);
         }
-        if own.is_some_and(|own| revision <= own) { Sight::Known } else { Sight::News }
+        if own.is_some_and(|own| revision <= own) { Sight::State } else { Sight::News }
     }
 }
 
@@ -89,10 +89,10 @@ mod tests {
     fn an_older_event_does_not_undo_an_own_write() {
         let mut own = OwnWrites::default();
         own.decided(KEY, 1);
-        assert_eq!(own.seen(KEY, Revision(5)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(5)), Sight::State);
         assert_eq!(own.written(KEY, 1, Revision(9)), Written::Latest);
-        assert_eq!(own.seen(KEY, Revision(7)), Sight::Known);
-        assert_eq!(own.seen(KEY, Revision(9)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(7)), Sight::State);
+        assert_eq!(own.seen(KEY, Revision(9)), Sight::State);
         assert_eq!(own.seen(KEY, Revision(10)), Sight::News);
         assert_eq!(own.seen(b"/resources/b", Revision(3)), Sight::News);
     }
@@ -112,9 +112,9 @@ mod tests {
         own.decided(KEY, 1);
         own.decided(KEY, 2);
         assert_eq!(own.written(KEY, 1, Revision(9)), Written::Superseded);
-        assert_eq!(own.seen(KEY, Revision(9)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(9)), Sight::State);
         assert_eq!(own.written(KEY, 2, Revision(11)), Written::Latest);
-        assert_eq!(own.seen(KEY, Revision(11)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(11)), Sight::State);
         assert_eq!(own.seen(KEY, Revision(12)), Sight::News);
     }
 
@@ -122,8 +122,8 @@ mod tests {
     fn a_write_by_another_hand_that_is_seen_before_the_own_one_is_known_to_be_written_is_not_lost() {
         let mut own = OwnWrites::default();
         own.decided(KEY, 1);
-        assert_eq!(own.seen(KEY, Revision(9)), Sight::Known);
-        assert_eq!(own.seen(KEY, Revision(10)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(9)), Sight::State);
+        assert_eq!(own.seen(KEY, Revision(10)), Sight::State);
         assert_eq!(own.written(KEY, 1, Revision(9)), Written::Overtaken);
         assert_eq!(own.seen(KEY, Revision(11)), Sight::News);
     }
@@ -132,11 +132,11 @@ mod tests {
     fn nothing_is_kept_of_what_has_come_back() {
         let mut own = OwnWrites::default();
         own.decided(KEY, 1);
-        assert_eq!(own.seen(KEY, Revision(9)), Sight::Known);
+        assert_eq!(own.seen(KEY, Revision(9)), Sight::State);
         assert_eq!(own.written(KEY, 1, Revision(9)), Written::Latest);
         own.decided(b"/resources/b", 2);
         assert_eq!(own.written(b"/resources/b", 2, Revision(10)), Written::Latest);
-        assert_eq!(own.seen(b"/resources/b", Revision(10)), Sight::Known);
+        assert_eq!(own.seen(b"/resources/b", Revision(10)), Sight::State);
         assert!(own.pending.is_empty() && own.written.is_empty());
     }
 }

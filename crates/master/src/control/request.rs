@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use evenkeel_model::{Definition, Epoch, Pending, PlaceReason, Record, ResourceName, Session, WorkerId, WorkerWish};
+use evenkeel_model::{Definition, Epoch, IntentKind, Pending, PlaceReason, Record, ResourceName, Session, WorkerId};
 use tokio::sync::oneshot;
 
 use super::intake::Ticket;
@@ -58,7 +58,7 @@ pub enum Request {
         /// The worker.
         worker: WorkerId,
         /// What is wanted; none: nothing.
-        intent: Option<WorkerWish>,
+        intent: Option<IntentKind>,
         /// For the answer.
         reply: Reply<()>,
     },

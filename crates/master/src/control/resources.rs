@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use evenkeel_model::{
-    Decision, Definition, Epoch, Guard, Happening, HappeningKind, Holder, Moment, Pending, Phase, Record, ResourceName, Revision, Session,
+    Decision, Definition, EntryKind, Epoch, Guard, HistoryEntry, Holder, Moment, Pending, Phase, Record, ResourceName, Revision, Session,
     StopReason, Unit, Versioned, WorkerId, Write,
 };
 
@@ -12,7 +12,7 @@ use super::{
     request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
     term::{Decided, Term},
 };
-use crate::known::Known;
+use crate::state::State;
 
 /// An answer that waits for its commit.
 pub(super) enum Answer {
@@ -55,7 +55,7 @@ enum Ruling {
     /// Nothing is to be written, provided that the resource's record is the one that was looked at.
     Stands(Revision, Outcome),
     /// Something is to be written.
-    Write(Box<Decision>, Happening, Outcome),
+    Write(Box<Decision>, HistoryEntry, Outcome),
 }
 
 /// What is answered when it is certain.
@@ -74,7 +74,7 @@ enum Asked<'a> {
 impl Term {
     /// Decides what was asked for one resource with which nothing is under way, in order, as far as it comes to one write: what finds
     /// nothing more to be written is answered by the same commit. What is left over waits for that.
-    pub(super) fn decide_requests(&mut self, known: &mut Known, name: &ResourceName, waiting: &mut VecDeque<Request>, now: Moment) {
+    pub(super) fn decide_requests(&mut self, state: &mut State, name: &ResourceName, waiting: &mut VecDeque<Request>, now: Moment) {
         // What is answered from memory waits for a transaction all the same, which shows that this master still leads and that the record which
         // it goes by is the one in etcd. A leader that was stopped for a while may go on before it learns that another has led since; what
         // it answers from memory would be what was so then. One transaction shows that for all of them, as long as it is not sent yet.
@@ -88,7 +88,7 @@ impl Term {
                 continue;
             }
             let Some(asked) = Asked::of(&request) else { continue };
-            match self.rule(known, asked, &mut unchanged, now) {
+            match self.rule(state, asked, &mut unchanged, now) {
                 Ruling::Refuse(refusal) => request.refuse(refusal),
                 Ruling::Stands(revision, outcome) => {
                     guard.get_or_insert(revision);
@@ -108,7 +108,7 @@ impl Term {
                         answers: std::mem::take(&mut answers),
                     };
                     unchanged = None;
-                    written = self.decide(known, decided, now);
+                    written = self.decide(state, decided, now);
                     if written.is_none() {
                         // It is not written, and says why. What comes after it goes on from what there was before.
                         guard = None;
@@ -120,36 +120,36 @@ impl Term {
             (Some(token), _) => self.answer_with(token, answers),
             (None, Some(stands)) => {
                 let decision = Decision { guards: vec![Guard::Resource(name.clone(), stands)], writes: Vec::new() };
-                self.decide(known, Decided { decision, name: Some(name), happening: None, answers }, now);
+                self.decide(state, Decided { decision, name: Some(name), happening: None, answers }, now);
             }
             (None, None) => {}
         }
     }
 
-    fn rule(&mut self, known: &Known, asked: Asked<'_>, unchanged: &mut Option<PutAnswer>, now: Moment) -> Ruling {
+    fn rule(&mut self, state: &State, asked: Asked<'_>, unchanged: &mut Option<PutAnswer>, now: Moment) -> Ruling {
         match asked {
-            Asked::Put { definition, mode, source } => self.rule_put(known, definition, (mode, source), unchanged, now),
-            Asked::Delete { name, source, id } => self.rule_delete(known, name, source, id),
+            Asked::Put { definition, mode, source } => self.rule_put(state, definition, (mode, source), unchanged, now),
+            Asked::Delete { name, source, id } => self.rule_delete(state, name, source, id),
         }
     }
 
     fn rule_put(
         &mut self,
-        known: &Known,
+        state: &State,
         definition: &Definition,
         (mode, source): (PutMode, &str),
         unchanged: &mut Option<PutAnswer>,
         now: Moment,
     ) -> Ruling {
         let name = &definition.name;
-        let unit = known.cluster.unit(name.as_str());
+        let unit = state.cluster.unit(name.as_str());
         if unit.is_some_and(|u| u.unreadable.is_some()) {
             return Ruling::Refuse(Refusal::Rejected(format!("the record of {name} cannot be read; delete it first")));
         }
         let Some(old) = unit.and_then(|u| u.record.as_deref()) else {
             return match mode {
                 PutMode::Update => Ruling::Stands(Revision::default(), Outcome::Refused(Refusal::NotFound(name.clone()))),
-                PutMode::Add | PutMode::Apply => self.create(known, definition, source, now),
+                PutMode::Add | PutMode::Apply => self.create(state, definition, source, now),
             };
         };
         let stands = |outcome| Ruling::Stands(old.revision, outcome);
@@ -157,26 +157,26 @@ impl Term {
             return stands(Outcome::Refused(Refusal::OfAnother(name.clone(), source_of(&old.value).into())));
         }
         if old.value.definition == *definition {
-            let answer = unchanged.get_or_insert_with(|| self.standing_answer(known, name, old.value.clone(), Effect::Unchanged, now));
+            let answer = unchanged.get_or_insert_with(|| self.standing_answer(state, name, old.value.clone(), Effect::Unchanged, now));
             return stands(Outcome::Put(Box::new(answer.clone())));
         }
         match mode {
             PutMode::Add => stands(Outcome::Refused(Refusal::AlreadyExists(name.clone()))),
-            PutMode::Update | PutMode::Apply => self.change(known, definition, old, now),
+            PutMode::Update | PutMode::Apply => self.change(state, definition, old, now),
         }
     }
 
     /// The resource and its assignment are written in one transaction.
-    fn create(&mut self, known: &Known, definition: &Definition, source: &str, now: Moment) -> Ruling {
+    fn create(&mut self, state: &State, definition: &Definition, source: &str, now: Moment) -> Ruling {
         let name = &definition.name;
-        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
+        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
         let choice = match holder {
             Some(worker) => Err(Pending::PreviousRun(worker)),
-            None => evenkeel_planner::choose(&known.cluster, definition, now, &self.planner),
+            None => evenkeel_planner::choose(&state.cluster, definition, now, &self.planner),
         };
         let reason = choice.as_ref().ok().map(|(_, reason)| *reason);
         let choice = choice.map(|(worker, _)| {
-            let address = known.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
+            let address = state.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             (worker, address.unwrap_or_default())
         });
         let time = self.clock.unix_ns();
@@ -189,7 +189,7 @@ impl Term {
         };
         let source = source_of(&record);
         let why = reason.map_or_else(|| source.to_owned(), |reason| format!("{source}, {}", reason.as_str()));
-        let entry = history::about_resource(HappeningKind::Added, time, &self.master, name.as_str(), &why);
+        let entry = history::about_resource(EntryKind::Added, time, &self.master, name.as_str(), &why);
         let mut decision = Decision {
             guards: vec![Guard::Resource(name.clone(), Revision::default())],
             writes: vec![Write::Resource(Box::new(record.clone()))],
@@ -201,36 +201,35 @@ impl Term {
             }
             Err(pending) => (None, Some(pending)),
         };
-        let happening = Happening { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry };
+        let happening = HistoryEntry { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry };
         let answer = PutAnswer { effect: Effect::Created, record, node, reason, epoch: Epoch::default(), pending };
         Ruling::Write(Box::new(decision), happening, Outcome::Put(Box::new(answer)))
     }
 
     /// Only the resource is written; the planner sees what follows from it.
-    fn change(&self, known: &Known, definition: &Definition, old: &Versioned<Record>, now: Moment) -> Ruling {
+    fn change(&self, state: &State, definition: &Definition, old: &Versioned<Record>, now: Moment) -> Ruling {
         let name = &definition.name;
         let rules_changed = old.value.definition.require != definition.require;
         let record = Record { definition: definition.clone(), ..old.value.clone() };
         let mut decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
-        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
+        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
         let goes_on = |h: &&Holder| h.held.runs() && h.held.epoch != Epoch::default() && h.held.hash == record.definition.hash();
         if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
             // The worker checks them too, and it is to check those that are in force.
             decision.give_rules(&record.definition, &holder.worker, &holder.held);
         }
-        let happening =
-            history::about_resource(HappeningKind::Changed, self.clock.unix_ns(), &self.master, name.as_str(), source_of(&record));
-        let mut answer = self.standing_answer(known, name, record, Effect::Changed, now);
-        if known.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
-            answer.pending = evenkeel_planner::choose(&known.cluster, &answer.record.definition, now, &self.planner).err();
+        let happening = history::about_resource(EntryKind::Changed, self.clock.unix_ns(), &self.master, name.as_str(), source_of(&record));
+        let mut answer = self.standing_answer(state, name, record, Effect::Changed, now);
+        if state.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
+            answer.pending = evenkeel_planner::choose(&state.cluster, &answer.record.definition, now, &self.planner).err();
         }
         Ruling::Write(Box::new(decision), happening, Outcome::Put(Box::new(answer)))
     }
 
     /// The resource goes and its work is told to stop, in one transaction.
-    fn rule_delete(&self, known: &Known, name: &ResourceName, source: &str, id: Option<u64>) -> Ruling {
-        let Some(unit) = known.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
+    fn rule_delete(&self, state: &State, name: &ResourceName, source: &str, id: Option<u64>) -> Ruling {
+        let Some(unit) = state.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
             return Ruling::Stands(Revision::default(), Outcome::Refused(Refusal::NotFound(name.clone())));
         };
         if let Some(record) = unit.record.as_deref().filter(|r| id.is_some_and(|id| id != r.value.id)) {
@@ -248,21 +247,21 @@ impl Term {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
         let source = if source.is_empty() { "api" } else { source };
-        let entry = history::about_resource(HappeningKind::Deleted, self.clock.unix_ns(), &self.master, name.as_str(), source);
-        let happening = Happening { from: holder_of(unit), ..entry };
+        let entry = history::about_resource(EntryKind::Deleted, self.clock.unix_ns(), &self.master, name.as_str(), source);
+        let happening = HistoryEntry { from: holder_of(unit), ..entry };
         Ruling::Write(Box::new(decision), happening, Outcome::Deleted)
     }
 
     /// The answer for a resource that there is already, from what the Cluster shows of it.
-    fn standing_answer(&self, known: &Known, name: &ResourceName, record: Record, effect: Effect, now: Moment) -> PutAnswer {
-        let holder = known.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).filter(|h| h.held.runs());
+    fn standing_answer(&self, state: &State, name: &ResourceName, record: Record, effect: Effect, now: Moment) -> PutAnswer {
+        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).filter(|h| h.held.runs());
         let node = holder.map(|h| {
-            let address = known.cluster.worker(h.worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
+            let address = state.cluster.worker(h.worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             (h.worker.clone(), address.unwrap_or_default())
         });
         let pending = match node {
             Some(_) => None,
-            None => evenkeel_planner::why_pending(&known.cluster, name.as_str(), now, &self.planner),
+            None => evenkeel_planner::why_pending(&state.cluster, name.as_str(), now, &self.planner),
         };
         PutAnswer { effect, record, node, reason: None, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use evenkeel_model::{Decision, Epoch, Event, Happening, HappeningKind, Moment, ResourceName, Revision, Standing, Write, check};
+use evenkeel_model::{Change, Decision, EntryKind, Epoch, HistoryEntry, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, SubmitError, WriteResult, codec, keys::Keys};
 use rustc_hash::FxHashMap;
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     config::MasterConfig,
-    known::{Known, Shared},
     measures::Measures,
+    state::{Shared, State},
     time::Clock,
 };
 
@@ -65,7 +65,7 @@ pub(super) struct Term {
     last_written: Revision,
     rests_until: Option<Moment>,
     /// What has happened since the last batch of the history was written, and since when.
-    happenings: Vec<Happening>,
+    happenings: Vec<HistoryEntry>,
     happenings_since: Moment,
     next_batch: u64,
 }
@@ -77,7 +77,7 @@ struct Pending {
     more_keys: Vec<Vec<u8>>,
     name: Option<ResourceName>,
     /// Told when it is written.
-    happening: Option<Happening>,
+    happening: Option<HistoryEntry>,
     answers: Vec<Answer>,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Decided<'a> {
     /// The resource that it is about.
     pub(super) name: Option<&'a ResourceName>,
     /// What the history says of it, once it is written.
-    pub(super) happening: Option<Happening>,
+    pub(super) happening: Option<HistoryEntry>,
     /// Who waits for it; none: the planner wanted it.
     pub(super) answers: Vec<Answer>,
 }
@@ -137,10 +137,10 @@ impl ListVerdict {
 }
 
 impl Term {
-    /// Takes over the Cluster as the watch has built it, up to the revision at which this master took office.
+    /// Takes over the Cluster as the watch has built it, up to the revision at which this master became the leader.
     pub(super) fn begin(config: &MasterConfig, keys: &Keys, shared: &Shared, candidate: &LeasedKey) -> Self {
-        let mut known = shared.write();
-        known.cluster.begin_term(shared.now());
+        let mut state = shared.write();
+        state.cluster.begin_term(shared.now());
         let fence = candidate.created();
         let pipeline = Pipeline::new(PipelineConfig {
             fence_key: candidate.key().to_vec(),
@@ -169,21 +169,21 @@ impl Term {
             rests_until: None,
             happenings: Vec::new(),
             happenings_since: Moment::default(),
-            next_batch: known.next_batch(),
+            next_batch: state.next_batch(),
         };
-        let entry = history::about_resource(HappeningKind::Leading, term.clock.unix_ns(), config.id.as_str(), "", "took office");
-        term.happen(&mut known, entry, shared.now());
+        let entry = history::about_resource(EntryKind::Leading, term.clock.unix_ns(), config.id.as_str(), "", "became the leader");
+        term.happen(&mut state, entry, shared.now());
         term
     }
 
     /// Adds to the history: at once in memory, with the next batch in etcd.
-    pub(super) fn happen(&mut self, known: &mut Known, happening: Happening, now: Moment) {
+    pub(super) fn happen(&mut self, state: &mut State, happening: HistoryEntry, now: Moment) {
         if self.happenings.is_empty() {
             self.happenings_since = now;
         }
         let index = self.happenings.len();
         if index < HISTORY_ENTRIES {
-            known.remember_one(self.next_batch, index, happening.clone());
+            state.remember_one(self.next_batch, index, happening.clone());
         }
         self.happenings.push(happening);
     }
@@ -231,28 +231,28 @@ impl Term {
     }
 
     /// Notes what an event means for the history before the Cluster takes it in.
-    pub(super) fn observe(&mut self, known: &mut Known, event: &Event, now: Moment) {
-        let Event::Worker { id, value: None } = event else { return };
-        let worker = known.cluster.worker(id.as_str());
+    pub(super) fn observe(&mut self, state: &mut State, event: &Change, now: Moment) {
+        let Change::Worker { id, value: None } = event else { return };
+        let worker = state.cluster.worker(id.as_str());
         if worker.is_some_and(|w| w.standing() == Standing::Ready) {
             let resources = worker.map_or(0, |w| w.names.len());
             self.measures.lost();
             tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
             let entry =
-                history::about_resource(HappeningKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
-            self.happen(known, Happening { worker: id.to_string(), ..entry }, now);
+                history::about_resource(EntryKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
+            self.happen(state, HistoryEntry { worker: id.to_string(), ..entry }, now);
         }
     }
 
     /// Takes a request on, or lets it wait for what is under way with the same resource. One whose caller has gone is dropped.
-    pub(super) fn take_on(&mut self, known: &mut Known, request: Request, now: Moment) {
+    pub(super) fn take_on(&mut self, state: &mut State, request: Request, now: Moment) {
         if request.is_abandoned() {
             return;
         }
         let Some(name) = request.name() else {
             return match request {
-                Request::Intent { worker, intent, reply } => self.want(known, &worker, intent, reply, now),
-                Request::ReleaseBrake { reply } => self.release_brake(known, reply, now),
+                Request::Intent { worker, intent, reply } => self.want(state, &worker, intent, reply, now),
+                Request::ReleaseBrake { reply } => self.release_brake(state, reply, now),
                 Request::Put { .. } | Request::Delete { .. } => {}
             };
         };
@@ -260,19 +260,19 @@ impl Term {
             return busy.waiting.push_back(request);
         }
         let name = name.clone();
-        self.decide_requests(known, &name, &mut VecDeque::from([request]), now);
+        self.decide_requests(state, &name, &mut VecDeque::from([request]), now);
     }
 
     /// Takes on the requests that have waited for what was under way with their resource. The plan comes first: however much a resource is
     /// asked for, what has to be done with it is done.
-    pub(super) fn take_on_freed(&mut self, known: &mut Known, now: Moment) {
+    pub(super) fn take_on_freed(&mut self, state: &mut State, now: Moment) {
         for name in std::mem::take(&mut self.freed) {
             // The plan may have begun something with it, whose end frees it again.
             if self.is_busy(&name) {
                 continue;
             }
             let Some(Busy { mut waiting, .. }) = self.busy.remove(&name) else { continue };
-            self.decide_requests(known, &name, &mut waiting, now);
+            self.decide_requests(state, &name, &mut waiting, now);
             if !waiting.is_empty() {
                 self.busy.entry(name).or_default().waiting = waiting;
             }
@@ -293,7 +293,7 @@ impl Term {
     }
 
     /// Decides: the Cluster shows the decision at once, the pipeline writes it. None: it cannot be written, and nothing is changed.
-    pub(super) fn decide(&mut self, known: &mut Known, decided: Decided<'_>, now: Moment) -> Option<u64> {
+    pub(super) fn decide(&mut self, state: &mut State, decided: Decided<'_>, now: Moment) -> Option<u64> {
         let Decided { decision, name, happening, answers } = decided;
         debug_assert!(name.is_none_or(|name| !self.is_busy(name)), "one thing after another is done with a resource");
         let token = self.next_token;
@@ -310,9 +310,9 @@ impl Term {
             let key = keys.remove(0);
             let further = usize::from(matches!(write, Write::NoAssignment(..)));
             keys.rotate_left(further);
-            let event = write.event(Revision::default());
-            super::touch(known, &event);
-            known.cluster.apply(event, now);
+            let event = write.change(Revision::default());
+            super::touch(state, &event);
+            state.cluster.apply(event, now);
             writes.push((key, write));
         }
         if let Some(name) = name {
@@ -341,7 +341,7 @@ impl Term {
     }
 
     /// Plans, checks the plan, and decides what it says. Answers when the planner wants to be asked again.
-    pub(super) fn plan(&mut self, known: &mut Known, now: Moment) -> Option<Moment> {
+    pub(super) fn plan(&mut self, state: &mut State, now: Moment) -> Option<Moment> {
         if let Some(until) = self.rests_until.filter(|until| *until > now) {
             return Some(until);
         }
@@ -350,14 +350,14 @@ impl Term {
         }
         self.is_due = false;
         let began = self.clock.now();
-        let plan = evenkeel_planner::plan(&known.cluster, now, &self.planner);
-        let violations = check::check_plan(&known.cluster, &plan, now, self.planner.wait);
+        let plan = evenkeel_planner::plan(&state.cluster, now, &self.planner);
+        let violations = check::check_plan(&state.cluster, &plan, now, self.planner.wait);
         if !violations.is_empty() {
             tracing::error!(?violations, "the plan violates an invariant and is not carried out");
             return Some(now.after(REST));
         }
-        known.undone = plan.undone.len();
-        self.see_brake(known, plan.brake, now);
+        state.undone = plan.undone.len();
+        self.see_brake(state, plan.brake, now);
         if plan.actions.len() > SHOWN {
             tracing::info!(actions = plan.actions.len(), undone = plan.undone.len(), "decided many; the history has each");
         }
@@ -367,12 +367,12 @@ impl Term {
             if action.resource().is_some_and(|name| self.is_busy(name)) {
                 continue;
             }
-            let Ok(decision) = Decision::of(action, &known.cluster) else { continue };
+            let Ok(decision) = Decision::of(action, &state.cluster) else { continue };
             if plan.actions.len() <= SHOWN {
                 tracing::info!(?action, "decided");
             }
             let happening = history::of_action(action, self.clock.unix_ns(), &self.master);
-            if self.decide(known, Decided { decision, name: action.resource(), happening, answers: Vec::new() }, now).is_some() {
+            if self.decide(state, Decided { decision, name: action.resource(), happening, answers: Vec::new() }, now).is_some() {
                 self.measures.decided(action);
             }
         }
@@ -385,7 +385,7 @@ impl Term {
     }
 
     /// Takes in what has become of a batch. True: the fence is lost.
-    pub(super) fn finished(&mut self, known: &mut Known, finished: Finished, now: Moment) -> bool {
+    pub(super) fn finished(&mut self, state: &mut State, finished: Finished, now: Moment) -> bool {
         self.measures.finished(&finished.outcome, finished.took);
         let mut freed = Vec::new();
         for done in self.pipeline.finished(finished.batch, finished.outcome) {
@@ -403,7 +403,7 @@ impl Term {
                 }
             }
             self.planned -= usize::from(pending.name.is_some() && pending.answers.is_empty());
-            self.done(known, done.token, pending, &done.result, now);
+            self.done(state, done.token, pending, &done.result, now);
         }
         self.is_due = true;
         if self.pipeline.fence_lost() {
@@ -419,10 +419,10 @@ impl Term {
         false
     }
 
-    fn done(&mut self, known: &mut Known, token: u64, pending: Pending, result: &WriteResult, now: Moment) {
+    fn done(&mut self, state: &mut State, token: u64, pending: Pending, result: &WriteResult, now: Moment) {
         let name = pending.name.clone();
         let refusal = match result {
-            WriteResult::Committed { revision } => return self.committed(known, token, pending, *revision, now),
+            WriteResult::Committed { revision } => return self.committed(state, token, pending, *revision, now),
             WriteResult::FenceLost => Refusal::NotLeader,
             WriteResult::Conflict => name.map_or(Refusal::NotLeader, Refusal::Conflict),
             WriteResult::NoSpace => Refusal::NoSpace,
@@ -437,16 +437,16 @@ impl Term {
         pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
     }
 
-    fn committed(&mut self, known: &mut Known, token: u64, pending: Pending, revision: Revision, now: Moment) {
+    fn committed(&mut self, state: &mut State, token: u64, pending: Pending, revision: Revision, now: Moment) {
         self.last_written = self.last_written.max(revision);
         for (key, write) in &pending.writes {
             let stands = self.own.written(key, token, revision);
             if stands == Written::Superseded {
                 continue;
             }
-            let event = write.event(revision);
-            super::touch(known, &event);
-            known.cluster.apply(event, now);
+            let event = write.change(revision);
+            super::touch(state, &event);
+            state.cluster.apply(event, now);
             if stands == Written::Overtaken {
                 tracing::info!(key = %String::from_utf8_lossy(key), "was written by another hand as well; the cluster is read anew");
                 self.list = List::Needed;
@@ -461,7 +461,7 @@ impl Term {
             if pending.writes.iter().any(creates) {
                 happening.epoch = Epoch(revision.0);
             }
-            self.happen(known, happening, now);
+            self.happen(state, happening, now);
         }
         pending.answers.into_iter().for_each(|answer| answer.give(revision));
     }
@@ -472,7 +472,7 @@ impl Term {
     }
 
     /// Writes what has happened since the last time, if that is due, and deletes what is too old.
-    pub(super) fn write_history(&mut self, known: &mut Known, now: Moment) {
+    pub(super) fn write_history(&mut self, state: &mut State, now: Moment) {
         let is_due = self.happenings.len() >= HISTORY_ENTRIES || self.history_due().is_some_and(|due| due <= now);
         while is_due && !self.happenings.is_empty() && self.list == List::Good {
             let rest = self.happenings.split_off(self.happenings.len().min(HISTORY_ENTRIES));
@@ -483,7 +483,7 @@ impl Term {
             if let Some(old) = number.checked_sub(HISTORY_BATCHES) {
                 ops.push(Op::delete(self.keys.event(old)));
             }
-            known.remember(number, entries);
+            state.remember(number, entries);
             let keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
             let token = self.next_token;
             self.next_token += 1;

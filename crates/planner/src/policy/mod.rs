@@ -42,7 +42,7 @@ pub(crate) trait Policy: Sync {
 /// In which order candidates are walked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Walk {
-    /// By load alone: the least loaded that fits is the one, where the resource has no wish of its own.
+    /// By load alone: the least loaded that fits is the one, where the resource has no preference of its own.
     LeastLoaded,
     /// Of workers that rules cannot tell apart only the least loaded is a candidate.
     LeastOfShape,

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_store::{Change, Revision};
+use evenkeel_store::{KeyChange, Revision};
 use rand_chacha::ChaCha8Rng;
 use tokio::{
     sync::Notify,
@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Looks at each change when it is made.
-pub(super) type Hook = Box<dyn FnMut(&Store, Revision, &[Change]) + Send>;
+pub(super) type Hook = Box<dyn FnMut(&Store, Revision, &[KeyChange]) + Send>;
 
 /// The first lease's id: etcd's are large, too.
 const FIRST_LEASE: i64 = 0x0700_0000_0000_0001;

@@ -33,7 +33,7 @@ mod wires;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use evenkeel_store::{Change, Revision};
+use evenkeel_store::{KeyChange, Revision};
 use rand_chacha::ChaCha8Rng;
 
 use self::{core::World, wires::Wire};
@@ -178,7 +178,7 @@ impl Etcd {
 
     /// From now on this is called with each revision and its changes at the moment when they are made. It replaces what was there.
     /// Nothing of the model may be called in it but the store that it is given.
-    pub fn on_applied(&self, hook: impl FnMut(&Store, Revision, &[Change]) + Send + 'static) {
+    pub fn on_applied(&self, hook: impl FnMut(&Store, Revision, &[KeyChange]) + Send + 'static) {
         self.world.core().on_applied(Box::new(hook));
     }
 }

@@ -9,7 +9,7 @@ use std::{
     ops::Bound,
 };
 
-use evenkeel_store::{Change, KeyRange, Kv, Op, RangeReply, RangeRequest, Revision, Txn, TxnReply};
+use evenkeel_store::{KeyChange, KeyRange, Kv, Op, RangeReply, RangeRequest, Revision, Txn, TxnReply};
 
 use super::{leases::Leases, refusal::Refusal};
 
@@ -27,7 +27,7 @@ pub struct Store {
     /// Each key that stands or has stood since the compaction, with its versions by growing revision.
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
     /// The changes of each revision up to the present one; the first is that of the last compaction, if there was one.
-    history: VecDeque<Vec<Change>>,
+    history: VecDeque<Vec<KeyChange>>,
     pub(super) leases: Leases,
     no_space: bool,
 }
@@ -183,8 +183,8 @@ impl Store {
         self.compacted = revision;
         while self.first() < revision && self.history.pop_front().is_some() {}
         if let Some(oldest) = self.history.front_mut().filter(|_| !keep_deletions && self.revision >= revision) {
-            let is_oldest = |change: &Change| change.revision() == revision;
-            oldest.retain(|change| matches!(change, Change::Put(_)) || !is_oldest(change));
+            let is_oldest = |change: &KeyChange| change.revision() == revision;
+            oldest.retain(|change| matches!(change, KeyChange::Put(_)) || !is_oldest(change));
         }
         self.keys.retain(|_, versions| {
             let standing = versions.iter().rposition(|version| version.from <= revision).unwrap_or(0);
@@ -198,7 +198,7 @@ impl Store {
 
     /// The changes of one revision; empty if it is not in the history.
     #[must_use]
-    pub fn changes(&self, revision: Revision) -> &[Change] {
+    pub fn changes(&self, revision: Revision) -> &[KeyChange] {
         let index = usize::try_from(revision.0 - self.first().0).ok();
         index.and_then(|index| self.history.get(index)).map_or(&[], Vec::as_slice)
     }
@@ -253,7 +253,7 @@ impl Store {
         self.leases.attach(lease, &key);
         let created = old.map_or(writing.revision, |(created, _)| created);
         let kv = Kv { key: key.clone(), value, created, modified: writing.revision, lease };
-        writing.changes.push(Change::Put(kv.clone()));
+        writing.changes.push(KeyChange::Put(kv.clone()));
         self.keys.entry(key).or_default().push(Version { from: writing.revision, kv: Some(kv) });
     }
 
@@ -263,7 +263,7 @@ impl Store {
         if let Some(versions) = self.keys.get_mut(&key) {
             versions.push(Version { from: writing.revision, kv: None });
         }
-        writing.changes.push(Change::Delete { key, revision: writing.revision });
+        writing.changes.push(KeyChange::Delete { key, revision: writing.revision });
     }
 
     /// What has changed nothing has no revision.
@@ -278,7 +278,7 @@ impl Store {
 /// A transaction that is being carried out.
 struct Writing {
     revision: Revision,
-    changes: Vec<Change>,
+    changes: Vec<KeyChange>,
     reads: Vec<Vec<Kv>>,
 }
 

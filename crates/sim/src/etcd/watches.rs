@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_store::{Change, Error, KeyRange, Revision, WatchMessage};
+use evenkeel_store::{Error, KeyChange, KeyRange, Revision, WatchMessage};
 use tokio::sync::mpsc;
 
 use super::{
@@ -44,7 +44,7 @@ pub(super) struct Watching {
     /// It began in the past, and was not looked at yet.
     unsynced: bool,
     /// What it had in hand when the history was compacted.
-    taken: VecDeque<Vec<Change>>,
+    taken: VecDeque<Vec<KeyChange>>,
     /// How many signs of life are to be given, after what is owed.
     signs: usize,
     /// Questions for a sign of life that a cut wire or a frozen member holds up.
@@ -204,7 +204,7 @@ impl Core {
     }
 
     /// The changes of the watch's range from a revision on, and the revision to go on from.
-    fn owed(&self, watch: &Watching, from: Revision, applied: Revision, most: usize) -> (Vec<Change>, Option<Revision>) {
+    fn owed(&self, watch: &Watching, from: Revision, applied: Revision, most: usize) -> (Vec<KeyChange>, Option<Revision>) {
         let mut changes = Vec::new();
         let mut revisions = 0;
         for revision in (from.0..=applied.0).map(Revision) {

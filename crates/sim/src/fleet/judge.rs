@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{Epoch, ResourceName, Revision, WorkerId};
 use evenkeel_store::{
-    Change, Kv,
+    KeyChange, Kv,
     keys::{Key, Keys},
 };
 use serde_json::Value;
@@ -36,13 +36,13 @@ impl Judge {
     }
 
     /// One transaction was applied.
-    pub(super) fn see(&mut self, revision: Revision, changes: &[Change]) {
+    pub(super) fn see(&mut self, revision: Revision, changes: &[KeyChange]) {
         self.ledger.count(|counts| counts.revisions += 1);
         for change in changes {
             match (self.keys.parse(change.key()), change) {
                 (Key::Resource(name), _) => self.resource(&name, change),
-                (Key::Assignment(worker, name), Change::Delete { .. }) => self.ended(&worker, &name),
-                (Key::Assignment(worker, name), Change::Put(kv)) => {
+                (Key::Assignment(worker, name), KeyChange::Delete { .. }) => self.ended(&worker, &name),
+                (Key::Assignment(worker, name), KeyChange::Put(kv)) => {
                     let verb = if kv.created == kv.modified { "is assigned to" } else { "is to stop on" };
                     self.ledger.note(format_args!("etcd {revision}: {name} {verb} {worker}"));
                     let epoch = Epoch(kv.created.0);
@@ -56,7 +56,7 @@ impl Judge {
                 }
                 (key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_)), _) => self
                     .ledger
-                    .note(format_args!("etcd {revision}: {key:?} {}", if matches!(change, Change::Put(_)) { "put" } else { "deleted" })),
+                    .note(format_args!("etcd {revision}: {key:?} {}", if matches!(change, KeyChange::Put(_)) { "put" } else { "deleted" })),
                 _ => {}
             }
         }
@@ -67,10 +67,10 @@ impl Judge {
         }
     }
 
-    fn resource(&self, name: &ResourceName, change: &Change) {
+    fn resource(&self, name: &ResourceName, change: &KeyChange) {
         let content = match change {
-            Change::Put(kv) => content_of(kv),
-            Change::Delete { .. } => None,
+            KeyChange::Put(kv) => content_of(kv),
+            KeyChange::Delete { .. } => None,
         };
         self.ledger.note(format_args!("etcd {}: {name} is {content:?}", change.revision()));
         if let Err(wrong) = self.history.stands(name, content) {

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 
 use evenkeel_sim::etcd::Store;
-use evenkeel_store::{Change, Compare, Error, KeyRange, Kv, Op, RangeRequest, Revision, Txn, Watch, WatchMessage};
+use evenkeel_store::{Compare, Error, KeyChange, KeyRange, Kv, Op, RangeRequest, Revision, Txn, Watch, WatchMessage};
 use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 
 use super::sides::{Side, kind};
@@ -215,7 +215,7 @@ struct Seen {
     start: Revision,
     /// Whether it must tell of the deletions of its first revision. Of a revision that was just compacted, etcd may or may not.
     whole: bool,
-    changes: Vec<Change>,
+    changes: Vec<KeyChange>,
     end: Option<String>,
 }
 
@@ -303,7 +303,7 @@ impl<'a> Player<'a> {
         while seen.end.is_none() && seen.start <= mark && seen.changes.last().is_none_or(|change| change.revision() < mark) {
             match side.run(seen.watch.next()) {
                 Some(Ok(WatchMessage::Changes(changes))) => {
-                    let last = seen.changes.last().map_or(Revision(0), Change::revision);
+                    let last = seen.changes.last().map_or(Revision(0), KeyChange::revision);
                     assert!(changes[0].revision() > last, "{}: no transaction is split: {changes:?} after {last}", side.name);
                     seen.changes.extend(changes);
                 }
@@ -320,10 +320,10 @@ impl<'a> Player<'a> {
         (0..self.watches.len()).for_each(|at| self.catch_up(at));
         let watches = std::mem::take(&mut self.watches);
         let told = |seen: &Seen| {
-            let first = |change: &&Change| seen.whole || change.revision() != seen.start || matches!(change, Change::Put(_));
+            let first = |change: &&KeyChange| seen.whole || change.revision() != seen.start || matches!(change, KeyChange::Put(_));
             let changes = seen.changes.iter().filter(first).map(|change| match change {
-                Change::Put(kv) => format!("{:?}", self.named(vec![kv.clone()])),
-                Change::Delete { key, revision } => format!("{:?} deleted at {revision}", String::from_utf8_lossy(key)),
+                KeyChange::Put(kv) => format!("{:?}", self.named(vec![kv.clone()])),
+                KeyChange::Delete { key, revision } => format!("{:?} deleted at {revision}", String::from_utf8_lossy(key)),
             });
             format!("{:?} from {}: {:?} {:?}", seen.range, seen.start, changes.collect::<Vec<_>>(), seen.end)
         };

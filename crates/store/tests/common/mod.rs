@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use evenkeel_store::{Change, Client, Config, KeyRange, Kv, LocalCluster, LocalOptions, Op, Revision, Txn, Update};
+use evenkeel_store::{Client, Config, KeyChange, KeyRange, Kv, LocalCluster, LocalOptions, Op, Revision, Txn, Update};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, time::timeout};
 
@@ -101,7 +101,7 @@ impl Copy {
             }
             Update::Changes { changes, revision } => {
                 assert!(self.resets > 0, "changes need a list before them");
-                assert_eq!(changes.last().map(Change::revision), Some(*revision));
+                assert_eq!(changes.last().map(KeyChange::revision), Some(*revision));
                 for change in changes {
                     self.change(change);
                 }
@@ -112,17 +112,17 @@ impl Copy {
         update
     }
 
-    fn change(&mut self, change: &Change) {
+    fn change(&mut self, change: &KeyChange) {
         assert!(change.revision() >= self.revision, "{change:?} comes after {}", self.revision);
         self.revision = change.revision();
         self.changes += 1;
         match change {
-            Change::Put(kv) => {
+            KeyChange::Put(kv) => {
                 if let Some(old) = self.kvs.insert(kv.key.clone(), kv.clone()) {
                     assert!(old.modified < kv.modified, "{change:?} doubles {old:?}");
                 }
             }
-            Change::Delete { key, .. } => {
+            KeyChange::Delete { key, .. } => {
                 assert!(self.kvs.remove(key).is_some(), "{change:?} deletes what is not known");
             }
         }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use evenkeel_model::{Epoch, ResourceName, Revision, Status, WorkerId};
-use evenkeel_store::{Change, Client, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror, task::of_this_process};
+use evenkeel_store::{Client, KeyChange, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror, task::of_this_process};
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 
 use crate::desired::Told;
@@ -91,11 +91,11 @@ fn name_of(keys: &Keys, key: &[u8]) -> Option<ResourceName> {
     }
 }
 
-fn changed(keys: &Keys, change: &Change) -> Option<(ResourceName, Option<Told>)> {
+fn changed(keys: &Keys, change: &KeyChange) -> Option<(ResourceName, Option<Told>)> {
     let name = name_of(keys, change.key())?;
     Some(match change {
-        Change::Put(kv) => (name, Some(told(kv))),
-        Change::Delete { .. } => (name, None),
+        KeyChange::Put(kv) => (name, Some(told(kv))),
+        KeyChange::Delete { .. } => (name, None),
     })
 }
 

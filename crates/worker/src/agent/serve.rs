@@ -11,7 +11,7 @@ use std::{
 };
 
 use evenkeel_model::{Admission, Registration, ResourceName, Revision, Session};
-use evenkeel_store::{Change, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror, task::of_this_process};
+use evenkeel_store::{KeyChange, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror, task::of_this_process};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -200,7 +200,7 @@ impl<'a> Serving<'a> {
         let kv: Option<&Kv> = match update {
             Update::Reset { kvs, .. } => kvs.first(),
             Update::Changes { changes, .. } => match changes.last() {
-                Some(Change::Put(kv)) => Some(kv),
+                Some(KeyChange::Put(kv)) => Some(kv),
                 _ => None,
             },
             Update::Lost { .. } | Update::Recovered => return,

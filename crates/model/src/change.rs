@@ -24,7 +24,7 @@ impl Moment {
 
 /// One key as it is after a write; `None`: it was deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum Change {
     /// `/resources/<name>`
     Resource {
         /// Its name.
@@ -70,7 +70,7 @@ pub enum Event {
         value: Option<Intent>,
     },
     /// `/intents/brake`
-    LetGo {
+    WrittenOff {
         /// The lost sessions whose work a person has given up waiting for.
         sessions: BTreeMap<WorkerId, Session>,
     },

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Brake, Cluster, Happening, MasterRecord, Moment, ResourceName, Revision, Versioned};
+use evenkeel_model::{Brake, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::sync::watch;
 
 use crate::{measures::Measures, time::Clock};
@@ -24,7 +24,7 @@ const HANGS: Duration = Duration::from_secs(30);
 /// The shared knowledge with the wake-ups of those who wait for it to change. A wake-up carries no data.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    known: RwLock<Known>,
+    state: RwLock<State>,
     /// Who leads.
     pub(crate) leadership: watch::Sender<Leadership>,
     /// Grows with every change of a resource.
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
 /// Who leads, as far as this master knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leadership {
-    /// Nobody, or nobody who has taken office.
+    /// Nobody, or nobody who has become the leader.
     Nobody,
     /// This master.
     Mine,
@@ -58,7 +58,7 @@ pub enum Leadership {
 
 /// What a master knows.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct State {
     /// The cluster; as the leader has decided it, where this master leads.
     pub(crate) cluster: Cluster,
     /// The masters by their create revisions: the first leads.
@@ -71,7 +71,7 @@ pub(crate) struct Known {
     pub(crate) undone: usize,
     /// Whether that plan held what lost workers ran.
     pub(crate) brake: Option<Brake>,
-    history: VecDeque<(i64, Happening)>,
+    history: VecDeque<(i64, HistoryEntry)>,
     changes: VecDeque<ResourceName>,
     /// The number of the first of `changes`.
     first_change: u64,
@@ -80,7 +80,7 @@ pub(crate) struct Known {
 impl Shared {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            known: RwLock::default(),
+            state: RwLock::default(),
             leadership: watch::Sender::new(Leadership::Nobody),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
@@ -91,12 +91,12 @@ impl Shared {
         }
     }
 
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This master's monotonic clock.
@@ -151,7 +151,7 @@ fn millis(moment: Moment) -> u64 {
     u64::try_from(moment.0.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Known {
+impl State {
     /// Remembers that a resource has changed.
     pub(crate) fn touch(&mut self, name: &ResourceName) {
         if self.changes.len() == CHANGES {
@@ -184,14 +184,14 @@ impl Known {
     }
 
     /// Takes a batch of the history in; its entries are numbered within the batch.
-    pub(crate) fn remember(&mut self, number: u64, entries: Vec<Happening>) {
+    pub(crate) fn remember(&mut self, number: u64, entries: Vec<HistoryEntry>) {
         for (index, entry) in entries.into_iter().enumerate() {
             self.remember_one(number, index, entry);
         }
     }
 
     /// Takes in one entry of a batch, if it is not known yet.
-    pub(crate) fn remember_one(&mut self, number: u64, index: usize, entry: Happening) {
+    pub(crate) fn remember_one(&mut self, number: u64, index: usize, entry: HistoryEntry) {
         let sequence = sequence(number, index);
         if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
             return;
@@ -203,7 +203,7 @@ impl Known {
     }
 
     /// The history after a sequence number, oldest first.
-    pub(crate) fn history_after(&self, after: i64) -> impl DoubleEndedIterator<Item = &(i64, Happening)> {
+    pub(crate) fn history_after(&self, after: i64) -> impl DoubleEndedIterator<Item = &(i64, HistoryEntry)> {
         let from = self.history.partition_point(|(sequence, _)| *sequence <= after);
         self.history.range(from..)
     }
@@ -214,7 +214,7 @@ impl Known {
 
     /// Takes in that a master campaigns, or has ceased to.
     pub(crate) fn candidate(&mut self, lease: String, value: Option<Versioned<MasterRecord>>) {
-        self.masters.retain(|_, (known, _)| *known != lease);
+        self.masters.retain(|_, (state, _)| *state != lease);
         if let Some(Versioned { revision, value }) = value {
             self.masters.insert(revision, (lease, value));
         }

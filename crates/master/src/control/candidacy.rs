@@ -1,4 +1,4 @@
-//! Candidacy: a key of this master's own under `/election/`, bound to a lease. The one that was created first leads. Taking office is a
+//! Candidacy: a key of this master's own under `/election/`, bound to a lease. The one that was created first leads. Becoming the leader is a
 //! transaction that is guarded by the key; nothing is decided here about what a leader does.
 
 use std::{sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// This master's candidacy.
-pub(crate) struct Office {
+pub(crate) struct Candidacy {
     client: Client,
     election: String,
     record: MasterRecord,
@@ -49,7 +49,7 @@ pub struct IdTaken {
 
 /// What has happened to the candidacy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum OfficeEvent {
+pub(super) enum CandidacyEvent {
     /// A new candidacy stands.
     Candidate,
     /// The guarded transaction is written.
@@ -60,7 +60,7 @@ pub(super) enum OfficeEvent {
     IdTaken(IdTaken),
 }
 
-impl Office {
+impl Candidacy {
     pub(crate) fn new(client: Client, keys: &Keys, record: MasterRecord, lease: Duration, clock: Arc<dyn Clock>) -> Self {
         let election = keys.election();
         let state = State::Campaigning(campaign(client.clone(), election.clone(), record.clone(), lease).boxed());
@@ -80,21 +80,21 @@ impl Office {
     }
 
     /// Waits for the next thing that happens to the candidacy.
-    pub(super) async fn event(&mut self) -> OfficeEvent {
+    pub(super) async fn event(&mut self) -> CandidacyEvent {
         match &mut self.state {
             State::Campaigning(campaign) => match campaign.await {
                 Ok(key) => {
                     self.state = State::Candidate(Arc::new(key));
-                    OfficeEvent::Candidate
+                    CandidacyEvent::Candidate
                 }
                 Err(taken) => {
                     self.state = State::Campaigning(std::future::pending().boxed());
-                    OfficeEvent::IdTaken(taken)
+                    CandidacyEvent::IdTaken(taken)
                 }
             },
             State::Candidate(key) => {
                 lost(key).await;
-                OfficeEvent::Lost
+                CandidacyEvent::Lost
             }
             State::Taking(key, taking) => {
                 let taken = tokio::select! {
@@ -103,17 +103,17 @@ impl Office {
                     () = lost(key) => None,
                 };
                 self.state = State::Candidate(key.clone());
-                taken.map_or(OfficeEvent::Lost, |revision| OfficeEvent::Taken { revision })
+                taken.map_or(CandidacyEvent::Lost, |revision| CandidacyEvent::Taken { revision })
             }
         }
     }
 
-    /// Takes office, since this key is the first one.
+    /// Becomes the leader, since this key is the first one.
     pub(super) fn take(&mut self) {
         if let State::Candidate(key) = &self.state {
             self.record.leads_since = self.clock.unix_ns();
             let value = codec::json(&self.record);
-            let taking = take_office(key.clone(), value, self.client.deadline()).boxed();
+            let taking = promote(key.clone(), value, self.client.deadline()).boxed();
             self.state = State::Taking(key.clone(), taking);
         }
     }
@@ -206,7 +206,7 @@ async fn wait_for_end(client: &Client, namesake: &Kv, record: &MasterRecord, lea
 }
 
 /// Writes that this master leads. Nobody else writes the key, so a lost answer is answered by writing again.
-async fn take_office(key: Arc<LeasedKey>, value: Vec<u8>, deadline: Duration) -> Option<Revision> {
+async fn promote(key: Arc<LeasedKey>, value: Vec<u8>, deadline: Duration) -> Option<Revision> {
     loop {
         match key.update(value.clone(), deadline).await {
             Ok(revision) => return revision,
@@ -217,5 +217,5 @@ async fn take_office(key: Arc<LeasedKey>, value: Vec<u8>, deadline: Duration) ->
 }
 
 fn log_retry(error: &Error) {
-    tracing::warn!(%error, "taking office: asking etcd again");
+    tracing::warn!(%error, "becoming the leader: asking etcd again");
 }
