@@ -19,7 +19,9 @@ use crate::{
 };
 pub use crate::{
     control::candidacy::IdTaken,
-    control::request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
+    control::request::{Refusal, Reply, Request},
+    control::resources::{Effect, PutAnswer, PutMode},
+    control::subjects::Subject,
     state::Leadership,
     time::Clock,
 };

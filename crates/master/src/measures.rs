@@ -28,6 +28,7 @@ pub(crate) struct Measures {
     commits: Family<OutcomeLabels, Counter>,
     commit_times: Histogram,
     losses: Counter,
+    flaws: Counter,
     calls: Family<CallLabels, Histogram>,
 }
 
@@ -80,6 +81,7 @@ impl Measures {
             commits: Family::default(),
             commit_times: latencies(),
             losses: Counter::default(),
+            flaws: Counter::default(),
             calls: Family::new_with_constructor(latencies),
         }
     }
@@ -87,6 +89,11 @@ impl Measures {
     /// A worker that was ready is gone without having left.
     pub(crate) fn lost(&self) {
         self.losses.inc();
+    }
+
+    /// So many actions of a plan violated an invariant, and were not carried out.
+    pub(crate) fn flawed(&self, actions: usize) {
+        self.flaws.inc_by(actions as u64);
     }
 
     /// A plan was made.
@@ -140,6 +147,8 @@ impl Measures {
         registry.register_with_unit("evenkeel_commit_duration", help, seconds(), self.commit_times.clone());
         registry.register("evenkeel_commits", "Transactions of the leader by what has become of them", self.commits.clone());
         registry.register("evenkeel_worker_losses", "Workers that this leader has seen go without having left", self.losses.clone());
+        let help = "Actions of plans that violated an invariant and were not carried out; each is a bug";
+        registry.register("evenkeel_plan_flaws", help, self.flaws.clone());
         let help = "One call of the API at this master, be it passed on to the leader; a stream until it begins";
         registry.register_with_unit("evenkeel_rpc_duration", help, seconds(), self.calls.clone());
         registry
@@ -200,7 +209,10 @@ impl Collector for Sight {
             ("evenkeel_workers_ready", "Workers that are registered and admitted.", ready),
             ("evenkeel_workers_lost", "Workers whose admitted session is gone.", lost),
         ];
+        let lag = state.lags_since.map_or(Duration::ZERO, |since| self.0.now().0.saturating_sub(since.0));
         drop(state);
+        let help = "For how long the oldest commit of this leader has waited for the watch to bring it.";
+        evenkeel_metrics::gauge_of_seconds(&mut encoder, "evenkeel_watch_lag_seconds", help, lag)?;
         gauges.into_iter().try_for_each(|(name, help, value)| gauge(&mut encoder, name, help, value as u64))
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         service::{Service, leads},
     },
     config::MasterError,
-    control::request::PutMode,
+    control::resources::PutMode,
 };
 
 /// The name of this source, with which the records of its resources are marked.

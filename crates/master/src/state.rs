@@ -1,4 +1,4 @@
-//! What a master knows, shared between the control loop, which alone changes it, and the API, which reads it. It decides nothing.
+//! The state of a master, shared between the control loop, which alone changes it, and the API, which reads it. It decides nothing.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,13 +9,19 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Brake, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
+use evenkeel_model::{Brake, Change, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::sync::watch;
 
 use crate::{measures::Measures, time::Clock};
 
-/// How many entries of the history are kept in memory.
+/// How many entries of the history are kept, in memory and in etcd, and how many keys those may take in etcd: 200 bytes an entry make 4 MB, and where
+/// one thing happens at a time each has a key of its own.
 const HISTORY: usize = 20_000;
+const HISTORY_KEYS: usize = 5_000;
+/// How many keys are deleted at once: as many as fit one transaction with room to spare, so that it is seldom.
+const HISTORY_DELETED: usize = 100;
+/// The numbers of two keys of the history differ by so much at the least. A key has fewer entries than a transaction has writes.
+const NUMBERS: i64 = 1000;
 /// How many changes of resources are remembered for those who watch; who falls behind further lists again.
 const CHANGES: usize = 65_536;
 /// A control loop that has not turned for so long hangs: a timer turns it every few seconds, whatever else happens or does not.
@@ -56,10 +62,10 @@ pub enum Leadership {
     },
 }
 
-/// What a master knows.
+/// What a master has taken in of etcd: what is committed, and nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// The cluster; as the leader has decided it, where this master leads.
+    /// The cluster. What this leader has decided and not committed is reserved in it, for the planner alone.
     pub(crate) cluster: Cluster,
     /// The masters by their create revisions: the first leads.
     pub(crate) masters: BTreeMap<Revision, (String, MasterRecord)>,
@@ -67,14 +73,33 @@ pub(crate) struct State {
     pub(crate) is_synced: bool,
     /// etcd cannot be followed at the moment.
     pub(crate) is_cut_off: bool,
+    /// Up to which revision list and watch have brought everything.
+    pub(crate) followed: Revision,
+    /// The highest revision that this leader has committed. Of that, too, the cluster has everything.
+    pub(crate) answered: Revision,
+    /// Since when the watch has yet to bring a commit of this leader; none: it has brought all.
+    pub(crate) lags_since: Option<Moment>,
     /// How much the last plan of this master left undone.
     pub(crate) undone: usize,
     /// Whether that plan held what lost workers ran.
     pub(crate) brake: Option<Brake>,
+    /// By growing numbers.
     history: VecDeque<(i64, HistoryEntry)>,
+    /// The keys of the history in etcd, oldest first.
+    batches: VecDeque<Batch>,
+    /// How many entries those have.
+    kept: usize,
     changes: VecDeque<ResourceName>,
     /// The number of the first of `changes`.
     first_change: u64,
+}
+
+/// One key of the history in etcd.
+#[derive(Debug)]
+struct Batch {
+    suffix: Box<str>,
+    created: Revision,
+    entries: usize,
 }
 
 impl Shared {
@@ -153,7 +178,7 @@ fn millis(moment: Moment) -> u64 {
 
 impl State {
     /// Remembers that a resource has changed.
-    pub(crate) fn touch(&mut self, name: &ResourceName) {
+    fn touch(&mut self, name: &ResourceName) {
         if self.changes.len() == CHANGES {
             self.changes.pop_front();
             self.first_change += 1;
@@ -172,34 +197,66 @@ impl State {
         Some(self.changes.iter().skip(skip))
     }
 
-    /// This knowledge replaces another as a whole: who watched that one must list again.
-    pub(crate) fn forget_changes_of(&mut self, old: &Self) {
-        self.first_change = old.next_change() + 1;
+    /// This list replaces the state before it as a whole: who watched that one must list again.
+    pub(crate) fn replace(&mut self, before: &Self) {
+        self.first_change = before.next_change() + 1;
         self.changes.clear();
+        self.cluster.keep_waits_of(&before.cluster);
+        (self.undone, self.brake, self.answered, self.lags_since) = (before.undone, before.brake, before.answered, before.lags_since);
     }
 
-    /// The number of the next batch of the history.
-    pub(crate) fn next_batch(&self) -> u64 {
-        u64::try_from(self.last_event()).unwrap_or(0) / BATCH as u64 + 1
-    }
-
-    /// Takes a batch of the history in; its entries are numbered within the batch.
-    pub(crate) fn remember(&mut self, number: u64, entries: Vec<HistoryEntry>) {
-        for (index, entry) in entries.into_iter().enumerate() {
-            self.remember_one(number, index, entry);
+    /// Takes a change of the cluster in.
+    pub(crate) fn take(&mut self, change: Change, now: Moment) {
+        if let Some(name) = change.resource() {
+            self.touch(name);
         }
+        self.cluster.apply(change, now);
     }
 
-    /// Takes in one entry of a batch, if it is not known yet.
-    pub(crate) fn remember_one(&mut self, number: u64, index: usize, entry: HistoryEntry) {
-        let sequence = sequence(number, index);
-        if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
+    /// Takes in a key of the history, each after those that are older; without entries: it was deleted, in etcd.
+    pub(crate) fn take_history(&mut self, suffix: Box<str>, created: Revision, entries: Vec<HistoryEntry>) {
+        if entries.is_empty() {
+            if let Some(at) = self.batches.iter().position(|batch| batch.suffix == suffix) {
+                self.kept -= self.batches.remove(at).map_or(0, |batch| batch.entries);
+            }
             return;
         }
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
+        if self.batches.back().is_some_and(|last| last.created >= created) {
+            return;
         }
-        self.history.push_back((sequence, entry));
+        self.kept += entries.len();
+        self.batches.push_back(Batch { suffix, created, entries: entries.len() });
+        for (index, entry) in (0..).zip(entries) {
+            if self.history.len() == HISTORY {
+                self.history.pop_front();
+            }
+            self.history.push_back((created.0.saturating_mul(NUMBERS).saturating_add(index), entry));
+        }
+    }
+
+    /// etcd keeps more of the history than it should, by so much that it is worth a transaction.
+    pub(crate) fn has_old_history(&self) -> bool {
+        self.old() >= HISTORY_DELETED
+    }
+
+    /// The oldest keys of the history, of which there are too many in etcd.
+    pub(crate) fn old_history(&self) -> impl Iterator<Item = &str> {
+        self.batches.iter().take(self.old().min(HISTORY_DELETED)).map(|batch| &*batch.suffix)
+    }
+
+    /// By how many keys there are too many. What has many entries in few keys is counted by entries.
+    fn old(&self) -> usize {
+        let keys = self.batches.len().saturating_sub(HISTORY_KEYS);
+        if self.kept < 2 * HISTORY {
+            return keys;
+        }
+        let mut excess = self.kept - HISTORY;
+        let old = self.batches.iter().take_while(|batch| {
+            let is_old = excess >= batch.entries;
+            excess = excess.saturating_sub(batch.entries);
+            is_old
+        });
+        keys.max(old.count())
     }
 
     /// The history after a sequence number, oldest first.
@@ -221,10 +278,55 @@ impl State {
     }
 }
 
-/// The largest number of entries in one batch of the history.
-pub(crate) const BATCH: usize = 1000;
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{EntryKind, Epoch};
 
-/// The sequence number of an entry: that of its batch, then its place.
-fn sequence(number: u64, index: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX / 2_000).saturating_mul(BATCH as i64) + index as i64
+    use super::*;
+
+    fn entries(count: usize) -> Vec<HistoryEntry> {
+        let entry = |n: usize| HistoryEntry {
+            time: 0,
+            kind: EntryKind::Lost,
+            resource: n.to_string(),
+            worker: String::new(),
+            from: String::new(),
+            reason: String::new(),
+            master: String::new(),
+            epoch: Epoch::default(),
+        };
+        (0..count).map(entry).collect()
+    }
+
+    fn with_keys(count: usize, each: usize) -> State {
+        let mut state = State::default();
+        for n in 1..=count {
+            state.take_history(n.to_string().into(), Revision(i64::try_from(n).expect("few")), entries(each));
+        }
+        state
+    }
+
+    #[test]
+    fn an_entry_has_the_number_that_etcd_gave_it_and_is_taken_in_once() {
+        let mut state = with_keys(2, 2);
+        state.take_history("2".into(), Revision(2), entries(2));
+        let numbers: Vec<i64> = state.history_after(0).map(|(number, _)| *number).collect();
+        assert_eq!(numbers, [1000, 1001, 2000, 2001]);
+        assert_eq!(state.history_after(1001).count(), 2);
+        state.take_history("1".into(), Revision(1), Vec::new());
+        assert_eq!((state.history_after(0).count(), state.batches.len(), state.kept), (4, 1, 2), "it is still known here");
+    }
+
+    #[test]
+    fn the_oldest_keys_go_when_there_are_too_many_keys_or_entries() {
+        assert!(!with_keys(HISTORY_KEYS + HISTORY_DELETED - 1, 1).has_old_history());
+        let state = with_keys(HISTORY_KEYS + HISTORY_DELETED, 1);
+        let old: Vec<&str> = state.old_history().collect();
+        assert!(state.has_old_history());
+        assert_eq!((old.len(), old[0], old[99]), (HISTORY_DELETED, "1", "100"));
+        assert!(!with_keys(390, 100).has_old_history());
+        let state = with_keys(400, 100);
+        assert!(state.has_old_history() && state.old_history().count() == HISTORY_DELETED);
+        assert_eq!(state.history_after(0).count(), HISTORY);
+    }
 }

@@ -5,7 +5,7 @@
 //! worker::desired -> worker::reconcile -> worker::driver -> worker::report: nothing in it is decided from a metric. This crate knows
 //! nothing of masters and workers.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
@@ -43,6 +43,15 @@ pub fn page(registry: &Registry) -> String {
 /// When the page cannot be written.
 pub fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let value = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
+}
+
+/// Writes one gauge of seconds without labels, from within a [`Collector`]. Its name ends in `_seconds` by itself.
+///
+/// # Errors
+/// When the page cannot be written.
+pub fn gauge_of_seconds(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: Duration) -> fmt::Result {
+    let value = ConstGauge::new(value.as_secs_f64());
     value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Epoch, Ownership, Phase, Record, ResourceName, Standing, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
+use crate::{Ownership, Phase, Record, ResourceName, Standing, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,10 +90,6 @@ pub(crate) fn due_of(workers: &BTreeMap<WorkerId, Worker>, unit: &Unit) -> Due {
         [holder] => holder,
         [_, _, ..] => return Due::Attention,
     };
-    // Decided, and not yet known to be written: nothing can be said to its epoch.
-    if holder.held.epoch == Epoch::default() {
-        return Due::Nothing;
-    }
     match (&holder.held.phase, &unit.record) {
         _ if holder.is_stopped() => Due::Attention,
         (Phase::Stop { reason, .. }, _) => Due::Stopping(*reason),

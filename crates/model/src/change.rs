@@ -85,6 +85,19 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The resource that it is about, if it is about one.
+    #[must_use]
+    pub fn resource(&self) -> Option<&ResourceName> {
+        match self {
+            Self::Resource { name, .. } | Self::Unreadable { name, .. } | Self::Assignment { name, .. } | Self::Status { name, .. } => {
+                Some(name)
+            }
+            Self::Worker { .. } | Self::Admission { .. } | Self::Intent { .. } | Self::WrittenOff { .. } => None,
+        }
+    }
+}
+
 /// A value and the revision that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned<T> {

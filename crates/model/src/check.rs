@@ -1,5 +1,5 @@
 //! Finds every violation of an invariant: in a Cluster (what the store holds, and the totals that are kept of it), and in a Plan before
-//! it is written. A plan that violates anything is not carried out.
+//! it is written. An action that violates anything is not carried out, and the others are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +38,9 @@ pub enum Violation {
     /// The plan has two actions for one resource.
     #[error("the plan has two actions for {0}")]
     TwoActions(ResourceName),
+    /// The plan has an action for a resource of which something is decided already.
+    #[error("the plan has an action for {0}, with which another is under way")]
+    UnderWay(ResourceName),
     /// The plan admits a session that may not be admitted.
     #[error("the plan admits session {1} of {0} ({2:?}), which may not be")]
     Admitted(WorkerId, Session, AdmitReason),
@@ -52,6 +55,10 @@ pub fn check_cluster(cluster: &Cluster) -> Vec<Violation> {
     let mut recount = Recount::default();
     for (name, unit) in cluster.units_after(None) {
         recount.unit(cluster, name, unit);
+        recount.counted(cluster, name);
+    }
+    for name in cluster.reserved().filter(|name| cluster.unit(name.as_str()).is_none()) {
+        recount.counted(cluster, name);
     }
     for (id, worker) in cluster.workers() {
         recount.worker(id, worker);
@@ -87,10 +94,8 @@ impl Recount {
             self.workers.entry(holder.worker.clone()).or_default().names.insert(name.clone());
         }
         if let Some((home, burden)) = unit.burden() {
-            self.workers.entry(home).or_default().take_up(burden);
+            self.workers.entry(home).or_default().payload += burden.weight;
         }
-        self.agenda.put(name, cluster.due_of(unit));
-        self.relative += usize::from(unit.definition().is_some_and(|d| d.rules().is_relative()));
         let pattern = unit.class.and_then(|class| cluster.classes().pattern(class));
         self.expect(pattern.map(Classes::key_of) == unit.definition().map(Classes::key_of), "a resource's class");
         if let Some(class) = unit.class {
@@ -98,9 +103,20 @@ impl Recount {
         }
     }
 
+    /// One name with what is reserved of it.
+    fn counted(&mut self, cluster: &Cluster, name: &ResourceName) {
+        let counted = cluster.counted(name);
+        if let Some((home, burden)) = counted.burden() {
+            self.workers.entry(home).or_default().take_up(burden);
+        }
+        self.agenda.put(name, cluster.due_of(name));
+        self.relative += usize::from(counted.definition().is_some_and(|d| d.rules().is_relative()));
+    }
+
     fn worker(&mut self, id: &WorkerId, worker: &Worker) {
         let sum = self.workers.remove(id).unwrap_or_default();
-        self.expect((worker.payload, worker.homes, &worker.movable) == (sum.payload, sum.homes, &sum.movable), "a worker's payload");
+        self.expect(worker.payload == sum.payload, "a worker's payload");
+        self.expect((worker.load, worker.homes, &worker.movable) == (sum.load, sum.homes, &sum.movable), "a worker's load");
         self.expect(worker.names == sum.names, "a worker's list of names");
         let standing = worker.standing();
         let is_gone = matches!(standing, Standing::Lost | Standing::Returning);
@@ -114,7 +130,7 @@ impl Recount {
             self.rankings.enter(capacity);
         }
         if let Some(registration) = worker.registration().filter(|_| worker.is_open()) {
-            self.rankings.insert(id, registration, worker.payload);
+            self.rankings.insert(id, registration, worker.load);
         }
         if worker.is_closed() {
             self.closed.insert(id.clone());
@@ -139,11 +155,43 @@ impl Recount {
 /// Checks a plan against the cluster that it was made from; `wait` is G.
 #[must_use]
 pub fn check_plan(cluster: &Cluster, plan: &Plan, now: Moment, wait: Duration) -> Vec<Violation> {
+    flaws(cluster, plan, now, wait).into_iter().flat_map(|flaw| flaw.violations).collect()
+}
+
+/// Takes out of a plan what violates an invariant, and returns that. What is left can be carried out: no action builds on another but the end of
+/// an assignment, which is one with what follows it, and what a session may run that is admitted.
+#[must_use = "what was taken out is a bug of the planner, and belongs into the log"]
+pub fn take_out_flaws(cluster: &Cluster, plan: &mut Plan, now: Moment, wait: Duration) -> Vec<Flaw> {
+    let found = flaws(cluster, plan, now, wait);
+    // Of two actions for one resource nobody knows which is meant.
+    let subjects: BTreeSet<ResourceName> = found.iter().filter_map(|flaw| flaw.action.resource()).cloned().collect();
+    plan.actions.retain(|action| {
+        let is_flawed = found.iter().any(|flaw| flaw.action == *action);
+        !is_flawed && !action.resource().is_some_and(|name| subjects.contains(name))
+    });
+    found
+}
+
+/// An action that violates invariants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    /// Which.
+    pub action: Action,
+    /// What it violates.
+    pub violations: Vec<Violation>,
+}
+
+fn flaws(cluster: &Cluster, plan: &Plan, now: Moment, wait: Duration) -> Vec<Flaw> {
     let mut checker = PlanChecker { cluster, now, wait, seen: BTreeSet::new(), admitted: BTreeSet::new(), found: Vec::new() };
+    let mut flaws = Vec::new();
     for action in &plan.actions {
         checker.action(action);
+        let violations = std::mem::take(&mut checker.found);
+        if !violations.is_empty() {
+            flaws.push(Flaw { action: action.clone(), violations });
+        }
     }
-    checker.found
+    flaws
 }
 
 struct PlanChecker<'a> {
@@ -157,10 +205,13 @@ struct PlanChecker<'a> {
 
 impl<'a> PlanChecker<'a> {
     fn action(&mut self, action: &'a Action) {
-        if let Some(name) = action.resource()
-            && !self.seen.insert(name)
-        {
-            self.found.push(Violation::TwoActions(name.clone()));
+        if let Some(name) = action.resource() {
+            if !self.seen.insert(name) {
+                self.found.push(Violation::TwoActions(name.clone()));
+            }
+            if self.cluster.is_reserved(name) {
+                self.found.push(Violation::UnderWay(name.clone()));
+            }
         }
         match action {
             Action::Admit { worker, session, reason } => self.admit(worker, *session, *reason),

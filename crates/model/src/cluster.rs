@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Agenda, Change, Classes, Epoch, Held, Holder, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing,
-    StopReason, Unit, Versioned, Worker, WorkerId,
+    Agenda, Change, Classes, Epoch, Held, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing, StopReason,
+    Unit, Versioned, Worker, WorkerId,
     agenda::{Due, due_of},
     relations::Count,
+    reservation::{Counted, Reservation},
+    standing::Burden,
 };
 
 /// All that is known of the cluster.
@@ -35,6 +37,8 @@ pub struct Cluster {
     moves: Recent<ResourceName>,
     /// The lost sessions whose work a person has given up waiting for.
     written_off: BTreeMap<WorkerId, Session>,
+    /// What the leader has decided, by name, until its outcome is known.
+    reserved: BTreeMap<ResourceName, Box<Reservation>>,
 }
 
 impl Cluster {
@@ -88,7 +92,7 @@ impl Cluster {
                 // A status without its assignment speaks of an end that is known already.
                 if let Some(holder) = unit.holders.iter_mut().find(|h| h.worker == worker) {
                     holder.status = value;
-                    self.agenda.put(&name, due_of(&self.workers, unit));
+                    self.put_on_agenda(&name);
                 }
             }
         }
@@ -116,15 +120,7 @@ impl Cluster {
         self.agenda.put_worker(&id, worker);
         let new = value.clone();
         let mut before = None;
-        self.with_unit(name, |unit| {
-            let at = unit.holders.iter().position(|h| h.worker == id);
-            match (at, value) {
-                (Some(at), Some(held)) => before = Some(std::mem::replace(&mut unit.holders[at].held, held)),
-                (None, Some(held)) => unit.holders.push(Holder { worker: id.clone(), held, status: None }),
-                (Some(at), None) => before = Some(unit.holders.remove(at).held),
-                (None, None) => {}
-            }
-        });
+        self.with_unit(name, |unit| before = unit.assign(&id, value));
         if let Some(new) = new {
             self.note_assignment(&id, name, before.as_ref(), &new, now);
         } else if self.workers.get(&id).is_some_and(Worker::is_empty) {
@@ -135,9 +131,10 @@ impl Cluster {
     /// Remembers what an assignment tells about the past.
     fn note_assignment(&mut self, id: &WorkerId, name: &ResourceName, before: Option<&Held>, held: &Held, now: Moment) {
         let newest = self.cursor.as_ref().map_or(Epoch::default(), |(epoch, _)| *epoch);
-        // Epoch zero: it has just been decided.
-        if before.is_none() && (held.epoch == Epoch::default() || held.epoch >= newest) {
-            self.cursor = Some((held.epoch.max(newest), id.clone()));
+        if before.is_none() && held.epoch >= newest {
+            // What this leader has decided itself has had its turn then.
+            let worker = self.cursor.take().map(|(_, worker)| worker).filter(|_| self.is_reserved(name)).unwrap_or_else(|| id.clone());
+            self.cursor = Some((held.epoch, worker));
         }
         let is_balance = |held: &Held| matches!(held.phase, Phase::Stop { reason: StopReason::Rebalance, .. });
         if is_balance(held) && !before.is_some_and(is_balance) {
@@ -145,30 +142,73 @@ impl Cluster {
         }
     }
 
-    /// Changes one unit and keeps payloads, rankings, relations and agenda true.
+    /// The worker has been chosen.
+    pub(crate) fn pass_turn(&mut self, id: WorkerId) {
+        let newest = self.cursor.take().map_or(Epoch::default(), |(epoch, _)| epoch);
+        self.cursor = Some((newest, id));
+    }
+
+    /// Something is decided of a name, and its outcome is not known yet.
+    #[must_use]
+    pub fn is_reserved(&self, name: &ResourceName) -> bool {
+        self.reserved.contains_key(name)
+    }
+
+    /// The names of which something is decided, in order.
+    pub fn reserved(&self) -> impl Iterator<Item = &ResourceName> {
+        self.reserved.keys()
+    }
+
     fn with_unit(&mut self, name: &ResourceName, change: impl FnOnce(&mut Unit)) {
+        self.with_entry(name, |unit, _| change(unit));
+    }
+
+    pub(crate) fn with_reservation(&mut self, name: &ResourceName, reservation: Option<Box<Reservation>>) {
+        self.with_entry(name, |_, reserved| *reserved = reservation);
+    }
+
+    /// One name as the planner counts it.
+    pub(crate) fn counted(&self, name: &ResourceName) -> Counted<'_> {
+        Counted::new(self.units.get(name), self.reserved.get(name).map(|reservation| &**reservation))
+    }
+
+    fn put_on_agenda(&mut self, name: &ResourceName) {
+        let due = self.due_of(name);
+        self.agenda.put(name, due);
+    }
+
+    /// Changes what there is under a name, or what is reserved of it, and keeps payloads, rankings, relations and agenda true.
+    fn with_entry(&mut self, name: &ResourceName, change: impl FnOnce(&mut Unit, &mut Option<Box<Reservation>>)) {
         let unit = self.units.entry(name.clone()).or_default();
-        let is_relative = |unit: &Unit| unit.definition().is_some_and(|d| d.rules().is_relative());
-        let (before, was_relative) = (unit.burden(), is_relative(unit));
+        let mut reserved = self.reserved.remove(name);
+        let is_relative = |counted: Counted<'_>| counted.definition().is_some_and(|d| d.rules().is_relative());
+        let counted = Counted::new(Some(unit), reserved.as_deref());
+        let (payload, burden, was_relative) = (unit.burden(), counted.burden(), is_relative(counted));
         if let Some(relations) = &mut self.relations {
-            relate(relations, &self.workers, unit, -1);
+            relate(relations, &self.workers, counted, -1);
         }
-        change(unit);
-        let (after, is_relative) = (unit.burden(), is_relative(unit));
+        change(unit, &mut reserved);
+        let counted = Counted::new(Some(unit), reserved.as_deref());
+        let (payload_after, burden_after, is_relative) = (unit.burden(), counted.burden(), is_relative(counted));
         if let Some(relations) = &mut self.relations {
-            relate(relations, &self.workers, unit, 1);
+            relate(relations, &self.workers, counted, 1);
         }
-        self.agenda.put(name, due_of(&self.workers, unit));
-        if unit.record.is_none() && unit.unreadable.is_none() && unit.holders.is_empty() {
+        self.agenda.put(name, counted.due().unwrap_or_else(|| due_of(&self.workers, unit)));
+        if unit.is_empty() {
             self.units.remove(name);
         }
-        if before != after {
-            if let Some((home, burden)) = before {
-                self.carry(&home, |worker| worker.lay_down(burden));
-            }
-            if let Some((home, burden)) = after {
-                self.carry(&home, |worker| worker.take_up(burden));
-            }
+        if let Some(reserved) = reserved {
+            self.reserved.insert(name.clone(), reserved);
+        }
+        let weigh = |burden: Option<(WorkerId, Burden)>| burden.map(|(home, burden)| (home, burden.weight));
+        let (payload, payload_after) = (weigh(payload), weigh(payload_after));
+        if payload != payload_after {
+            payload.into_iter().for_each(|(home, weight)| self.carry(&home, |worker| worker.payload -= weight));
+            payload_after.into_iter().for_each(|(home, weight)| self.carry(&home, |worker| worker.payload += weight));
+        }
+        if burden != burden_after {
+            burden.into_iter().for_each(|(home, burden)| self.carry(&home, |worker| worker.lay_down(burden)));
+            burden_after.into_iter().for_each(|(home, burden)| self.carry(&home, |worker| worker.take_up(burden)));
         }
         self.relative = self.relative + usize::from(is_relative) - usize::from(was_relative);
         match (&self.relations, self.relative) {
@@ -181,10 +221,12 @@ impl Cluster {
     /// Changes what a worker has to carry, and keeps rankings and agenda true.
     fn carry(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker)) {
         let worker = self.workers.entry(id.clone()).or_default();
-        let old = worker.payload;
+        let old = worker.load;
         change(worker);
-        if let Some(shape) = worker.shape {
-            self.rankings.change(id, shape, old, worker.payload);
+        if let Some(shape) = worker.shape
+            && old != worker.load
+        {
+            self.rankings.change(id, shape, old, worker.load);
         }
         self.agenda.put_worker(id, worker);
         if worker.is_empty() {
@@ -196,17 +238,18 @@ impl Cluster {
     #[must_use]
     pub fn relations_anew(&self) -> Relations {
         let mut relations = Relations::default();
-        for unit in self.units.values() {
-            relate(&mut relations, &self.workers, unit, 1);
+        let new = self.reserved.keys().filter(|name| !self.units.contains_key(*name));
+        for name in self.units.keys().chain(new) {
+            relate(&mut relations, &self.workers, self.counted(name), 1);
         }
         relations
     }
 
     /// Changes one worker and keeps rankings, relations, agenda and the moments of its loss and its drain true.
-    fn with_worker(&mut self, id: &WorkerId, now: Moment, change: impl FnOnce(&mut Worker)) {
+    pub(crate) fn with_worker(&mut self, id: &WorkerId, now: Moment, change: impl FnOnce(&mut Worker)) {
         let worker = self.workers.entry(id.clone()).or_default();
         if let Some(shape) = worker.shape.take() {
-            self.rankings.remove(id, shape, worker.payload);
+            self.rankings.remove(id, shape, worker.load);
         }
         if let Some(capacity) = worker.ready_capacity() {
             self.rankings.leave(capacity);
@@ -237,7 +280,7 @@ impl Cluster {
         if worker.is_open()
             && let Some((_, registration)) = worker.registered.as_deref()
         {
-            worker.shape = Some(self.rankings.insert(id, registration, worker.payload));
+            worker.shape = Some(self.rankings.insert(id, registration, worker.load));
         }
         let is_uncordoned = intent.is_some() && worker.is_open();
         if is_uncordoned || (standing, standing_after) == (Standing::New, Standing::Ready) {
@@ -260,14 +303,13 @@ impl Cluster {
             self.workers.remove(id);
         }
         for name in names {
-            if let Some(unit) = self.units.get(&name) {
-                self.agenda.put(&name, due_of(&self.workers, unit));
-            }
+            self.put_on_agenda(&name);
         }
     }
 
-    pub(crate) fn due_of(&self, unit: &Unit) -> Due {
-        due_of(&self.workers, unit)
+    pub(crate) fn due_of(&self, name: &ResourceName) -> Due {
+        let due = || self.units.get(name).map_or(Due::Nothing, |unit| due_of(&self.workers, unit));
+        self.counted(name).due().unwrap_or_else(due)
     }
 
     /// What stands under a name.
@@ -384,11 +426,11 @@ impl Cluster {
     }
 }
 
-/// Counts a unit in all its places, or takes it away.
-fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, unit: &Unit, sign: i64) {
-    let Some(definition) = unit.definition() else { return };
-    let home = unit.home();
-    for worker in unit.places() {
+/// Counts a name in all its places, or takes it away.
+fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, counted: Counted<'_>, sign: i64) {
+    let Some(definition) = counted.definition() else { return };
+    let home = counted.home();
+    for worker in counted.places() {
         let labels = workers.get(worker).and_then(Worker::registration).map(|r| &r.labels);
         let by = Count { home: sign * i64::from(home == Some(worker)), present: sign };
         relations.add(definition, worker, labels, by);

@@ -88,6 +88,7 @@ pub enum EntryKind {
     /// It holds nothing any more.
     Resumed,
     /// A person lets workers go that are gone.
+    #[serde(rename = "letgo")]
     WrittenOff,
     /// A master took office.
     Leading,

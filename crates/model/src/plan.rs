@@ -126,6 +126,27 @@ impl Action {
     }
 }
 
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admit { worker, session, reason } => write!(f, "admit session {session} of {worker} ({})", reason.as_str()),
+            Self::Forget { worker, reason } => write!(f, "forget {worker} ({})", reason.as_str()),
+            Self::Place { resource, worker, reason } => write!(f, "place {resource} on {worker} ({})", reason.as_str()),
+            Self::Stop { resource, worker, epoch, reason, to } => {
+                write!(f, "stop {resource} on {worker}, epoch {epoch}")?;
+                to.iter().try_for_each(|to| write!(f, ", for {to}"))?;
+                write!(f, " ({})", reason.as_str())
+            }
+            Self::Move { resource, from, epoch, to, reason } => {
+                write!(f, "move {resource} from {from}, epoch {epoch}, to {to} ({})", reason.as_str())
+            }
+            Self::End { resource, worker, epoch, reason } => write!(f, "end {resource} on {worker}, epoch {epoch} ({})", reason.as_str()),
+            Self::View { resource, worker: Some(worker) } => write!(f, "show {resource} on {worker}"),
+            Self::View { resource, worker: None } => write!(f, "show {resource} as pending"),
+        }
+    }
+}
+
 /// Why a session is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AdmitReason {

@@ -45,14 +45,18 @@ pub struct Worker {
     pub gone_since: Option<Moment>,
     /// What is assigned to it.
     pub names: BTreeSet<ResourceName>,
-    /// The weights of the resources that are at home here: assigned to run, or on their way here.
+    /// The weights of the resources that are at home here, by what is committed: assigned to run, or on their way here.
     pub payload: u64,
-    /// How many are at home here.
+    /// The same with what is decided and under way, which is what the planner goes by.
+    pub load: u64,
+    /// How many are at home here, counted as in `load`.
     pub homes: usize,
     /// How many of those balance may move, by class.
     pub movable: BTreeMap<ClassId, usize>,
     /// What a person wants of it; none: nothing.
     pub intent: Option<Intent>,
+    /// A cordon or a drain that is decided and under way: nothing is placed here from then on.
+    pub closing: Option<IntentKind>,
     /// When it was first seen that it is to be drained, by this observer's clock.
     pub draining_since: Option<Moment>,
     /// What rules can see of it, while something can be placed on it.
@@ -89,6 +93,11 @@ impl Unit {
     #[must_use]
     pub fn definition(&self) -> Option<&Definition> {
         self.record.as_deref().map(|record| &record.value.definition)
+    }
+
+    /// Nothing stands under the name.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.record.is_none() && self.unreadable.is_none() && self.holders.is_empty()
     }
 
     /// Every worker where something of it is, or is meant to be.
@@ -193,13 +202,17 @@ impl Worker {
     /// It is ready, and something can be placed on it as far as persons are concerned.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.standing() == Standing::Ready && self.intent.is_none()
+        self.standing() == Standing::Ready && !self.is_unwanted()
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.intent.is_some() || self.closing.is_some()
     }
 
     /// It is ready, and nothing can be placed on it.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.standing() == Standing::Ready && self.intent.is_some()
+        self.standing() == Standing::Ready && self.is_unwanted()
     }
 
     /// Its capacity, if it is ready.
@@ -223,18 +236,18 @@ impl Worker {
     #[must_use]
     pub fn place<'a>(&'a self, id: &'a WorkerId) -> Option<fit::Place<'a>> {
         let registration = self.registration().filter(|_| self.standing() == Standing::Ready)?;
-        Some(fit::Place { id, registration, intent: self.intent_kind(), payload: self.payload })
+        Some(fit::Place { id, registration, intent: self.intent_kind().or(self.closing), payload: self.load })
     }
 
     /// What it has is more than its capacity. One that takes nothing, since its registration cannot be read, keeps what it has.
     #[must_use]
     pub fn is_over_capacity(&self) -> bool {
         let capacity = self.registration().filter(|_| self.standing() == Standing::Ready).and_then(|r| r.capacity);
-        capacity.is_some_and(|capacity| capacity > 0 && self.payload > capacity)
+        capacity.is_some_and(|capacity| capacity > 0 && self.load > capacity)
     }
 
     pub(crate) fn take_up(&mut self, burden: Burden) {
-        self.payload += burden.weight;
+        self.load += burden.weight;
         self.homes += 1;
         if let Some(class) = burden.movable {
             *self.movable.entry(class).or_default() += 1;
@@ -242,7 +255,7 @@ impl Worker {
     }
 
     pub(crate) fn lay_down(&mut self, burden: Burden) {
-        self.payload -= burden.weight;
+        self.load -= burden.weight;
         self.homes -= 1;
         let Some(class) = burden.movable else { return };
         let count = self.movable.entry(class).or_default();
@@ -253,7 +266,7 @@ impl Worker {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.is_bare() && self.payload == 0 && self.intent.is_none()
+        self.is_bare() && self.payload == 0 && self.load == 0 && !self.is_unwanted()
     }
 
     /// Nothing stands under its id; at most something is on its way here.

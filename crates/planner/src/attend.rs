@@ -1,8 +1,8 @@
 //! Resources that are not as wanted: ends that are known, changes, and what is placed nowhere. DESIGN.md section 5, rule 4.
 
 use evenkeel_model::{
-    Action, Definition, End, EndReason, Epoch, Holder, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing,
-    StopReason, Subject, Unit, WorkerId, ends, fit,
+    Action, Definition, End, EndReason, Holder, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing, StopReason,
+    Subject, Unit, WorkerId, ends, fit,
 };
 
 use crate::{choose::Choice, turn::Turn};
@@ -13,7 +13,7 @@ pub(crate) fn turn(turn: &mut Turn<'_>) {
         if turn.is_full() {
             return;
         }
-        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|_| !turn.seen.contains(name)) else { continue };
+        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|_| !turn.is_dealt_with(name)) else { continue };
         match unit.holders.as_slice() {
             [] => {}
             [holder] => attend(turn, name, unit, holder),
@@ -81,7 +81,7 @@ pub(crate) fn end_if_known<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &
 
 /// The end of an assignment is known: its successor takes its place, if there is to be one.
 pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit, holder: &Holder, reason: EndReason) {
-    if holder.held.epoch == Epoch::default() || turn.seen.contains(name) {
+    if turn.is_dealt_with(name) {
         return;
     }
     // One that is only taken to be gone is gone for good.

@@ -179,7 +179,7 @@ impl<'a> Loads<'a> {
         let rank = |payload| Rank { load: Load { payload, share }, worker: id.clone() };
         let mut before = None;
         let touched = match self.touched.entry(id.clone()) {
-            Entry::Vacant(entry) => entry.insert(Touched { payload: worker.payload, more: 0 }),
+            Entry::Vacant(entry) => entry.insert(Touched { payload: worker.load, more: 0 }),
             Entry::Occupied(entry) => {
                 let touched = entry.into_mut();
                 before = Some(rank(touched.payload));
@@ -227,7 +227,7 @@ impl<'a> Loads<'a> {
                 let Some(worker) = self.cluster.worker(id.as_str()) else { continue };
                 let Some((shape, all)) = shape_of(self.cluster, worker) else { continue };
                 let differing = shaped.entry(shape).or_insert_with(|| Differing::of(all));
-                differing.more += i64::try_from(i128::from(touched.payload) - i128::from(worker.payload)).unwrap_or_default();
+                differing.more += i64::try_from(i128::from(touched.payload) - i128::from(worker.load)).unwrap_or_default();
                 if self.is_open(id, worker) {
                     let share = self.cluster.rankings().share(all.shape.capacity);
                     differing.ranked.insert(Rank { load: Load { payload: touched.payload, share }, worker: id.clone() });

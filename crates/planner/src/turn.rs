@@ -168,12 +168,17 @@ impl<'a> Turn<'a> {
         self.recovering >= self.config.recovery_in_flight
     }
 
+    /// The plan has done something with it, or something that was decided before is under way.
+    pub(crate) fn is_dealt_with(&self, name: &ResourceName) -> bool {
+        self.seen.contains(name) || self.cluster.is_reserved(name)
+    }
+
     /// A resource of this name that runs as wanted on this worker, and that the plan has not dealt with.
     pub(crate) fn settled(&self, name: &'a ResourceName, id: &WorkerId) -> Option<Settled<'a>> {
         let unit: &'a Unit = self.cluster.unit(name.as_str())?;
         let ([holder], Some(definition)) = (unit.holders.as_slice(), unit.definition()) else { return None };
-        let is_settled = holder.worker == *id && holder.held.runs() && holder.held.epoch.0 != 0 && !holder.is_stopped();
-        (is_settled && !self.seen.contains(name)).then_some(Settled { name, holder, definition })
+        let is_settled = holder.worker == *id && holder.held.runs() && !holder.is_stopped();
+        (is_settled && !self.is_dealt_with(name)).then_some(Settled { name, holder, definition })
     }
 }
 

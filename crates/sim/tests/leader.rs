@@ -89,7 +89,7 @@ impl Glass {
 async fn add(handle: &Handle, name: &str) -> bool {
     let definition = Box::new(Draft { name: name.to_owned(), kind: "sim".to_owned(), ..Draft::default() }.check().unwrap());
     let (reply, answer) = oneshot::channel();
-    handle.ask(Request::Put { definition, mode: PutMode::Add, source: "".into(), reply: reply.into() }).unwrap();
+    handle.ask(Request::put(definition, PutMode::Add, "".into(), reply.into())).unwrap();
     matches!(answer.await, Ok(Ok(_)))
 }
 

@@ -34,7 +34,7 @@ async fn add_again_and_again(handle: Handle, until: Instant) -> u64 {
         let draft = Draft { name: "a".to_owned(), kind: "sim".to_owned(), ..Draft::default() };
         let (reply, answer) = oneshot::channel();
         let definition = Box::new(draft.check().unwrap());
-        handle.ask(Request::Put { definition, mode: PutMode::Add, source: "".into(), reply: reply.into() }).unwrap();
+        handle.ask(Request::put(definition, PutMode::Add, "".into(), reply.into())).unwrap();
         match answer.await.unwrap() {
             Ok(_) => answers += 1,
             Err(_) => sleep(SECOND / 10).await,

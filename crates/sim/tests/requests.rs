@@ -47,7 +47,7 @@ impl Testbed {
 
     fn put(&self, definition: Definition, mode: PutMode) -> Answer<PutAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.handle.ask(Request::Put { definition: Box::new(definition), mode, source: "".into(), reply: reply.into() }).unwrap();
+        self.handle.ask(Request::put(Box::new(definition), mode, "".into(), reply.into())).unwrap();
         answer
     }
 
@@ -58,7 +58,7 @@ impl Testbed {
     fn delete_only(&self, name: &str, id: Option<u64>) -> Answer<()> {
         let (reply, answer) = oneshot::channel();
         let name = ResourceName::new(name).unwrap();
-        self.handle.ask(Request::Delete { name, source: "".into(), id, reply: reply.into() }).unwrap();
+        self.handle.ask(Request::delete(name, "".into(), id, reply.into())).unwrap();
         answer
     }
 
@@ -166,7 +166,7 @@ async fn an_operator_does_not_wait_behind_callers() {
     sleep(TICK).await;
     // More wait than are taken on at once; the operator's request came last.
     let (reply, cordoned) = oneshot::channel();
-    testbed.handle.ask(Request::Intent { worker: id, intent: Some(IntentKind::Cordon), reply: reply.into() }).unwrap();
+    testbed.handle.ask(Request::intent(id, Some(IntentKind::Cordon), reply.into())).unwrap();
     sleep(TICK).await;
     testbed.etcd.thaw(0);
     assert_eq!(cordoned.await.unwrap(), Ok(()));

@@ -5,7 +5,7 @@ use evenkeel_proto::crawler::{NodeSpec, ResourceSpec, crawler_master_server::Cra
 use tonic::{Request, Response, Status};
 
 use super::service::{Service, name};
-use crate::control::request::PutMode;
+use crate::control::resources::PutMode;
 
 #[tonic::async_trait]
 impl CrawlerMaster for Service {

@@ -23,7 +23,9 @@ use crate::{
     config::MasterConfig,
     control::{
         intake::Ticket,
-        request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
+        request::{Refusal, Reply, Request},
+        resources::{Effect, PutAnswer, PutMode},
+        subjects::Subject,
     },
     engine::Handle,
     source::SourceHandle,
@@ -53,7 +55,7 @@ impl From<Refusal> for Status {
             Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
             Refusal::AlreadyExists(_) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
-            Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Self::unavailable(message),
+            Refusal::NotLeader | Refusal::Unknown(_) => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
             Refusal::TooLarge(_) => Self::invalid_argument(message),
             Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
@@ -95,13 +97,13 @@ impl Service {
     async fn put_with(&self, definition: Definition, mode: PutMode, source: &str, ticket: Ticket) -> Result<PutAnswer, Status> {
         let name = definition.name.clone();
         let answer = self.ask_to_put(definition, mode, source, ticket)?;
-        settled(answer, || Refusal::Unknown(name)).await
+        settled(answer, || Refusal::Unknown(Subject::Resource(name))).await
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn ask_to_put(&self, definition: Definition, mode: PutMode, source: &str, ticket: Ticket) -> Result<Answer<PutAnswer>, Status> {
         let (reply, answer) = Reply::new(ticket);
-        self.engine.ask(Request::Put { definition: Box::new(definition), mode, source: source.into(), reply })?;
+        self.engine.ask(Request::put(Box::new(definition), mode, source.into(), reply))?;
         Ok(answer)
     }
 
@@ -119,16 +121,16 @@ impl Service {
 
     async fn delete_with(&self, name: ResourceName, source: &str, id: Option<u64>, ticket: Ticket) -> Result<(), Status> {
         let (reply, answer) = Reply::new(ticket);
-        self.engine.ask(Request::Delete { name: name.clone(), source: source.into(), id, reply })?;
-        settled(answer, || Refusal::Unknown(name)).await
+        self.engine.ask(Request::delete(name.clone(), source.into(), id, reply))?;
+        settled(answer, || Refusal::Unknown(Subject::Resource(name))).await
     }
 
     /// Wants something of a worker, or nothing more, and waits for the commit; then shows the worker.
     async fn want(&self, id: &str, intent: Option<IntentKind>) -> Result<Option<v1::WorkerState>, Status> {
         let worker = worker_id("id", id)?;
         let (reply, answer) = Reply::new(Ticket::default());
-        self.engine.ask(Request::Intent { worker: worker.clone(), intent, reply })?;
-        settled(answer, || Refusal::UnknownOf(worker.clone())).await?;
+        self.engine.ask(Request::intent(worker.clone(), intent, reply))?;
+        settled(answer, || Refusal::Unknown(Subject::Worker(worker.clone()))).await?;
         let shared = self.shared();
         let now = shared.now();
         let state = shared.read();
@@ -180,7 +182,7 @@ impl Begun {
     async fn answer(self) -> v1::AddResourcesResponse {
         let name = self.shown;
         let result = match self.answer {
-            Ok((name, answer)) => settled(answer, || Refusal::Unknown(name)).await,
+            Ok((name, answer)) => settled(answer, || Refusal::Unknown(Subject::Resource(name))).await,
             Err(status) => Err(status),
         };
         match result {
@@ -335,8 +337,8 @@ impl Master for Service {
 
     async fn release_brake(&self, _: tonic::Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
         let (reply, answer) = Reply::new(Ticket::default());
-        self.engine.ask(Request::ReleaseBrake { reply })?;
-        let sessions = settled(answer, || Refusal::NotLeader).await?;
+        self.engine.ask(Request::release_brake(reply))?;
+        let sessions = settled(answer, || Refusal::Unknown(Subject::Brake)).await?;
         Ok(Response::new(v1::ReleaseBrakeResponse { workers: sessions.keys().map(ToString::to_string).collect() }))
     }
 

@@ -1,9 +1,71 @@
-//! The history that the leader writes: what it decided, when and why, in batches of one key each, bounded in number.
+//! The history that people read: what was decided, when and why. What tells of a decision is written in its own transaction, so that it is lost
+//! with the decision only; what tells of something that was seen waits here for a transaction. An entry is numbered by etcd, by the revision that
+//! writes it, and is shown when the watch brings it.
+//!
+//! Under master::control.
 
-use evenkeel_model::{Action, EndReason, EntryKind, Epoch, HistoryEntry};
+use std::{collections::VecDeque, time::Duration};
 
-/// An entry about a resource.
-pub(super) fn about_resource(kind: EntryKind, time: i64, master: &str, resource: &str, reason: &str) -> HistoryEntry {
+use evenkeel_model::{Action, EndReason, EntryKind, Epoch, HistoryEntry, Moment};
+
+/// How long the first entry waits for others. The history is never what a caller waits for.
+const DELAY: Duration = Duration::from_millis(50);
+/// How long entries wait after etcd has refused them.
+const REST: Duration = Duration::from_secs(1);
+/// How many wait at most, while etcd takes none: as many workers as may be lost at once and told of. The oldest go.
+const WAITING: usize = 10_000;
+
+/// The entries that are written by themselves.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    waiting: VecDeque<HistoryEntry>,
+    due: Moment,
+    dropped: usize,
+}
+
+impl History {
+    /// Takes an entry in, to be written soon.
+    pub(super) fn note(&mut self, entry: HistoryEntry, now: Moment) {
+        self.keep(entry, now.after(DELAY));
+    }
+
+    /// Takes an entry back that was not written.
+    pub(super) fn again(&mut self, entry: HistoryEntry, now: Moment) {
+        self.keep(entry, now.after(REST));
+        self.due = self.due.max(now.after(REST));
+    }
+
+    fn keep(&mut self, entry: HistoryEntry, due: Moment) {
+        if self.waiting.is_empty() {
+            self.due = due;
+        }
+        if self.waiting.len() == WAITING {
+            self.waiting.pop_front();
+            if self.dropped == 0 {
+                tracing::warn!(kept = WAITING, "etcd takes no entries of the history; the oldest are dropped");
+            }
+            self.dropped += 1;
+        }
+        self.waiting.push_back(entry);
+    }
+
+    /// When what waits is to be written; none: nothing waits.
+    pub(super) fn due(&self) -> Option<Moment> {
+        (!self.waiting.is_empty()).then_some(self.due)
+    }
+
+    /// What is to be written now, oldest first.
+    pub(super) fn take_due(&mut self, now: Moment) -> VecDeque<HistoryEntry> {
+        if self.due().is_none_or(|due| due > now) {
+            return VecDeque::new();
+        }
+        self.dropped = 0;
+        std::mem::take(&mut self.waiting)
+    }
+}
+
+/// An entry about a resource, or about none.
+pub(super) fn entry(kind: EntryKind, time: i64, master: &str, resource: &str, reason: &str) -> HistoryEntry {
     HistoryEntry {
         time,
         kind,
@@ -19,7 +81,7 @@ pub(super) fn about_resource(kind: EntryKind, time: i64, master: &str, resource:
 /// The entry of an action; the correction of a view leaves none.
 pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<HistoryEntry> {
     let resource = action.resource().map(ToString::to_string).unwrap_or_default();
-    let entry = |kind, reason: &str| about_resource(kind, time, master, &resource, reason);
+    let entry = |kind, reason: &str| entry(kind, time, master, &resource, reason);
     Some(match action {
         Action::Admit { worker, reason, .. } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Admitted, reason.as_str()) },
         // Of one that was lost the history knows since its session ended.
@@ -37,4 +99,41 @@ pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Hist
         }
         Action::View { .. } => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment(Duration::from_millis(millis))
+    }
+
+    fn lost(worker: &str) -> HistoryEntry {
+        HistoryEntry { worker: worker.to_owned(), ..entry(EntryKind::Lost, 0, "m", "", "") }
+    }
+
+    #[test]
+    fn entries_go_together_soon_and_again_after_a_rest_when_they_were_refused() {
+        let mut history = History::default();
+        history.note(lost("a"), at(100));
+        history.note(lost("b"), at(140));
+        assert_eq!(history.due(), Some(at(150)));
+        assert!(history.take_due(at(149)).is_empty());
+        let taken = history.take_due(at(150));
+        assert_eq!(taken, [lost("a"), lost("b")]);
+        history.again(lost("a"), at(160));
+        history.note(lost("c"), at(170));
+        assert_eq!(history.due(), Some(at(1160)));
+        assert_eq!(history.take_due(at(1160)).len(), 2);
+        assert_eq!(history.due(), None);
+    }
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let mut history = History::default();
+        (0..=WAITING).for_each(|n| history.note(lost(&n.to_string()), at(0)));
+        let taken = history.take_due(at(50));
+        assert_eq!((taken.len(), taken.front()), (WAITING, Some(&lost("1"))));
+    }
 }

@@ -1,20 +1,26 @@
-//! The control loop of a master: the one writer of the Cluster. It takes in the watch, the requests of the API and the outcomes of
+//! The control loop of a master: the one writer of the state. It takes in the watch, the requests of the API and the outcomes of
 //! commits; where this master leads it plans, checks the plan, and commits it. Everything of the wheel between store::watch and
 //! store::commit is turned here; what is to be done is decided by the planner, not here.
+//!
+//! A term of leadership has three rooms: `commits` (what is on its way to etcd, and `echoes` of it), `subjects` (what is reserved, and who waits),
+//! `history` (what people read of it). A verb of the API is a command in a file of its own: `resources`, `intents`.
 
 pub(crate) mod candidacy;
+mod commits;
+mod echoes;
 mod history;
 pub(crate) mod intake;
 mod intents;
-mod own_writes;
+mod judge;
 pub(crate) mod request;
-mod resources;
+pub(crate) mod resources;
 mod snowflake;
+pub(crate) mod subjects;
 mod term;
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{Change, Moment, Revision};
+use evenkeel_model::{Moment, Revision};
 use evenkeel_store::{
     Client, Executor, Finished, Update,
     codec::{self, Meaning},
@@ -28,9 +34,8 @@ use tokio::{
 
 use self::{
     candidacy::{Candidacy, CandidacyEvent, IdTaken},
-    own_writes::Sight,
     request::{Refusal, Request},
-    term::{ListVerdict, Term},
+    term::Term,
 };
 use crate::{
     config::MasterConfig,
@@ -43,6 +48,8 @@ pub(crate) const OPERATIONS: usize = 1024;
 const REQUESTS_A_TURN: usize = 512;
 /// A slow timer stands behind every wake-up.
 const SLOW: Duration = Duration::from_secs(5);
+/// How long a leader that ends waits for what it has sent.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 /// The deadline of one request of the commit pipeline.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -58,7 +65,7 @@ pub(crate) struct Control {
     finished: mpsc::UnboundedReceiver<Finished>,
     candidacy: Candidacy,
     role: Role,
-    /// The revision up to which the watch has been taken in.
+    /// The revision up to which this mirror has brought everything; zero: it has brought nothing yet.
     revision: Revision,
     /// When the planner wants to be asked again.
     wake: Option<Moment>,
@@ -135,8 +142,9 @@ impl Control {
 
     async fn next_wake(&mut self, stop: &mut oneshot::Receiver<()>) -> Wake {
         let timer = self.timer();
+        // What operators ask waits for no backlog.
         let (takes_operations, takes_requests) = match &self.role {
-            Role::Leading(term) => (term.takes_operations(), term.takes_requests()),
+            Role::Leading(term) => (true, term.takes_requests()),
             Role::Standby => (true, true),
             Role::Promoting { .. } => (false, false),
         };
@@ -174,7 +182,7 @@ impl Control {
             Wake::Stop => {}
             Wake::Timer => self.mark_due(),
             Wake::Finished(finished) => self.take_finished(finished),
-            Wake::Candidacy(event) => self.promote(event),
+            Wake::Candidacy(event) => self.take_candidacy(event),
         }
         // What has come in the meantime belongs to the same turn.
         while let Ok(finished) = self.finished.try_recv() {
@@ -201,8 +209,8 @@ impl Control {
                 self.shared.write().is_cut_off = true;
             }
             Update::Recovered => self.trust(),
-            Update::Reset { kvs, revision } => {
-                self.take_list(&kvs, revision);
+            Update::Reset { kvs, revision, begun } => {
+                self.take_list(&kvs, revision, begun);
                 self.trust();
             }
             Update::Changes { changes, revision } => {
@@ -210,17 +218,14 @@ impl Control {
                 let mut state = shared.write();
                 let now = shared.now();
                 for change in &changes {
-                    let (key, at) = match change {
-                        evenkeel_store::KeyChange::Put(kv) => (&kv.key, kv.modified),
-                        evenkeel_store::KeyChange::Delete { key, revision } => (key, *revision),
-                    };
-                    if let Role::Leading(term) = &mut self.role
-                        && term.own.seen(key, at) == Sight::State
-                    {
-                        continue;
+                    if !matches!(&self.role, Role::Leading(term) if term.is_echo(change)) {
+                        self.take_meaning(&mut state, codec::meaning_of_change(&self.keys, change), now);
                     }
-                    self.take_meaning(&mut state, codec::meaning_of_change(&self.keys, change), now);
                 }
+                if let Role::Leading(term) = &mut self.role {
+                    term.followed(revision);
+                }
+                state.followed = revision;
                 self.revision = revision;
                 drop(state);
                 self.reconsider();
@@ -246,53 +251,52 @@ impl Control {
     }
 
     fn take_meaning(&mut self, state: &mut State, meaning: Meaning, now: Moment) {
-        match meaning {
-            Meaning::Foreign => {}
-            Meaning::Candidate { lease, value } => state.candidate(lease, value.map(|v| *v)),
-            Meaning::History { number, entries } => state.remember(number, entries),
-            Meaning::Cluster(event) => {
-                if let Role::Leading(term) = &mut self.role {
-                    term.observe(state, &event, now);
-                }
-                touch(state, &event);
-                state.cluster.apply(event, now);
-            }
+        match (meaning, &mut self.role) {
+            (Meaning::Foreign, _) => {}
+            (Meaning::Candidate { lease, value }, _) => state.candidate(lease, value.map(|v| *v)),
+            (Meaning::History { suffix, created, entries }, _) => state.take_history(suffix, created, entries),
+            (Meaning::Cluster(change), Role::Leading(term)) => term.take_change(state, change, now),
+            (Meaning::Cluster(change), _) => state.take(change, now),
         }
     }
 
-    /// A whole list has come: at the start, and when the watch was interrupted for so long that etcd has forgotten what came between.
-    fn take_list(&mut self, kvs: &[evenkeel_store::Kv], revision: Revision) {
-        if let Role::Leading(term) = &mut self.role {
-            match term.judge_list(revision) {
-                ListVerdict::Good => {}
-                ListVerdict::TooEarly => return,
-                ListVerdict::WentBack => return self.step_down("etcd has gone back to an earlier state"),
-            }
-        }
+    /// A whole list has come: at the start, and when the watch was interrupted for so long that etcd has forgotten what came between. It replaces
+    /// the state; what a leader has committed since is laid over it, and what it has decided stays reserved.
+    fn take_list(&mut self, kvs: &[evenkeel_store::Kv], revision: Revision, begun: Instant) {
         let shared = self.shared.clone();
         let now = shared.now();
-        let mut fresh = State::default();
-        for kv in kvs {
-            match codec::meaning(&self.keys, kv) {
-                Meaning::Cluster(event) => fresh.cluster.apply(event, now),
-                Meaning::Candidate { lease, value } => fresh.candidate(lease, value.map(|v| *v)),
-                Meaning::History { number, entries } => fresh.remember(number, entries),
-                Meaning::Foreign => {}
-            }
+        if let Role::Leading(term) = &self.role
+            && term.went_back(&shared.read(), revision, begun)
+        {
+            return self.step_down("etcd was restored from a backup");
         }
-        fresh.is_synced = true;
+        let mut fresh = self.listed(kvs, revision, now);
         let mut state = shared.write();
-        fresh.forget_changes_of(&state);
-        fresh.cluster.keep_waits_of(&state.cluster);
-        (fresh.undone, fresh.brake) = (state.undone, state.brake);
+        fresh.replace(&state);
+        if let Role::Leading(term) = &mut self.role {
+            term.complete(&mut fresh, revision, now);
+        }
         *state = fresh;
         drop(state);
         tracing::debug!(revision = revision.0, keys = kvs.len(), "took in a whole list");
         self.revision = revision;
-        if let Role::Leading(term) = &mut self.role {
-            term.begin_with_list();
-        }
         self.reconsider();
+    }
+
+    fn listed(&self, kvs: &[evenkeel_store::Kv], revision: Revision, now: Moment) -> State {
+        let mut fresh = State { is_synced: true, followed: revision, ..State::default() };
+        let mut history = Vec::new();
+        for kv in kvs {
+            match codec::meaning(&self.keys, kv) {
+                Meaning::Cluster(change) => fresh.cluster.apply(change, now),
+                Meaning::Candidate { lease, value } => fresh.candidate(lease, value.map(|v| *v)),
+                Meaning::History { suffix, created, entries } => history.push((created, suffix, entries)),
+                Meaning::Foreign => {}
+            }
+        }
+        history.sort_by_key(|(created, ..)| *created);
+        history.into_iter().for_each(|(created, suffix, entries)| fresh.take_history(suffix, created, entries));
+        fresh
     }
 
     /// What has come may change who leads.
@@ -324,7 +328,7 @@ impl Control {
         }
     }
 
-    fn promote(&mut self, event: CandidacyEvent) {
+    fn take_candidacy(&mut self, event: CandidacyEvent) {
         match event {
             CandidacyEvent::Candidate => self.reconsider(),
             CandidacyEvent::Taken { revision } => {
@@ -350,8 +354,8 @@ impl Control {
     fn step_down(&mut self, why: &str) {
         match std::mem::replace(&mut self.role, Role::Standby) {
             Role::Leading(term) => {
-                tracing::warn!(why, "this master leads no more");
-                term.abandon(Refusal::NotLeader);
+                tracing::warn!(why, "this master steps down");
+                term.abandon();
                 let (executor, finished) = Executor::new(self.client.clone(), COMMIT_DEADLINE);
                 (self.executor, self.finished) = (executor, finished);
                 self.list_again();
@@ -393,64 +397,65 @@ impl Control {
     /// One turn of the wheel: plan, check, decide, and send off what there is to write.
     fn turn(&mut self) {
         self.doubt();
-        let Role::Leading(term) = &mut self.role else { return };
-        if term.needs_list() {
-            return self.list_again_when_idle();
-        }
         let shared = self.shared.clone();
         let mut state = shared.write();
-        if term.is_due {
-            self.wake = term.plan(&mut state, shared.now());
+        let now = shared.now();
+        let mut wants_list = false;
+        if let Role::Leading(term) = &mut self.role {
+            if term.is_due {
+                self.wake = term.plan(&mut state, now);
+            }
+            term.take_on_freed(&mut state, now);
+            term.write_history(&mut state, now);
+            // A mirror that has brought nothing yet is still at its list, and one that etcd has lost takes care of itself.
+            wants_list = self.revision != Revision::default() && !state.is_cut_off && term.wants_list(&mut state, now);
         }
-        term.take_on_freed(&mut state, shared.now());
-        term.write_history(&mut state, shared.now());
         let (changes, last) = (state.next_change(), state.last_event());
         drop(state);
         shared.wake(changes, u64::try_from(last).unwrap_or(0));
-        term.send(&mut self.executor);
-    }
-
-    fn list_again_when_idle(&mut self) {
-        let Role::Leading(term) = &mut self.role else { return };
-        term.send(&mut self.executor);
-        if term.asks_for_list() {
+        if let Role::Leading(term) = &mut self.role {
+            term.send(&mut self.executor);
+        }
+        if wants_list {
             self.list_again();
         }
     }
 
-    /// Writes what is decided, then gives leadership up at once, so that another master need not wait for the lease.
+    /// Ends what was only decided, waits for what is being written, and gives leadership up at once, so that another master need not wait for the
+    /// lease.
     async fn hand_over(mut self) {
-        if let Role::Leading(term) = &mut self.role {
-            let deadline = Instant::now() + Duration::from_secs(2);
-            loop {
-                // Whatever has happened is due now.
-                term.write_history(&mut self.shared.write(), Moment(Duration::MAX));
-                if term.is_idle() {
-                    break;
-                }
-                term.send(&mut self.executor);
+        // Whoever asks from now on is sent to the next leader, and so is who has asked and was not heard yet.
+        self.shared.set_leadership(Leadership::Nobody);
+        self.queues.refuse_all();
+        if let Role::Leading(mut term) = std::mem::replace(&mut self.role, Role::Standby) {
+            tracing::info!("handing leadership over");
+            let shared = self.shared.clone();
+            term.withdraw(shared.now());
+            // Whatever has happened is due now.
+            term.write_history(&mut shared.write(), Moment(Duration::MAX));
+            term.send(&mut self.executor);
+            let deadline = Instant::now() + LAST_WRITES;
+            while !term.is_idle() {
                 let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.finished.recv()).await else { break };
-                let shared = self.shared.clone();
                 if term.finished(&mut shared.write(), finished, shared.now()) {
                     break;
                 }
+                term.withdraw(shared.now());
             }
-            tracing::info!("handing leadership over");
+            term.abandon();
         }
-        if let Role::Leading(term) = std::mem::replace(&mut self.role, Role::Standby) {
-            term.abandon(Refusal::NotLeader);
-        }
-        self.shared.set_leadership(Leadership::Nobody);
         self.candidacy.resign().await;
     }
 }
 
-/// Remembers which resource an event is about, for those who watch.
-fn touch(state: &mut State, event: &Change) {
-    match event {
-        Change::Resource { name, .. } | Change::Unreadable { name, .. } | Change::Assignment { name, .. } | Change::Status { name, .. } => {
-            state.touch(name);
+impl Queues {
+    /// Takes nothing more, and refuses what was not heard yet.
+    fn refuse_all(&mut self) {
+        for queue in [&mut self.operations, &mut self.requests] {
+            queue.close();
+            while let Ok(request) = queue.try_recv() {
+                request.refuse(Refusal::NotLeader);
+            }
         }
-        Change::Worker { .. } | Change::Admission { .. } | Change::Intent { .. } | Change::WrittenOff { .. } => {}
     }
 }

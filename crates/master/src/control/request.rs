@@ -1,11 +1,12 @@
-//! What the API and the sources ask of the control loop, and what it answers.
+//! What the API and the sources ask of the control loop, and what it answers. A verb is a [`Command`], in a file of its own; the loop knows a
+//! [`Request`] only, which judges itself and completes itself, whatever it is about.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
-use evenkeel_model::{Definition, Epoch, IntentKind, Pending, PlaceReason, Record, ResourceName, Session, WorkerId};
+use evenkeel_model::{Decision, Guard, HistoryEntry, ResourceName, Revision};
 use tokio::sync::oneshot;
 
-use super::intake::Ticket;
+use super::{intake::Ticket, judge::Judge, subjects::Subject};
 
 /// The way back to who asked, with the place that the request takes up until it is answered.
 #[derive(Debug)]
@@ -38,85 +39,142 @@ impl<T> From<oneshot::Sender<Result<T, Refusal>>> for Reply<T> {
     }
 }
 
-/// Asks to change what is wanted. It is answered after the commit.
+/// A verb: what is asked for, how it is judged, and what it is answered with.
+pub(crate) trait Command: fmt::Debug + Send + 'static {
+    /// What it is answered with when it is certain.
+    type Answer: Answer;
+
+    /// What it is about: of one subject one thing at a time is under way.
+    fn subject(&self) -> Subject;
+
+    /// What is to be done for it, by the committed state. Nothing of the subject is under way.
+    fn judge(&self, by: &mut Judge<'_>) -> Ruling<Self::Answer>;
+}
+
+/// What a command is answered with.
+pub(crate) trait Answer: fmt::Debug + Send + 'static {
+    /// The write that it speaks of has this revision.
+    fn written_at(&mut self, _revision: Revision) {}
+}
+
+impl Answer for () {}
+
+/// What is to be done for a command. None of it is done yet.
+pub(crate) enum Ruling<A> {
+    /// Nothing, whatever else happens.
+    Refuse(Refusal),
+    /// Nothing is to be written, provided that this still holds in etcd.
+    Stands(Vec<Guard>, Result<A, Refusal>),
+    /// Something is to be written.
+    Write(Box<Decision>, Option<HistoryEntry>, A),
+}
+
+/// One command with the way back to who gave it.
+pub struct Request {
+    asked: Box<dyn Ask>,
+    /// How often it was judged by a state that etcd then did not confirm.
+    pub(super) tries: u32,
+}
+
+/// A [`Ruling`] whose answer the request keeps until it is certain.
+pub(super) enum Verdict {
+    Refuse(Refusal),
+    Stands(Vec<Guard>),
+    Write(Box<Decision>, Option<HistoryEntry>),
+}
+
+/// A command of any kind.
+trait Ask: fmt::Debug + Send {
+    fn subject(&self) -> Subject;
+    fn is_abandoned(&self) -> bool;
+    fn judge(&mut self, by: &mut Judge<'_>) -> Verdict;
+    fn complete(self: Box<Self>, outcome: Result<Revision, Refusal>);
+}
+
 #[derive(Debug)]
-pub enum Request {
-    /// Add a resource, or replace its definition where that is allowed.
-    Put {
-        /// What is wanted.
-        definition: Box<Definition>,
-        /// What may stand already.
-        mode: PutMode,
-        /// The inventory that asks, which keeps what it adds and changes only what it keeps; empty: the API. It is the door's to say, never
-        /// the caller's.
-        source: Box<str>,
-        /// For the answer.
-        reply: Reply<PutAnswer>,
-    },
-    /// Want a cordon or a drain of a worker, or neither any more.
-    Intent {
-        /// The worker.
-        worker: WorkerId,
-        /// What is wanted; none: nothing.
-        intent: Option<IntentKind>,
-        /// For the answer.
-        reply: Reply<()>,
-    },
-    /// Wait no longer for the workers that are gone, so that what they ran moves though the brake holds.
-    ReleaseBrake {
-        /// For the answer: whose sessions are waited for no longer.
-        reply: Reply<BTreeMap<WorkerId, Session>>,
-    },
-    /// Delete a resource.
-    Delete {
-        /// Which.
-        name: ResourceName,
-        /// The inventory that asks, which deletes only what it keeps; empty: the API, which deletes anything.
-        source: Box<str>,
-        /// Only the one with this id; none: whichever has the name.
-        id: Option<u64>,
-        /// For the answer.
-        reply: Reply<()>,
-    },
+struct Asked<C: Command> {
+    command: C,
+    reply: Reply<C::Answer>,
+    /// What is answered when it is certain.
+    answer: Option<Result<C::Answer, Refusal>>,
 }
 
-/// What may stand already when a resource is put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PutMode {
-    /// Nothing with a different definition.
-    Add,
-    /// It must stand.
-    Update,
-    /// Anything.
-    Apply,
+impl<C: Command> Ask for Asked<C> {
+    fn subject(&self) -> Subject {
+        self.command.subject()
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_abandoned()
+    }
+
+    fn judge(&mut self, by: &mut Judge<'_>) -> Verdict {
+        match self.command.judge(by) {
+            Ruling::Refuse(refusal) => Verdict::Refuse(refusal),
+            Ruling::Stands(guards, answer) => {
+                self.answer = Some(answer);
+                Verdict::Stands(guards)
+            }
+            Ruling::Write(decision, entry, answer) => {
+                self.answer = Some(Ok(answer));
+                Verdict::Write(decision, entry)
+            }
+        }
+    }
+
+    fn complete(self: Box<Self>, outcome: Result<Revision, Refusal>) {
+        let unjudged = || Err(Refusal::Unknown(self.command.subject()));
+        let answer = match outcome {
+            Ok(revision) => self.answer.unwrap_or_else(unjudged).map(|mut answer| {
+                answer.written_at(revision);
+                answer
+            }),
+            Err(refusal) => Err(refusal),
+        };
+        self.reply.give(answer);
+    }
 }
 
-/// What was done with a resource, and where it is.
-#[derive(Clone, Debug)]
-pub struct PutAnswer {
-    /// What was done.
-    pub effect: Effect,
-    /// What stands now.
-    pub record: Record,
-    /// Where it is assigned to run, with that worker's address.
-    pub node: Option<(WorkerId, String)>,
-    /// Why there, if that was chosen just now.
-    pub reason: Option<PlaceReason>,
-    /// The epoch of that assignment.
-    pub epoch: Epoch,
-    /// Why it is assigned nowhere.
-    pub pending: Option<Pending>,
+impl Request {
+    pub(super) fn new<C: Command>(command: C, reply: Reply<C::Answer>) -> Self {
+        Self { asked: Box::new(Asked { command, reply, answer: None }), tries: 0 }
+    }
+
+    /// What it is about.
+    pub(super) fn subject(&self) -> Subject {
+        self.asked.subject()
+    }
+
+    /// It is an operator's: about workers, and rare. It does not wait behind what callers ask about resources.
+    pub(crate) fn is_operators(&self) -> bool {
+        !matches!(self.subject(), Subject::Resource(_))
+    }
+
+    /// See [`Reply::is_abandoned`].
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.asked.is_abandoned()
+    }
+
+    /// Judges it by the state; it keeps the answer.
+    pub(super) fn judge(&mut self, by: &mut Judge<'_>) -> Verdict {
+        self.asked.judge(by)
+    }
+
+    /// What it was judged by is confirmed, or what it wants is written, at this revision; or it is refused.
+    pub(super) fn complete(self, outcome: Result<Revision, Refusal>) {
+        self.asked.complete(outcome);
+    }
+
+    /// Answers that nothing was done.
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        self.complete(Err(refusal));
+    }
 }
 
-/// The effect of a put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// It is new.
-    Created,
-    /// It existed with a different definition.
-    Changed,
-    /// It existed like this.
-    Unchanged,
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.asked.fmt(f)
+    }
 }
 
 /// Why a request has no effect.
@@ -127,19 +185,19 @@ pub enum Refusal {
     NotFound(ResourceName),
     /// Nothing is known of this worker.
     #[error("no such worker")]
-    NoWorker(WorkerId),
+    NoWorker(evenkeel_model::WorkerId),
     /// It is there, and differs.
     #[error("resource {0} already exists with a different definition; update it, or delete it first")]
     AlreadyExists(ResourceName),
     /// A source asks for what it does not keep.
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
-    /// It led when it was asked, perhaps, and does not any more: it may have been written all the same.
-    #[error("this master is no longer the leader; try again")]
+    /// It does not lead, or does not any more. Certainly nothing was done.
+    #[error("this master is not the leader, and nothing was written; try again")]
     NotLeader,
-    /// A guard of the write failed.
+    /// A guard of the write failed, again and again.
     #[error("another writer changed {0} at the same moment, and nothing was written; try again")]
-    Conflict(ResourceName),
+    Conflict(Subject),
     /// etcd takes no more data.
     #[error("etcd has no space left, and nothing was written; compact and defragment it, disarm its alarm, or raise its quota")]
     NoSpace,
@@ -149,47 +207,10 @@ pub enum Refusal {
     /// It is more than one transaction of etcd takes.
     #[error("it is larger than etcd takes in one transaction, and nothing was written: {0}")]
     TooLarge(String),
-    /// The term ended before the commit was known.
+    /// The term ended, or the caller's patience, before the commit was known.
     #[error("it is not known whether {0} was written; trying again is safe")]
-    Unknown(ResourceName),
-    /// The same, of what was wanted of a worker.
-    #[error("it is not known whether what is wanted of {0} was written; trying again is safe")]
-    UnknownOf(WorkerId),
+    Unknown(Subject),
     /// Too much waits already.
     #[error("too many requests are waiting; try again in a moment")]
     Busy,
-}
-
-impl Request {
-    /// The resource that it is about, if it is about one.
-    pub(crate) fn name(&self) -> Option<&ResourceName> {
-        match self {
-            Self::Put { definition, .. } => Some(&definition.name),
-            Self::Delete { name, .. } => Some(name),
-            Self::Intent { .. } | Self::ReleaseBrake { .. } => None,
-        }
-    }
-
-    /// It is an operator's: about workers, and rare. It does not wait behind what callers ask about resources.
-    pub(crate) fn is_operators(&self) -> bool {
-        self.name().is_none()
-    }
-
-    /// See [`Reply::is_abandoned`].
-    pub(crate) fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Put { reply, .. } => reply.is_abandoned(),
-            Self::Delete { reply, .. } | Self::Intent { reply, .. } => reply.is_abandoned(),
-            Self::ReleaseBrake { reply } => reply.is_abandoned(),
-        }
-    }
-
-    /// Answers that nothing was done.
-    pub(crate) fn refuse(self, refusal: Refusal) {
-        match self {
-            Self::Put { reply, .. } => reply.give(Err(refusal)),
-            Self::Delete { reply, .. } | Self::Intent { reply, .. } => reply.give(Err(refusal)),
-            Self::ReleaseBrake { reply } => reply.give(Err(refusal)),
-        }
-    }
 }

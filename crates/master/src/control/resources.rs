@@ -1,296 +1,245 @@
-//! What becomes of a request about a resource: the one place where adding, changing and deleting are decided. The answer waits for the commit.
-
-use std::collections::{BTreeMap, VecDeque};
+//! The commands about a resource: the one place where adding, changing and deleting are judged.
 
 use evenkeel_model::{
-    Decision, Definition, EntryKind, Epoch, Guard, HistoryEntry, Holder, Moment, Pending, Phase, Record, ResourceName, Revision, Session,
+    Decision, Definition, EntryKind, Epoch, Guard, HistoryEntry, Holder, Pending, Phase, PlaceReason, Record, ResourceName, Revision,
     StopReason, Unit, Versioned, WorkerId, Write,
 };
 
 use super::{
-    history,
-    request::{Effect, PutAnswer, PutMode, Refusal, Reply, Request},
-    term::{Decided, Term},
+    judge::Judge,
+    request::{Answer, Command, Refusal, Reply, Request, Ruling},
+    subjects::Subject,
 };
-use crate::state::State;
 
-/// An answer that waits for its commit.
-pub(super) enum Answer {
-    Put(Reply<PutAnswer>, Result<Box<PutAnswer>, Refusal>),
-    Delete(Reply<()>, Result<(), Refusal>),
-    Intent(Reply<()>, Result<(), Refusal>),
-    Brake(Reply<BTreeMap<WorkerId, Session>>, BTreeMap<WorkerId, Session>),
+/// What may stand already when a resource is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutMode {
+    /// Nothing with a different definition.
+    Add,
+    /// It must stand.
+    Update,
+    /// Anything.
+    Apply,
 }
 
-impl Answer {
-    /// It is written.
-    pub(super) fn give(self, revision: Revision) {
-        match self {
-            Self::Put(reply, Ok(mut answer)) => {
-                // The assignment that it speaks of is part of this very write.
-                if answer.node.is_some() && answer.epoch == Epoch::default() {
-                    answer.epoch = Epoch(revision.0);
-                }
-                reply.give(Ok(*answer));
-            }
-            Self::Put(reply, Err(refusal)) => reply.give(Err(refusal)),
-            Self::Delete(reply, answer) | Self::Intent(reply, answer) => reply.give(answer),
-            Self::Brake(reply, sessions) => reply.give(Ok(sessions)),
+/// What was done with a resource, and where it is.
+#[derive(Clone, Debug)]
+pub struct PutAnswer {
+    /// What was done.
+    pub effect: Effect,
+    /// What stands now.
+    pub record: Record,
+    /// Where it is assigned to run, with that worker's address.
+    pub node: Option<(WorkerId, String)>,
+    /// Why there, if that was chosen just now.
+    pub reason: Option<PlaceReason>,
+    /// The epoch of that assignment.
+    pub epoch: Epoch,
+    /// Why it is assigned nowhere.
+    pub pending: Option<Pending>,
+}
+
+/// The effect of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is new.
+    Created,
+    /// It existed with a different definition.
+    Changed,
+    /// It existed like this.
+    Unchanged,
+}
+
+impl Answer for PutAnswer {
+    fn written_at(&mut self, revision: Revision) {
+        // The assignment that it speaks of is part of this very write.
+        if self.node.is_some() && self.epoch == Epoch::default() {
+            self.epoch = Epoch(revision.0);
         }
     }
+}
 
-    pub(super) fn refuse(self, refusal: Refusal) {
-        match self {
-            Self::Put(reply, _) => reply.give(Err(refusal)),
-            Self::Delete(reply, _) | Self::Intent(reply, _) => reply.give(Err(refusal)),
-            Self::Brake(reply, _) => reply.give(Err(refusal)),
-        }
+/// Adds a resource, or replaces its definition where that is allowed.
+#[derive(Debug)]
+struct Put {
+    definition: Box<Definition>,
+    mode: PutMode,
+    /// Empty: the API.
+    source: Box<str>,
+}
+
+/// Deletes a resource.
+#[derive(Debug)]
+struct Delete {
+    name: ResourceName,
+    source: Box<str>,
+    id: Option<u64>,
+}
+
+impl Request {
+    /// Asks to add a resource, or to replace its definition where `mode` allows that. `source` is the inventory that asks, which keeps what it adds
+    /// and changes only what it keeps; empty: the API. It is the door's to say, never the caller's.
+    #[must_use]
+    pub fn put(definition: Box<Definition>, mode: PutMode, source: Box<str>, reply: Reply<PutAnswer>) -> Self {
+        Self::new(Put { definition, mode, source }, reply)
+    }
+
+    /// Asks to delete a resource; with an id, only the one with that. `source` is the inventory that asks, which deletes only what it keeps; empty:
+    /// the API, which deletes anything.
+    #[must_use]
+    pub fn delete(name: ResourceName, source: Box<str>, id: Option<u64>, reply: Reply<()>) -> Self {
+        Self::new(Delete { name, source, id }, reply)
     }
 }
 
-/// What is to be done for a request. None of it is done yet.
-enum Ruling {
-    /// Nothing, whatever else happens.
-    Refuse(Refusal),
-    /// Nothing is to be written, provided that the resource's record is the one that was looked at.
-    Stands(Revision, Outcome),
-    /// Something is to be written.
-    Write(Box<Decision>, HistoryEntry, Outcome),
-}
+impl Command for Put {
+    type Answer = PutAnswer;
 
-/// What is answered when it is certain.
-enum Outcome {
-    Put(Box<PutAnswer>),
-    Deleted,
-    Refused(Refusal),
-}
-
-/// What is asked of a resource, apart from who asks.
-enum Asked<'a> {
-    Put { definition: &'a Definition, mode: PutMode, source: &'a str },
-    Delete { name: &'a ResourceName, source: &'a str, id: Option<u64> },
-}
-
-impl Term {
-    /// Decides what was asked for one resource with which nothing is under way, in order, as far as it comes to one write: what finds
-    /// nothing more to be written is answered by the same commit. What is left over waits for that.
-    pub(super) fn decide_requests(&mut self, state: &mut State, name: &ResourceName, waiting: &mut VecDeque<Request>, now: Moment) {
-        // What is answered from memory waits for a transaction all the same, which shows that this master still leads and that the record which
-        // it goes by is the one in etcd. A leader that was stopped for a while may go on before it learns that another has led since; what
-        // it answers from memory would be what was so then. One transaction shows that for all of them, as long as it is not sent yet.
-        let mut answers = Vec::new();
-        let mut guard = None;
-        let mut written = None;
-        // Of many who want what there is already, the first finds out where it is, or why it is nowhere.
-        let mut unchanged = None;
-        while let Some(request) = waiting.pop_front() {
-            if request.is_abandoned() {
-                continue;
-            }
-            let Some(asked) = Asked::of(&request) else { continue };
-            match self.rule(state, asked, &mut unchanged, now) {
-                Ruling::Refuse(refusal) => request.refuse(refusal),
-                Ruling::Stands(revision, outcome) => {
-                    guard.get_or_insert(revision);
-                    answers.extend(answer(request, outcome));
-                }
-                // The second write waits for the first.
-                Ruling::Write(..) if written.is_some() => {
-                    waiting.push_front(request);
-                    break;
-                }
-                Ruling::Write(decision, happening, outcome) => {
-                    answers.extend(answer(request, outcome));
-                    let decided = Decided {
-                        decision: *decision,
-                        name: Some(name),
-                        happening: Some(happening),
-                        answers: std::mem::take(&mut answers),
-                    };
-                    unchanged = None;
-                    written = self.decide(state, decided, now);
-                    if written.is_none() {
-                        // It is not written, and says why. What comes after it goes on from what there was before.
-                        guard = None;
-                    }
-                }
-            }
-        }
-        match (written, guard) {
-            (Some(token), _) => self.answer_with(token, answers),
-            (None, Some(stands)) => {
-                let decision = Decision { guards: vec![Guard::Resource(name.clone(), stands)], writes: Vec::new() };
-                self.decide(state, Decided { decision, name: Some(name), happening: None, answers }, now);
-            }
-            (None, None) => {}
-        }
+    fn subject(&self) -> Subject {
+        Subject::Resource(self.definition.name.clone())
     }
 
-    fn rule(&mut self, state: &State, asked: Asked<'_>, unchanged: &mut Option<PutAnswer>, now: Moment) -> Ruling {
-        match asked {
-            Asked::Put { definition, mode, source } => self.rule_put(state, definition, (mode, source), unchanged, now),
-            Asked::Delete { name, source, id } => self.rule_delete(state, name, source, id),
-        }
-    }
-
-    fn rule_put(
-        &mut self,
-        state: &State,
-        definition: &Definition,
-        (mode, source): (PutMode, &str),
-        unchanged: &mut Option<PutAnswer>,
-        now: Moment,
-    ) -> Ruling {
-        let name = &definition.name;
-        let unit = state.cluster.unit(name.as_str());
+    fn judge(&self, by: &mut Judge<'_>) -> Ruling<PutAnswer> {
+        let name = &self.definition.name;
+        let unit = by.cluster.unit(name.as_str());
         if unit.is_some_and(|u| u.unreadable.is_some()) {
             return Ruling::Refuse(Refusal::Rejected(format!("the record of {name} cannot be read; delete it first")));
         }
         let Some(old) = unit.and_then(|u| u.record.as_deref()) else {
-            return match mode {
-                PutMode::Update => Ruling::Stands(Revision::default(), Outcome::Refused(Refusal::NotFound(name.clone()))),
-                PutMode::Add | PutMode::Apply => self.create(state, definition, source, now),
+            return match self.mode {
+                PutMode::Update => stands(name, Revision::default(), Err(Refusal::NotFound(name.clone()))),
+                PutMode::Add | PutMode::Apply => self.create(by),
             };
         };
-        let stands = |outcome| Ruling::Stands(old.revision, outcome);
-        if !source.is_empty() && *old.value.source != *source {
-            return stands(Outcome::Refused(Refusal::OfAnother(name.clone(), source_of(&old.value).into())));
+        if !self.source.is_empty() && *old.value.source != *self.source {
+            return stands(name, old.revision, Err(of_another(name, &old.value)));
         }
-        if old.value.definition == *definition {
-            let answer = unchanged.get_or_insert_with(|| self.standing_answer(state, name, old.value.clone(), Effect::Unchanged, now));
-            return stands(Outcome::Put(Box::new(answer.clone())));
+        if old.value.definition == *self.definition {
+            let answer = match by.unchanged.clone() {
+                Some(answer) => answer,
+                None => by.unchanged.insert(standing(by, name, old.value.clone(), Effect::Unchanged)).clone(),
+            };
+            return stands(name, old.revision, Ok(answer));
         }
-        match mode {
-            PutMode::Add => stands(Outcome::Refused(Refusal::AlreadyExists(name.clone()))),
-            PutMode::Update | PutMode::Apply => self.change(state, definition, old, now),
+        match self.mode {
+            PutMode::Add => stands(name, old.revision, Err(Refusal::AlreadyExists(name.clone()))),
+            PutMode::Update | PutMode::Apply => self.change(by, old),
         }
     }
+}
 
+impl Put {
     /// The resource and its assignment are written in one transaction.
-    fn create(&mut self, state: &State, definition: &Definition, source: &str, now: Moment) -> Ruling {
-        let name = &definition.name;
-        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
+    fn create(&self, by: &mut Judge<'_>) -> Ruling<PutAnswer> {
+        let name = &self.definition.name;
+        let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).map(|h| h.worker.clone());
         let choice = match holder {
             Some(worker) => Err(Pending::PreviousRun(worker)),
-            None => evenkeel_planner::choose(&state.cluster, definition, now, &self.planner),
+            None => evenkeel_planner::choose(by.cluster, &self.definition, by.now, by.planner),
         };
         let reason = choice.as_ref().ok().map(|(_, reason)| *reason);
-        let choice = choice.map(|(worker, _)| {
-            let address = state.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
-            (worker, address.unwrap_or_default())
-        });
-        let time = self.clock.unix_ns();
-        let record = Record {
-            id: self.snowflakes.next(time),
-            creation_time: time,
-            assigned_node: choice.as_ref().map(|(worker, address)| Record::node(worker, address)).unwrap_or_default(),
-            source: source.into(),
-            definition: definition.clone(),
+        let (node, pending) = match choice {
+            Ok((worker, _)) => (Some(by.node(&worker)), None),
+            Err(pending) => (None, Some(pending)),
         };
-        let source = source_of(&record);
+        let record = Record {
+            id: by.next_id(),
+            creation_time: by.time,
+            assigned_node: node.as_ref().map(|(worker, address)| Record::node(worker, address)).unwrap_or_default(),
+            source: self.source.clone(),
+            definition: (*self.definition).clone(),
+        };
+        let source = shown(&self.source);
         let why = reason.map_or_else(|| source.to_owned(), |reason| format!("{source}, {}", reason.as_str()));
-        let entry = history::about_resource(EntryKind::Added, time, &self.master, name.as_str(), &why);
         let mut decision = Decision {
             guards: vec![Guard::Resource(name.clone(), Revision::default())],
             writes: vec![Write::Resource(Box::new(record.clone()))],
         };
-        let (node, pending) = match choice {
-            Ok((worker, address)) => {
-                decision.assign(&record.definition, &worker);
-                (Some((worker, address)), None)
-            }
-            Err(pending) => (None, Some(pending)),
-        };
-        let happening = HistoryEntry { worker: node.as_ref().map(|(w, _)| w.to_string()).unwrap_or_default(), ..entry };
+        if let Some((worker, _)) = &node {
+            decision.assign(&record.definition, worker);
+        }
+        let worker = node.as_ref().map(|(worker, _)| worker.to_string()).unwrap_or_default();
+        let entry = HistoryEntry { worker, ..by.entry(EntryKind::Added, name.as_str(), &why) };
         let answer = PutAnswer { effect: Effect::Created, record, node, reason, epoch: Epoch::default(), pending };
-        Ruling::Write(Box::new(decision), happening, Outcome::Put(Box::new(answer)))
+        Ruling::Write(Box::new(decision), Some(entry), answer)
     }
 
     /// Only the resource is written; the planner sees what follows from it.
-    fn change(&self, state: &State, definition: &Definition, old: &Versioned<Record>, now: Moment) -> Ruling {
-        let name = &definition.name;
-        let rules_changed = old.value.definition.require != definition.require;
-        let record = Record { definition: definition.clone(), ..old.value.clone() };
+    fn change(&self, by: &Judge<'_>, old: &Versioned<Record>) -> Ruling<PutAnswer> {
+        let name = &self.definition.name;
+        let rules_changed = old.value.definition.require != self.definition.require;
+        let record = Record { definition: (*self.definition).clone(), ..old.value.clone() };
         let mut decision =
             Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
-        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
-        let goes_on = |h: &&Holder| h.held.runs() && h.held.epoch != Epoch::default() && h.held.hash == record.definition.hash();
+        let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
+        let goes_on = |h: &&Holder| h.held.runs() && h.held.hash == record.definition.hash();
         if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
             // The worker checks them too, and it is to check those that are in force.
             decision.give_rules(&record.definition, &holder.worker, &holder.held);
         }
-        let happening = history::about_resource(EntryKind::Changed, self.clock.unix_ns(), &self.master, name.as_str(), source_of(&record));
-        let mut answer = self.standing_answer(state, name, record, Effect::Changed, now);
-        if state.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
-            answer.pending = evenkeel_planner::choose(&state.cluster, &answer.record.definition, now, &self.planner).err();
+        let entry = by.entry(EntryKind::Changed, name.as_str(), shown(&self.source));
+        let mut answer = standing(by, name, record, Effect::Changed);
+        if by.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
+            answer.pending = evenkeel_planner::choose(by.cluster, &answer.record.definition, by.now, by.planner).err();
         }
-        Ruling::Write(Box::new(decision), happening, Outcome::Put(Box::new(answer)))
+        Ruling::Write(Box::new(decision), Some(entry), answer)
+    }
+}
+
+impl Command for Delete {
+    type Answer = ();
+
+    fn subject(&self) -> Subject {
+        Subject::Resource(self.name.clone())
     }
 
     /// The resource goes and its work is told to stop, in one transaction.
-    fn rule_delete(&self, state: &State, name: &ResourceName, source: &str, id: Option<u64>) -> Ruling {
-        let Some(unit) = state.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
-            return Ruling::Stands(Revision::default(), Outcome::Refused(Refusal::NotFound(name.clone())));
+    fn judge(&self, by: &mut Judge<'_>) -> Ruling<()> {
+        let name = &self.name;
+        let Some(unit) = by.cluster.unit(name.as_str()).filter(|u| u.record.is_some() || u.unreadable.is_some()) else {
+            return stands(name, Revision::default(), Err(Refusal::NotFound(name.clone())));
         };
-        if let Some(record) = unit.record.as_deref().filter(|r| id.is_some_and(|id| id != r.value.id)) {
-            return Ruling::Stands(record.revision, Outcome::Refused(Refusal::NotFound(name.clone())));
+        if let Some(record) = unit.record.as_deref().filter(|r| self.id.is_some_and(|id| id != r.value.id)) {
+            return stands(name, record.revision, Err(Refusal::NotFound(name.clone())));
         }
-        if let Some(record) = unit.record.as_deref().filter(|r| !source.is_empty() && *r.value.source != *source) {
-            let refusal = Refusal::OfAnother(name.clone(), source_of(&record.value).into());
-            return Ruling::Stands(record.revision, Outcome::Refused(refusal));
+        if let Some(record) = unit.record.as_deref().filter(|r| !self.source.is_empty() && *r.value.source != *self.source) {
+            return stands(name, record.revision, Err(of_another(name, &record.value)));
         }
         let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
         if let Some(record) = unit.record.as_deref() {
             decision.guards.push(Guard::Resource(name.clone(), record.revision));
         }
-        for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
+        for holder in unit.holders.iter().filter(|h| h.held.runs()) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
-        let source = if source.is_empty() { "api" } else { source };
-        let entry = history::about_resource(EntryKind::Deleted, self.clock.unix_ns(), &self.master, name.as_str(), source);
-        let happening = HistoryEntry { from: holder_of(unit), ..entry };
-        Ruling::Write(Box::new(decision), happening, Outcome::Deleted)
-    }
-
-    /// The answer for a resource that there is already, from what the Cluster shows of it.
-    fn standing_answer(&self, state: &State, name: &ResourceName, record: Record, effect: Effect, now: Moment) -> PutAnswer {
-        let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).filter(|h| h.held.runs());
-        let node = holder.map(|h| {
-            let address = state.cluster.worker(h.worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
-            (h.worker.clone(), address.unwrap_or_default())
-        });
-        let pending = match node {
-            Some(_) => None,
-            None => evenkeel_planner::why_pending(&state.cluster, name.as_str(), now, &self.planner),
-        };
-        PutAnswer { effect, record, node, reason: None, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
+        let entry = by.entry(EntryKind::Deleted, name.as_str(), shown(&self.source));
+        Ruling::Write(Box::new(decision), Some(HistoryEntry { from: holder_of(unit), ..entry }), ())
     }
 }
 
-impl<'a> Asked<'a> {
-    /// None: it is about a worker.
-    fn of(request: &'a Request) -> Option<Self> {
-        match request {
-            Request::Put { definition, mode, source, .. } => Some(Self::Put { definition, mode: *mode, source }),
-            Request::Delete { name, source, id, .. } => Some(Self::Delete { name, source, id: *id }),
-            Request::Intent { .. } | Request::ReleaseBrake { .. } => None,
-        }
-    }
+/// Nothing is to be written, as long as the record is the one that was looked at.
+fn stands<A>(name: &ResourceName, revision: Revision, answer: Result<A, Refusal>) -> Ruling<A> {
+    Ruling::Stands(vec![Guard::Resource(name.clone(), revision)], answer)
 }
 
-/// The answer of a request, to be given when it is certain.
-fn answer(request: Request, outcome: Outcome) -> Option<Answer> {
-    match (request, outcome) {
-        (Request::Put { reply, .. }, Outcome::Put(answer)) => Some(Answer::Put(reply, Ok(answer))),
-        (Request::Put { reply, .. }, Outcome::Refused(refusal)) => Some(Answer::Put(reply, Err(refusal))),
-        (Request::Delete { reply, .. }, Outcome::Deleted) => Some(Answer::Delete(reply, Ok(()))),
-        (Request::Delete { reply, .. }, Outcome::Refused(refusal)) => Some(Answer::Delete(reply, Err(refusal))),
-        _ => None,
-    }
+/// The answer for a resource that there is already, from what the Cluster shows of it.
+fn standing(by: &Judge<'_>, name: &ResourceName, record: Record, effect: Effect) -> PutAnswer {
+    let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).filter(|h| h.held.runs());
+    let node = holder.map(|h| by.node(&h.worker));
+    let pending = match node {
+        Some(_) => None,
+        None => evenkeel_planner::why_pending(by.cluster, name.as_str(), by.now, by.planner),
+    };
+    PutAnswer { effect, record, node, reason: None, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
 }
 
-fn source_of(record: &Record) -> &str {
-    if record.source.is_empty() { "api" } else { &record.source }
+fn of_another(name: &ResourceName, record: &Record) -> Refusal {
+    Refusal::OfAnother(name.clone(), shown(&record.source).into())
+}
+
+/// A source as people read it.
+fn shown(source: &str) -> &str {
+    if source.is_empty() { "api" } else { source }
 }
 
 fn holder_of(unit: &Unit) -> String {

@@ -1,19 +1,25 @@
-//! One term of leadership: the commit pipeline with the leader's fence, what was decided and is not yet known to be written, and the
-//! history. It carries out plans and requests; it chooses nothing.
+//! One term of leadership. It carries out plans and requests and chooses nothing: what is decided is reserved beside the committed state, goes
+//! through [`Commits`], and is applied to the state when it is committed, before anybody is answered. A refusal concerns its own decision.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use evenkeel_model::{Change, Decision, EntryKind, Epoch, HistoryEntry, Moment, ResourceName, Revision, Standing, Write, check};
+use evenkeel_model::{Brake, Change, Decision, EntryKind, HistoryEntry, Moment, Revision, Standing, WorkerId, check};
 use evenkeel_planner::PlannerConfig;
-use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, SubmitError, WriteResult, codec, keys::Keys};
-use rustc_hash::FxHashMap;
+use evenkeel_store::{
+    Executor, Finished, Found, KeyChange, LeasedKey, WriteResult,
+    codec::{self, Meaning},
+    keys::Keys,
+};
+use tokio::time::Instant;
 
 use super::{
-    history,
-    own_writes::{OwnWrites, Written},
-    request::{Refusal, Request},
-    resources::Answer,
+    commits::{Commits, Decided, Settled},
+    echoes::Echoes,
+    history::{self, History},
+    judge::Judge,
+    request::{Refusal, Request, Verdict},
     snowflake::Snowflakes,
+    subjects::{Subject, Subjects},
 };
 use crate::{
     config::MasterConfig,
@@ -22,18 +28,16 @@ use crate::{
     time::Clock,
 };
 
-/// How many batches may be in flight.
-const IN_FLIGHT: usize = 3;
 /// How many writes may wait in the pipeline before requests wait outside.
 const BACKLOG: usize = 4096;
-/// How many batches of the history are kept in etcd, and how many entries one has at most.
-const HISTORY_BATCHES: u64 = 500;
-const HISTORY_ENTRIES: usize = 100;
-/// How long the first entry of a batch waits for others. The history is never what a caller waits for.
-const HISTORY_DELAY: Duration = Duration::from_millis(50);
-/// How long planning rests after etcd has refused a write for a reason that time may mend.
+/// How long planning rests after etcd has refused a planned write for a reason that time may mend.
 const REST: Duration = Duration::from_secs(1);
-
+/// The first rest after planned writes whose conditions did not hold, once that has happened a few times in a row; it doubles up to [`REST`].
+const SHORT_REST: Duration = Duration::from_millis(10);
+const CONFLICTS: u32 = 3;
+/// How often a request is judged anew, because what it was judged by did not hold in etcd. Each time the state is corrected first, so that once is
+/// enough but where somebody else writes the same key again and again.
+const TRIES: u32 = 5;
 /// A plan that takes longer is followed by a rest of so many times its length.
 const LONG: Duration = Duration::from_millis(2);
 const REST_FACTOR: u32 = 3;
@@ -41,320 +45,247 @@ const REST_FACTOR: u32 = 3;
 const PLANNED: usize = 1024;
 /// How many actions of one plan the log shows.
 const SHOWN: usize = 20;
+/// By how much the watch may lag behind the own commits before everything is listed anew: longer than the mirror takes to leave a member that is
+/// silent, so that it is a watch that etcd feeds too slowly.
+const LAG: Duration = Duration::from_secs(5);
+/// The pause after such a list. It doubles each time, since a list costs etcd more than what it is to relieve it of, and begins anew when the watch
+/// has caught up.
+const LIST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_LIST_PAUSE: Duration = Duration::from_secs(160);
 
-/// See the module.
+/// What a leader has beside the state. It ends with the leadership.
 pub(super) struct Term {
-    pub(super) keys: Keys,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) master: String,
-    pub(super) planner: PlannerConfig,
-    pub(super) own: OwnWrites,
-    pub(super) snowflakes: Snowflakes,
+    keys: Keys,
+    clock: Arc<dyn Clock>,
+    master: String,
+    planner: PlannerConfig,
     measures: Measures,
+    snowflakes: Snowflakes,
     /// Something has changed since the last plan.
     pub(super) is_due: bool,
-    pipeline: Pipeline,
-    next_token: u64,
-    pending: FxHashMap<u64, Pending>,
-    busy: FxHashMap<ResourceName, Busy>,
-    /// How many writes about resources are under way for which nobody waits.
-    planned: usize,
-    /// Resources whose requests wait no more for what was under way, only for the plan.
-    freed: Vec<ResourceName>,
-    list: List,
-    last_written: Revision,
+    commits: Commits,
+    subjects: Subjects,
+    history: History,
+    echoes: Echoes,
     rests_until: Option<Moment>,
-    /// What has happened since the last batch of the history was written, and since when.
-    happenings: Vec<HistoryEntry>,
-    happenings_since: Moment,
-    next_batch: u64,
-}
-
-/// A write that was decided.
-struct Pending {
-    writes: Vec<(Vec<u8>, Write)>,
-    /// Further keys that it writes, which no event tells of.
-    more_keys: Vec<Vec<u8>>,
-    name: Option<ResourceName>,
-    /// Told when it is written.
-    happening: Option<HistoryEntry>,
-    answers: Vec<Answer>,
-}
-
-/// A decision with what belongs to it.
-pub(super) struct Decided<'a> {
-    pub(super) decision: Decision,
-    /// The resource that it is about.
-    pub(super) name: Option<&'a ResourceName>,
-    /// What the history says of it, once it is written.
-    pub(super) happening: Option<HistoryEntry>,
-    /// Who waits for it; none: the planner wanted it.
-    pub(super) answers: Vec<Answer>,
-}
-
-/// A resource with writes under way: requests about it wait for them, and then for the plan.
-#[derive(Default)]
-struct Busy {
-    writes: usize,
-    waiting: VecDeque<Request>,
-}
-
-/// Whether the Cluster can be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum List {
-    /// It can.
-    Good,
-    /// A decision failed, or the watch was interrupted: nothing more is decided until a whole list has come.
-    Needed,
-    /// It has been asked for.
-    Asked,
-}
-
-/// What a whole list is to a term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ListVerdict {
-    /// It replaces the Cluster.
-    Good,
-    /// It may lack writes that are under way, or were when it was made: another is needed.
-    TooEarly,
-    /// It lacks writes that were done before it was asked for: etcd was put back to an earlier state.
-    WentBack,
-}
-
-impl ListVerdict {
-    /// Judges a list of this revision, where the last write that is known to be done has that one. `is_idle`: none is under way. `is_asked`: it
-    /// was asked for when none was.
-    fn of(revision: Revision, last_written: Revision, is_idle: bool, is_asked: bool) -> Self {
-        if revision >= last_written && is_idle {
-            Self::Good
-        } else if is_asked && is_idle {
-            // It would hold every write, if this were still the same history.
-            Self::WentBack
-        } else {
-            Self::TooEarly
-        }
-    }
+    /// How many planned writes in a row found their conditions not to hold.
+    conflicts: u32,
+    /// When the watch may be given up for a list again, and for how long it rests then.
+    next_list: Moment,
+    list_pause: Duration,
+    /// Old entries of the history are being deleted.
+    is_trimming: bool,
+    /// Until when further flaws of plans are not logged.
+    flaws_told_until: Moment,
 }
 
 impl Term {
-    /// Takes over the Cluster as the watch has built it, up to the revision at which this master became the leader.
+    /// Takes over the state as the watch has built it, up to the revision at which this master became the leader.
     pub(super) fn begin(config: &MasterConfig, keys: &Keys, shared: &Shared, candidate: &LeasedKey) -> Self {
-        let mut state = shared.write();
-        state.cluster.begin_term(shared.now());
-        let fence = candidate.created();
-        let pipeline = Pipeline::new(PipelineConfig {
-            fence_key: candidate.key().to_vec(),
-            fence,
-            lease: candidate.lease(),
-            slot_prefix: format!("{}{:x}/", keys.writers(), candidate.lease()).into_bytes(),
-            in_flight: IN_FLIGHT,
-        });
+        let now = shared.now();
+        shared.write().cluster.begin_term(now);
         let mut term = Self {
             keys: keys.clone(),
             clock: Arc::clone(shared.clock()),
             master: config.id.to_string(),
             planner: config.planner.clone(),
-            own: OwnWrites::default(),
-            snowflakes: Snowflakes::new(fence.0),
             measures: shared.measures.clone(),
+            snowflakes: Snowflakes::new(candidate.created().0),
             is_due: true,
-            pipeline,
-            next_token: 0,
-            pending: FxHashMap::default(),
-            busy: FxHashMap::default(),
-            planned: 0,
-            freed: Vec::new(),
-            list: List::Good,
-            last_written: Revision::default(),
+            commits: Commits::new(keys, candidate),
+            subjects: Subjects::default(),
+            history: History::default(),
+            echoes: Echoes::default(),
             rests_until: None,
-            happenings: Vec::new(),
-            happenings_since: Moment::default(),
-            next_batch: state.next_batch(),
+            conflicts: 0,
+            next_list: Moment::default(),
+            list_pause: LIST_PAUSE,
+            is_trimming: false,
+            flaws_told_until: Moment::default(),
         };
-        let entry = history::about_resource(EntryKind::Leading, term.clock.unix_ns(), config.id.as_str(), "", "became the leader");
-        term.happen(&mut state, entry, shared.now());
+        term.note(EntryKind::Leading, config.id.as_str(), "became the leader", now);
         term
     }
 
-    /// Adds to the history: at once in memory, with the next batch in etcd.
-    pub(super) fn happen(&mut self, state: &mut State, happening: HistoryEntry, now: Moment) {
-        if self.happenings.is_empty() {
-            self.happenings_since = now;
-        }
-        let index = self.happenings.len();
-        if index < HISTORY_ENTRIES {
-            state.remember_one(self.next_batch, index, happening.clone());
-        }
-        self.happenings.push(happening);
-    }
-
     pub(super) fn takes_requests(&self) -> bool {
-        self.list == List::Good && self.pipeline.len() < BACKLOG
+        self.commits.len() < BACKLOG
     }
 
-    /// What operators ask waits for no backlog.
-    pub(super) fn takes_operations(&self) -> bool {
-        self.list == List::Good
+    /// A change that the watch brings: the state has it already, or is ahead of it.
+    pub(super) fn is_echo(&self, change: &KeyChange) -> bool {
+        self.echoes.has(change.key(), change.revision())
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.pipeline.is_empty()
+    /// The watch has brought everything up to this revision.
+    pub(super) fn followed(&mut self, revision: Revision) {
+        self.echoes.followed(revision);
     }
 
-    pub(super) fn needs_list(&self) -> bool {
-        self.list != List::Good
-    }
-
-    /// Whether the list is to be asked for now: once, when no write is under way any more.
-    pub(super) fn asks_for_list(&mut self) -> bool {
-        let asks = self.list == List::Needed && self.is_idle();
-        if asks {
-            self.list = List::Asked;
+    /// Takes a change of the cluster into the state, and tells the history what it means.
+    pub(super) fn take_change(&mut self, state: &mut State, change: Change, now: Moment) {
+        if let Change::Worker { id, value: None } = &change {
+            self.see_loss(state, id, now);
         }
-        asks
+        state.take(change, now);
     }
 
-    /// Whether a list of this revision can replace the Cluster: it must hold every write of this term.
-    pub(super) fn judge_list(&mut self, revision: Revision) -> ListVerdict {
-        let verdict = ListVerdict::of(revision, self.last_written, self.is_idle(), self.list == List::Asked);
-        if verdict == ListVerdict::TooEarly {
-            self.list = List::Needed;
+    fn see_loss(&mut self, state: &State, id: &WorkerId, now: Moment) {
+        let worker = state.cluster.worker(id.as_str()).filter(|w| w.standing() == Standing::Ready);
+        let Some(worker) = worker else { return };
+        self.measures.lost();
+        let resources = worker.names.len();
+        tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
+        let entry = history::entry(EntryKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
+        self.history.note(HistoryEntry { worker: id.to_string(), ..entry }, now);
+    }
+
+    /// Adds to the history what tells of no decision.
+    fn note(&mut self, kind: EntryKind, resource: &str, reason: &str, now: Moment) {
+        self.history.note(history::entry(kind, self.clock.unix_ns(), &self.master, resource, reason), now);
+    }
+
+    /// A list of this revision, begun then, is of an earlier history of etcd than the one that this term has written.
+    pub(super) fn went_back(&self, state: &State, revision: Revision, begun: Instant) -> bool {
+        revision < state.followed || self.echoes.went_back(revision, begun)
+    }
+
+    /// Brings a list of this revision up to what this term has committed since, and reserves in it what is under way.
+    pub(super) fn complete(&mut self, listed: &mut State, revision: Revision, now: Moment) {
+        for (at, write) in self.echoes.beyond(revision) {
+            listed.take(write.change(at), now);
         }
-        verdict
-    }
-
-    /// A whole list has replaced the Cluster.
-    pub(super) fn begin_with_list(&mut self) {
-        self.own = OwnWrites::default();
-        self.list = List::Good;
+        for writes in self.commits.writes() {
+            listed.cluster.reserve(writes, now);
+        }
         self.is_due = true;
     }
 
-    /// Notes what an event means for the history before the Cluster takes it in.
-    pub(super) fn observe(&mut self, state: &mut State, event: &Change, now: Moment) {
-        let Change::Worker { id, value: None } = event else { return };
-        let worker = state.cluster.worker(id.as_str());
-        if worker.is_some_and(|w| w.standing() == Standing::Ready) {
-            let resources = worker.map_or(0, |w| w.names.len());
-            self.measures.lost();
-            tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
-            let entry =
-                history::about_resource(EntryKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
-            self.happen(state, HistoryEntry { worker: id.to_string(), ..entry }, now);
+    /// Whether the watch lags so much that everything is to be listed anew. It is answered with yes once a pause.
+    pub(super) fn wants_list(&mut self, state: &mut State, now: Moment) -> bool {
+        state.lags_since = self.echoes.waits_since();
+        let Some(since) = state.lags_since else {
+            self.list_pause = LIST_PAUSE;
+            return false;
+        };
+        if since.after(LAG) > now || self.next_list > now {
+            return false;
         }
+        tracing::warn!(
+            followed = state.followed.0,
+            committed = state.answered.0,
+            "the watch lags behind what this master commits; everything is listed anew"
+        );
+        self.next_list = now.after(self.list_pause);
+        self.list_pause = (self.list_pause * 2).min(LONGEST_LIST_PAUSE);
+        true
     }
 
-    /// Takes a request on, or lets it wait for what is under way with the same resource. One whose caller has gone is dropped.
+    /// Takes a request on, or lets it wait for what is under way with its subject. One whose caller has gone is dropped.
     pub(super) fn take_on(&mut self, state: &mut State, request: Request, now: Moment) {
         if request.is_abandoned() {
             return;
         }
-        let Some(name) = request.name() else {
-            return match request {
-                Request::Intent { worker, intent, reply } => self.want(state, &worker, intent, reply, now),
-                Request::ReleaseBrake { reply } => self.release_brake(state, reply, now),
-                Request::Put { .. } | Request::Delete { .. } => {}
-            };
-        };
-        if let Some(busy) = self.busy.get_mut(name) {
-            return busy.waiting.push_back(request);
+        if let Some(request) = self.subjects.wait(request) {
+            self.decide_requests(state, &request.subject(), VecDeque::from([request]), now);
         }
-        let name = name.clone();
-        self.decide_requests(state, &name, &mut VecDeque::from([request]), now);
     }
 
-    /// Takes on the requests that have waited for what was under way with their resource. The plan comes first: however much a resource is
+    /// Takes on the requests that have waited for what was under way with their subject. The plan comes first: however much a resource is
     /// asked for, what has to be done with it is done.
     pub(super) fn take_on_freed(&mut self, state: &mut State, now: Moment) {
-        for name in std::mem::take(&mut self.freed) {
-            // The plan may have begun something with it, whose end frees it again.
-            if self.is_busy(&name) {
+        for (subject, waiting) in self.subjects.take_freed() {
+            self.decide_requests(state, &subject, waiting, now);
+        }
+    }
+
+    /// Decides what was asked about one subject with which nothing is under way, in order, up to the first write; the rest waits for that.
+    ///
+    /// What is answered from the state waits for a transaction all the same, which shows that this master still leads and that what it goes by is
+    /// what etcd has: a leader that was stopped for a while may go on before it learns that another has led since. One transaction shows that for
+    /// all of them, and that of a write as well as one of its own.
+    fn decide_requests(&mut self, state: &mut State, subject: &Subject, mut waiting: VecDeque<Request>, now: Moment) {
+        while !waiting.is_empty() {
+            let decided = self.judge_requests(state, subject, &mut waiting, now);
+            if decided.request.is_none() && decided.riders.is_empty() {
+                return;
+            }
+            let Err(decided) = self.decide(state, decided, now) else { break };
+            // It cannot be written, and whoever wanted it knows. The others go on from what there was before.
+            decided.riders.into_iter().rev().for_each(|rider| waiting.push_front(rider));
+        }
+        self.subjects.wait_on(subject, waiting);
+    }
+
+    fn judge_requests(&mut self, state: &State, subject: &Subject, waiting: &mut VecDeque<Request>, now: Moment) -> Decided {
+        let mut by = Judge {
+            cluster: &state.cluster,
+            planner: &self.planner,
+            now,
+            time: self.clock.unix_ns(),
+            master: &self.master,
+            snowflakes: &mut self.snowflakes,
+            unchanged: None,
+        };
+        let mut decided = Decided { subject: Some(subject.clone()), ..Decided::default() };
+        let mut stands = Vec::new();
+        while let Some(mut request) = waiting.pop_front() {
+            if request.is_abandoned() {
                 continue;
             }
-            let Some(Busy { mut waiting, .. }) = self.busy.remove(&name) else { continue };
-            self.decide_requests(state, &name, &mut waiting, now);
-            if !waiting.is_empty() {
-                self.busy.entry(name).or_default().waiting = waiting;
+            match request.judge(&mut by) {
+                Verdict::Refuse(refusal) => request.refuse(refusal),
+                Verdict::Stands(guards) => {
+                    stands.extend(guards);
+                    decided.riders.push(request);
+                }
+                Verdict::Write(decision, entry) => {
+                    (decided.decision, decided.entry, decided.request) = (*decision, entry, Some(request));
+                    break;
+                }
             }
         }
+        for guard in stands {
+            if !decided.decision.guards.contains(&guard) {
+                decided.decision.guards.push(guard);
+            }
+        }
+        decided
     }
 
-    /// Writes of this resource are under way.
-    fn is_busy(&self, name: &ResourceName) -> bool {
-        self.busy.get(name).is_some_and(|busy| busy.writes > 0)
-    }
-
-    /// Further answers wait for a decision that has not been sent off yet.
-    pub(super) fn answer_with(&mut self, token: u64, answers: Vec<Answer>) {
-        match self.pending.get_mut(&token) {
-            Some(pending) => pending.answers.extend(answers),
-            None => answers.into_iter().for_each(|answer| answer.refuse(Refusal::NotLeader)),
-        }
-    }
-
-    /// Decides: the Cluster shows the decision at once, the pipeline writes it. None: it cannot be written, and nothing is changed.
-    pub(super) fn decide(&mut self, state: &mut State, decided: Decided<'_>, now: Moment) -> Option<u64> {
-        let Decided { decision, name, happening, answers } = decided;
-        debug_assert!(name.is_none_or(|name| !self.is_busy(name)), "one thing after another is done with a resource");
-        let token = self.next_token;
-        self.next_token += 1;
-        let (compares, ops) = codec::encode(&self.keys, &decision);
-        let mut keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
-        if let Err(refusal) = self.submit(token, compares, ops, &keys) {
-            answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
-            return None;
-        }
-        let mut writes = Vec::with_capacity(decision.writes.len());
-        for write in decision.writes {
-            // The first key of a write is the one that its event speaks of; a deleted assignment takes its status along.
-            let key = keys.remove(0);
-            let further = usize::from(matches!(write, Write::NoAssignment(..)));
-            keys.rotate_left(further);
-            let event = write.change(Revision::default());
-            super::touch(state, &event);
-            state.cluster.apply(event, now);
-            writes.push((key, write));
-        }
-        if let Some(name) = name {
-            self.busy.entry(name.clone()).or_default().writes += 1;
-        }
-        self.planned += usize::from(name.is_some() && answers.is_empty());
-        self.pending.insert(token, Pending { writes, more_keys: keys, name: name.cloned(), happening, answers });
-        Some(token)
-    }
-
-    /// Gives a write to the pipeline. One that it does not take has changed nothing, and says why.
-    fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> Result<(), Refusal> {
-        match self.pipeline.submit(evenkeel_store::Write { token, compares, ops }) {
-            Ok(()) => {
-                for key in keys {
-                    self.own.decided(key, token);
-                }
+    /// Reserves a decision and hands it on to be written. Back: it cannot be written, nothing is changed, and who wanted it has been told.
+    fn decide(&mut self, state: &mut State, decided: Decided, now: Moment) -> Result<(), Box<Decided>> {
+        let subject = decided.subject.clone();
+        match self.commits.submit(decided) {
+            Ok(writes) => {
+                state.cluster.reserve(writes, now);
+                subject.into_iter().for_each(|subject| self.subjects.begin(&subject));
                 Ok(())
             }
-            Err(SubmitError::FenceLost) => Err(Refusal::NotLeader),
-            Err(error) => {
-                tracing::error!(%error, key = %keys.first().map(|key| String::from_utf8_lossy(key)).unwrap_or_default(), "a decision cannot be written");
-                Err(Refusal::TooLarge(error.to_string()))
+            Err((refusal, mut decided)) => {
+                if let Some(request) = decided.request.take() {
+                    request.refuse(refusal);
+                }
+                Err(decided)
             }
         }
     }
 
-    /// Plans, checks the plan, and decides what it says. Answers when the planner wants to be asked again.
+    /// Plans, takes out of the plan what must never be, and decides the rest. Answers when the planner wants to be asked again.
     pub(super) fn plan(&mut self, state: &mut State, now: Moment) -> Option<Moment> {
         if let Some(until) = self.rests_until.filter(|until| *until > now) {
             return Some(until);
         }
-        if self.planned > PLANNED {
+        if self.commits.planned() > PLANNED {
             return None;
         }
         self.is_due = false;
         let began = self.clock.now();
-        let plan = evenkeel_planner::plan(&state.cluster, now, &self.planner);
-        let violations = check::check_plan(&state.cluster, &plan, now, self.planner.wait);
-        if !violations.is_empty() {
-            tracing::error!(?violations, "the plan violates an invariant and is not carried out");
-            return Some(now.after(REST));
+        let mut plan = evenkeel_planner::plan(&state.cluster, now, &self.planner);
+        let flaws = check::take_out_flaws(&state.cluster, &mut plan, now, self.planner.wait);
+        if !flaws.is_empty() {
+            self.tell_flaws(&flaws, now);
+            let again = now.after(REST);
+            plan.wake = Some(plan.wake.map_or(again, |wake| wake.min(again)));
         }
         state.undone = plan.undone.len();
         self.see_brake(state, plan.brake, now);
@@ -362,17 +293,17 @@ impl Term {
             tracing::info!(actions = plan.actions.len(), undone = plan.undone.len(), "decided many; the history has each");
         }
         for action in &plan.actions {
-            // What builds on a write under way is planned again when that is done. The Cluster shows it as done already, but it may fail,
-            // or come late, and the assignment that it ends would stand beside the one that follows.
-            if action.resource().is_some_and(|name| self.is_busy(name)) {
+            let subject = Subject::of(action);
+            // What it builds on may be under way; then it is planned again when that is done.
+            if self.subjects.is_under_way(&subject) {
                 continue;
             }
             let Ok(decision) = Decision::of(action, &state.cluster) else { continue };
             if plan.actions.len() <= SHOWN {
-                tracing::info!(?action, "decided");
+                tracing::info!(%action, "decided");
             }
-            let happening = history::of_action(action, self.clock.unix_ns(), &self.master);
-            if self.decide(state, Decided { decision, name: action.resource(), happening, answers: Vec::new() }, now).is_some() {
+            let entry = history::of_action(action, self.clock.unix_ns(), &self.master);
+            if self.decide(state, Decided { subject: Some(subject), decision, entry, ..Decided::default() }, now).is_ok() {
                 self.measures.decided(action);
             }
         }
@@ -384,147 +315,210 @@ impl Term {
         plan.wake
     }
 
+    /// A plan had actions that must never be. They were taken out; what is planned again and again is told once a second.
+    fn tell_flaws(&mut self, flaws: &[check::Flaw], now: Moment) {
+        self.measures.flawed(flaws.len());
+        if self.flaws_told_until > now {
+            return;
+        }
+        self.flaws_told_until = now.after(REST);
+        for check::Flaw { action, violations } in flaws.iter().take(SHOWN) {
+            let violations: Vec<String> = violations.iter().map(ToString::to_string).collect();
+            tracing::error!(%action, violations = violations.join("; "), "an action violates an invariant and is not carried out: please report this");
+        }
+    }
+
+    /// Tells when the brake begins to hold, and when it does no longer.
+    fn see_brake(&mut self, state: &mut State, brake: Option<Brake>, now: Moment) {
+        let before = std::mem::replace(&mut state.brake, brake);
+        match (before, brake) {
+            (None, Some(brake)) => {
+                tracing::warn!(lost = brake.lost, of = brake.of, "the brake holds what the lost workers ran");
+                self.note(EntryKind::Held, "", &brake.to_string(), now);
+            }
+            (Some(_), None) => {
+                tracing::info!("the brake holds nothing any more");
+                let is_written_off = evenkeel_planner::is_any_written_off(&state.cluster);
+                let why =
+                    if is_written_off { "a person has written those off that are gone" } else { "no more workers are gone than may be" };
+                self.note(EntryKind::Resumed, "", why, now);
+            }
+            _ => {}
+        }
+    }
+
     /// Takes in what has become of a batch. True: the fence is lost.
     pub(super) fn finished(&mut self, state: &mut State, finished: Finished, now: Moment) -> bool {
         self.measures.finished(&finished.outcome, finished.took);
-        let mut freed = Vec::new();
-        for done in self.pipeline.finished(finished.batch, finished.outcome) {
-            let Some(pending) = self.pending.remove(&done.token) else { continue };
-            if let Some(name) = &pending.name
-                && let Some(busy) = self.busy.get_mut(name)
-            {
-                busy.writes -= 1;
-                if busy.writes == 0 {
-                    if busy.waiting.is_empty() {
-                        self.busy.remove(name);
-                    } else {
-                        freed.push(name.clone());
-                    }
-                }
+        let mut refused = None;
+        for settled in self.commits.finished(finished) {
+            let is_planned = settled.decided.is_planned();
+            if let Some(refusal) = self.settle(state, settled, now).filter(|_| is_planned) {
+                refused = Some(refusal);
             }
-            self.planned -= usize::from(pending.name.is_some() && pending.answers.is_empty());
-            self.done(state, done.token, pending, &done.result, now);
+        }
+        if let Some(refusal) = refused {
+            tracing::warn!(why = %refusal, "what was planned was not written; it is planned again");
         }
         self.is_due = true;
-        if self.pipeline.fence_lost() {
-            return true;
-        }
-        for name in freed {
-            if self.list == List::Good {
-                self.freed.push(name);
-            } else if let Some(busy) = self.busy.remove(&name) {
-                busy.waiting.into_iter().for_each(|request| request.refuse(Refusal::Conflict(name.clone())));
-            }
-        }
-        false
+        self.commits.fence_lost()
     }
 
-    fn done(&mut self, state: &mut State, token: u64, pending: Pending, result: &WriteResult, now: Moment) {
-        let name = pending.name.clone();
-        let refusal = match result {
-            WriteResult::Committed { revision } => return self.committed(state, token, pending, *revision, now),
-            WriteResult::FenceLost => Refusal::NotLeader,
-            WriteResult::Conflict => name.map_or(Refusal::NotLeader, Refusal::Conflict),
-            WriteResult::NoSpace => Refusal::NoSpace,
-            WriteResult::Rejected { reason } => Refusal::Rejected(reason.clone()),
-            WriteResult::Unknown => name.map_or(Refusal::NotLeader, Refusal::Unknown),
+    /// What follows from the outcome of one decision, for that one alone. Back: why it was not written.
+    fn settle(&mut self, state: &mut State, settled: Settled, now: Moment) -> Option<Refusal> {
+        let Settled { mut decided, keys, result, is_journaled } = settled;
+        let writes = std::mem::take(&mut decided.decision.writes);
+        let Some(subject) = decided.subject.clone() else {
+            self.settle_history(state, decided, &result, now);
+            return None;
         };
-        if *result != WriteResult::FenceLost {
-            tracing::warn!(?result, name = ?pending.name, "a decision was not written; the cluster is read anew");
-            self.list = List::Needed;
-            self.rests_until = Some(now.after(REST));
+        let is_planned = decided.is_planned();
+        let refusal = match result {
+            WriteResult::Committed { revision } => {
+                self.commit(state, revision, (keys, writes), now);
+                if let Some(entry) = decided.entry.take().filter(|_| !is_journaled) {
+                    self.history.note(entry, now);
+                }
+                self.conflicts = if is_planned { 0 } else { self.conflicts };
+                decided.request.into_iter().chain(decided.riders).for_each(|request| request.complete(Ok(revision)));
+                self.subjects.end(subject, Vec::new());
+                return None;
+            }
+            WriteResult::Conflict { at, found } => {
+                self.correct(state, at, found, now);
+                Refusal::Conflict(subject.clone())
+            }
+            WriteResult::FenceLost => Refusal::NotLeader,
+            WriteResult::NoSpace => Refusal::NoSpace,
+            WriteResult::Rejected { reason } => Refusal::Rejected(reason),
+            WriteResult::Unknown => Refusal::Unknown(subject.clone()),
+        };
+        state.cluster.release(&writes, now);
+        if is_planned {
+            self.rest_after(&refusal, now);
         }
-        pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
+        let again = judged_again(decided, &refusal);
+        self.subjects.end(subject, again);
+        Some(refusal)
     }
 
-    fn committed(&mut self, state: &mut State, token: u64, pending: Pending, revision: Revision, now: Moment) {
-        self.last_written = self.last_written.max(revision);
-        for (key, write) in &pending.writes {
-            let stands = self.own.written(key, token, revision);
-            if stands == Written::Superseded {
-                continue;
-            }
-            let event = write.change(revision);
-            super::touch(state, &event);
-            state.cluster.apply(event, now);
-            if stands == Written::Overtaken {
-                tracing::info!(key = %String::from_utf8_lossy(key), "was written by another hand as well; the cluster is read anew");
-                self.list = List::Needed;
+    /// A decision is written: it becomes part of the state, once, in place of what was reserved.
+    fn commit(&mut self, state: &mut State, revision: Revision, (keys, writes): (Vec<Vec<u8>>, Vec<evenkeel_model::Write>), now: Moment) {
+        state.answered = state.answered.max(revision);
+        self.echoes.mark(revision, Instant::now());
+        let is_ahead = revision > state.followed;
+        if is_ahead {
+            for write in &writes {
+                self.take_change(state, write.change(revision), now);
             }
         }
-        for key in &pending.more_keys {
-            // No event tells of these, so there is none that could have been missed.
-            let _ = self.own.written(key, token, revision);
+        state.cluster.release(&writes, now);
+        if is_ahead && !writes.is_empty() {
+            self.echoes.committed(keys, writes, revision, now);
         }
-        if let Some(mut happening) = pending.happening {
-            let creates = |(_, write): &(Vec<u8>, Write)| matches!(write, Write::Assignment(_, _, _, epoch) if *epoch == Epoch::default());
-            if pending.writes.iter().any(creates) {
-                happening.epoch = Epoch(revision.0);
-            }
-            self.happen(state, happening, now);
-        }
-        pending.answers.into_iter().for_each(|answer| answer.give(revision));
     }
 
-    /// When the next batch of the history is due, if anything has happened.
+    /// A decision was made by a state that etcd does not have: what etcd has of it is taken in, as it was at that revision.
+    fn correct(&mut self, state: &mut State, at: Revision, found: Vec<Found>, now: Moment) {
+        if at <= state.followed {
+            return;
+        }
+        let mut keys = Vec::with_capacity(found.len());
+        for Found { key, kv } in found {
+            if !self.echoes.has(&key, at) {
+                let meaning = kv.as_ref().map_or_else(|| codec::meaning_of_absence(&self.keys, &key), |kv| codec::meaning(&self.keys, kv));
+                if let Meaning::Cluster(change) = meaning {
+                    self.take_change(state, change, now);
+                }
+                keys.push(key);
+            }
+        }
+        self.echoes.found(keys, at);
+    }
+
+    /// An entry of the history, or the deletion of old ones.
+    fn settle_history(&mut self, state: &mut State, decided: Decided, result: &WriteResult, now: Moment) {
+        if let WriteResult::Committed { revision } = result {
+            state.answered = state.answered.max(*revision);
+        }
+        match decided.entry {
+            Some(_) if matches!(result, WriteResult::Committed { .. }) => {}
+            Some(entry) => self.history.again(entry, now),
+            None => self.is_trimming = false,
+        }
+    }
+
+    /// A planned write was refused: planning goes on after a rest, which is short where only the state was not the one of etcd.
+    fn rest_after(&mut self, refusal: &Refusal, now: Moment) {
+        let rest = match refusal {
+            Refusal::Conflict(_) => {
+                self.conflicts = self.conflicts.saturating_add(1);
+                let Some(more) = self.conflicts.checked_sub(CONFLICTS) else { return };
+                SHORT_REST.saturating_mul(1 << more.min(10)).min(REST)
+            }
+            _ => REST,
+        };
+        self.rests_until = Some(now.after(rest));
+    }
+
+    /// When the history wants to be written, if there is anything.
     pub(super) fn history_due(&self) -> Option<Moment> {
-        (!self.happenings.is_empty()).then(|| self.happenings_since.after(HISTORY_DELAY))
+        self.history.due()
     }
 
-    /// Writes what has happened since the last time, if that is due, and deletes what is too old.
+    /// Writes what has happened and no decision tells of, if that is due, and deletes what is too old.
     pub(super) fn write_history(&mut self, state: &mut State, now: Moment) {
-        let is_due = self.happenings.len() >= HISTORY_ENTRIES || self.history_due().is_some_and(|due| due <= now);
-        while is_due && !self.happenings.is_empty() && self.list == List::Good {
-            let rest = self.happenings.split_off(self.happenings.len().min(HISTORY_ENTRIES));
-            let entries = std::mem::replace(&mut self.happenings, rest);
-            let number = self.next_batch;
-            self.next_batch += 1;
-            let mut ops = vec![Op::put(self.keys.event(number), codec::json(&entries))];
-            if let Some(old) = number.checked_sub(HISTORY_BATCHES) {
-                ops.push(Op::delete(self.keys.event(old)));
-            }
-            state.remember(number, entries);
-            let keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
-            let token = self.next_token;
-            self.next_token += 1;
-            if self.submit(token, Vec::new(), ops, &keys).is_ok() {
-                self.pending
-                    .insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, happening: None, answers: Vec::new() });
-            }
+        for entry in self.history.take_due(now) {
+            let decided = Decided { entry: Some(entry), ..Decided::default() };
+            // What cannot be written is lost with the leadership.
+            drop(self.commits.submit(decided));
+        }
+        if !self.is_trimming && state.has_old_history() {
+            self.is_trimming = true;
+            self.commits.delete_events(state.old_history());
         }
     }
 
     /// Sends off what there is to write.
     pub(super) fn send(&mut self, executor: &mut Executor) {
-        while let Some(batch) = self.pipeline.next_batch() {
-            executor.execute(batch);
+        self.commits.send(executor);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.commits.is_idle()
+    }
+
+    /// Ends what was not sent off: nothing has come of it, and whoever waits for it is told so at once.
+    pub(super) fn withdraw(&mut self, now: Moment) {
+        self.subjects.take_waiting().into_iter().for_each(|request| request.refuse(Refusal::NotLeader));
+        for mut decided in self.commits.withdraw() {
+            if let Some(entry) = decided.entry.take().filter(|_| decided.subject.is_none()) {
+                self.history.note(entry, now);
+            }
+            decided.refuse(&Refusal::NotLeader);
         }
     }
 
-    /// The term is over: whoever waits for an answer gets this one.
-    pub(super) fn abandon(self, refusal: Refusal) {
-        for pending in self.pending.into_values() {
-            let refusal = pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown);
-            pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
-        }
-        for busy in self.busy.into_values() {
-            busy.waiting.into_iter().for_each(|request| request.refuse(refusal.clone()));
-        }
+    /// The term is over: whoever waits for an answer gets one.
+    pub(super) fn abandon(mut self) {
+        self.subjects.take_waiting().into_iter().for_each(|request| request.refuse(Refusal::NotLeader));
+        self.commits.abandon();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_is_good_only_if_it_holds_every_write() {
-        let judge = |revision, is_idle, is_asked| ListVerdict::of(Revision(revision), Revision(9), is_idle, is_asked);
-        let (idle, busy, asked, unasked) = (true, false, true, false);
-        assert_eq!((judge(9, idle, asked), judge(12, idle, unasked)), (ListVerdict::Good, ListVerdict::Good));
-        // What is under way may have been written after it was made.
-        assert_eq!((judge(12, busy, asked), judge(12, busy, unasked)), (ListVerdict::TooEarly, ListVerdict::TooEarly));
-        assert_eq!((judge(8, idle, unasked), judge(8, busy, unasked)), (ListVerdict::TooEarly, ListVerdict::TooEarly));
-        assert_eq!(judge(8, idle, asked), ListVerdict::WentBack);
+/// Those of a refused decision who are judged anew: all, where it was made by a wrong state; else all but the one that wanted what was refused.
+fn judged_again(decided: Decided, refusal: &Refusal) -> Vec<Request> {
+    let is_wrong_state = matches!(refusal, Refusal::Conflict(_));
+    let concerns_all = matches!(refusal, Refusal::NotLeader | Refusal::Unknown(_));
+    let mut again = Vec::new();
+    for (request, wanted) in decided.riders.into_iter().map(|rider| (rider, false)).chain(decided.request.map(|request| (request, true))) {
+        let mut request = request;
+        request.tries += 1;
+        if concerns_all || (wanted && !is_wrong_state) || request.tries > TRIES {
+            request.refuse(refusal.clone());
+        } else {
+            again.push(request);
+        }
     }
+    again
 }

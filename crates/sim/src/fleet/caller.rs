@@ -135,7 +135,7 @@ impl Caller {
             Call::Put(content, mode) => {
                 let (reply, answer) = oneshot::channel();
                 let definition = Box::new(self.definition(content)?);
-                handle.ask(Request::Put { definition, mode, source: "".into(), reply: reply.into() }).ok()?;
+                handle.ask(Request::put(definition, mode, "".into(), reply.into())).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(answer))) => Reply::Certain(Answer::Done(answer.effect)),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
@@ -144,7 +144,7 @@ impl Caller {
             }
             Call::Delete => {
                 let (reply, answer) = oneshot::channel();
-                handle.ask(Request::Delete { name: self.name.clone(), source: "".into(), id: None, reply: reply.into() }).ok()?;
+                handle.ask(Request::delete(self.name.clone(), "".into(), None, reply.into())).ok()?;
                 Some(match timeout(PATIENCE, answer).await {
                     Ok(Ok(Ok(()))) => Reply::Certain(Answer::Deleted),
                     Ok(Ok(Err(refusal))) => of_refusal(&refusal),
