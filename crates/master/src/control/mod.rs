@@ -201,7 +201,7 @@ impl Control {
                 self.shared.write().is_cut_off = true;
             }
             Update::Recovered => self.trust(),
-            Update::Reset { kvs, revision } => {
+            Update::Reset { kvs, revision, .. } => {
                 self.take_list(&kvs, revision);
                 self.trust();
             }

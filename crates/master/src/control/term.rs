@@ -147,6 +147,7 @@ impl Term {
             fence,
             lease: candidate.lease(),
             slot_prefix: format!("{}{:x}/", keys.writers(), candidate.lease()).into_bytes(),
+            journal_prefix: Vec::new(),
             in_flight: IN_FLIGHT,
         });
         let mut term = Self {
@@ -325,7 +326,7 @@ impl Term {
 
     /// Gives a write to the pipeline. One that it does not take has changed nothing, and says why.
     fn submit(&mut self, token: u64, compares: Vec<Compare>, ops: Vec<Op>, keys: &[Vec<u8>]) -> Result<(), Refusal> {
-        match self.pipeline.submit(evenkeel_store::Write { token, compares, ops }) {
+        match self.pipeline.submit(evenkeel_store::Write { token, compares, ops, entry: None }) {
             Ok(()) => {
                 for key in keys {
                     self.own.decided(key, token);
@@ -424,7 +425,7 @@ impl Term {
         let refusal = match result {
             WriteResult::Committed { revision } => return self.committed(state, token, pending, *revision, now),
             WriteResult::FenceLost => Refusal::NotLeader,
-            WriteResult::Conflict => name.map_or(Refusal::NotLeader, Refusal::Conflict),
+            WriteResult::Conflict { .. } => name.map_or(Refusal::NotLeader, Refusal::Conflict),
             WriteResult::NoSpace => Refusal::NoSpace,
             WriteResult::Rejected { reason } => Refusal::Rejected(reason.clone()),
             WriteResult::Unknown => name.map_or(Refusal::NotLeader, Refusal::Unknown),
