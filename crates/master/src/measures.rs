@@ -231,9 +231,11 @@ mod tests {
         let page = evenkeel_metrics::page(&registry);
         assert_eq!(page.lines().filter(|line| line.ends_with(" 0")).count(), ACTIONS.len() + OUTCOMES.len() - 1, "{page}");
         assert!(page.contains("evenkeel_commits_total{outcome=\"no_space\"} 1\n"), "{page}");
-        for (outcome, name) in
-            [(Outcome::FenceLost, "fence_lost"), (Outcome::GivenUp, "unknown"), (Outcome::Refused { reads: vec![] }, "refused")]
-        {
+        for (outcome, name) in [
+            (Outcome::FenceLost, "fence_lost"),
+            (Outcome::GivenUp, "unknown"),
+            (Outcome::Refused { revision: evenkeel_store::Revision(0), reads: vec![] }, "refused"),
+        ] {
             measures.finished(&outcome, Duration::ZERO);
             assert!(evenkeel_metrics::page(&registry).contains(&format!("{{outcome=\"{name}\"}} 1\n")), "{name} is one of OUTCOMES");
         }

@@ -59,6 +59,8 @@ pub enum Outcome {
     },
     /// A compare failed, in the one answer to the one sending; nothing was written.
     Refused {
+        /// The store's revision at which it was refused.
+        revision: Revision,
         /// What the other branch has read.
         reads: Vec<Vec<Kv>>,
     },
@@ -84,7 +86,8 @@ impl Batch {
     /// Reads the answer to the batch's transaction.
     #[must_use]
     pub fn judge(reply: TxnReply) -> Outcome {
-        if reply.succeeded { Outcome::Applied { revision: reply.revision } } else { Outcome::Refused { reads: reply.reads } }
+        let TxnReply { succeeded, revision, reads } = reply;
+        if succeeded { Outcome::Applied { revision } } else { Outcome::Refused { revision, reads } }
     }
 }
 

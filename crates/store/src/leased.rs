@@ -3,7 +3,10 @@
 //! In the wheel it is the ground under both ends: the key's create revision is the session, or the leader's fence. Here it is created,
 //! kept alive, proved and given up. What its loss means is for its owner to decide.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use evenkeel_model::Revision;
 use tokio::{
@@ -149,6 +152,7 @@ struct Held {
     created: Revision,
     lease: i64,
     ttl: Duration,
+    confirmed: Mutex<Instant>,
     state: watch::Sender<LeaseState>,
 }
 
@@ -166,7 +170,12 @@ impl LeasedKey {
         if let (KeyName::Exact(key), Some(old)) = (&new.key, new.replaces) {
             delete_old(client, key, old, end).await?;
         }
-        let Granted { lease, ttl } = until(end, || client.grant(new.ttl, client.deadline())).await?;
+        let mut asked = Instant::now();
+        let grant = || {
+            asked = Instant::now();
+            client.grant(new.ttl, client.deadline())
+        };
+        let Granted { lease, ttl } = until(end, grant).await?;
         let key = match new.key {
             KeyName::Exact(key) => key,
             KeyName::UnderPrefix(mut prefix) => {
@@ -176,7 +185,8 @@ impl LeasedKey {
         };
         match claim(client, &key, &new.value, lease, end).await {
             Ok(created) => {
-                Ok(Self::keep(Held { client: client.clone(), key, created, lease, ttl, state: watch::Sender::new(LeaseState::Alive) }))
+                let (confirmed, state) = (Mutex::new(asked), watch::Sender::new(LeaseState::Alive));
+                Ok(Self::keep(Held { client: client.clone(), key, created, lease, ttl, confirmed, state }))
             }
             Err(error) => {
                 if let Err(error) = client.revoke(lease, client.deadline()).await {
@@ -215,6 +225,13 @@ impl LeasedKey {
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.held.ttl
+    }
+
+    /// When the last request was sent that etcd has answered with a time to live: an extension of the lease, or its grant. It never goes
+    /// back. The lease lasts for [`LeasedKey::ttl`] from then at the least, as clocks run equally fast.
+    #[must_use]
+    pub fn confirmed(&self) -> Instant {
+        *self.held.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells when the key is lost.
@@ -282,6 +299,12 @@ impl Held {
             }
             first
         });
+    }
+
+    /// etcd has answered the extension that was sent at this time.
+    fn extended(&self, sent: Instant) {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        *confirmed = sent.max(*confirmed);
     }
 
     fn is_lost(&self) -> bool {
@@ -365,9 +388,12 @@ async fn keep_alive(held: Arc<Held>) {
 async fn step(held: &Held, at: Keeping) -> Keeping {
     match at {
         Keeping::Opening => {
-            let due = Instant::now() + held.period();
+            let sent = Instant::now();
             match LeaseStream::open(&held.client, held.lease, held.answer()).await {
-                Ok(stream) => Keeping::Resting { stream: Box::new(stream), due },
+                Ok(stream) => {
+                    held.extended(sent);
+                    Keeping::Resting { stream: Box::new(stream), due: sent + held.period() }
+                }
                 Err(error) => failed(held, &error).await,
             }
         }
@@ -377,9 +403,12 @@ async fn step(held: &Held, at: Keeping) -> Keeping {
             if stream.member() != held.client.current() {
                 return Keeping::Opening;
             }
-            let due = Instant::now() + held.period();
+            let sent = Instant::now();
             match stream.extend(held.answer()).await {
-                Ok(()) => Keeping::Resting { stream, due },
+                Ok(()) => {
+                    held.extended(sent);
+                    Keeping::Resting { stream, due: sent + held.period() }
+                }
                 Err(error) => {
                     held.client.left_because(stream.member(), &error);
                     failed(held, &error).await

@@ -36,7 +36,7 @@ pub use leased::{CreateError, Holder, KeyName, LeaseState, LeasedKey, LostReason
 pub use local::{LocalCluster, LocalError, LocalOptions, MemberPorts, Ports, unused_port};
 pub use member::connect;
 pub use mirror::{KeyChange, Update, mirror};
-pub use pipeline::{Done, MAX_BYTES, MAX_OPS, Pipeline, PipelineConfig, SubmitError, Write, WriteResult};
+pub use pipeline::{Done, Found, MAX_BYTES, MAX_OPS, Pipeline, PipelineConfig, SubmitError, Write, WriteResult};
 pub use ready::MemberStatus;
 pub use transport::{Granted, KeepAlive, RangeReply, RangeRequest, Transport, Watch, WatchMessage};
 pub use types::{Compare, KeyRange, Kv, Op, Read, Snapshot, Txn, TxnReply};

@@ -54,6 +54,8 @@ pub enum Update {
         kvs: Vec<Kv>,
         /// The revision at which all of them were read.
         revision: Revision,
+        /// When the list was begun: the time before its first page was asked for. What was committed by then is in it.
+        begun: Instant,
     },
     /// What has changed since the update before: whole transactions, in order. Never empty.
     Changes {
@@ -192,6 +194,7 @@ impl Mirror {
     }
 
     async fn list(&mut self) -> Result<State, Closed> {
+        let begun = Instant::now();
         let listed = tokio::select! {
             biased;
             listed = self.client.list(&self.range) => listed,
@@ -201,7 +204,7 @@ impl Mirror {
             Ok(listed) => {
                 self.lost = false;
                 self.last.clear();
-                self.send(Update::Reset { kvs: listed.kvs, revision: listed.revision }).await?;
+                self.send(Update::Reset { kvs: listed.kvs, revision: listed.revision, begun }).await?;
                 Ok(State::Opening { seen: listed.revision })
             }
             Err(error) => self.failed(&error, State::Listing).await,

@@ -38,6 +38,9 @@ pub struct PipelineConfig {
     pub lease: i64,
     /// Where the slots stand: `<slot_prefix>0` and so on. It belongs to this pipeline alone, so let it contain the lease's id.
     pub slot_prefix: Vec<u8>,
+    /// Where the history stands: a batch puts the entries of its writes under `<journal_prefix><the batch's id as 16 hex digits>`. It belongs
+    /// to this pipeline alone, as the slots do: another one numbers its batches anew.
+    pub journal_prefix: Vec<u8>,
     /// How many batches may be in flight.
     pub in_flight: usize,
 }
@@ -51,6 +54,8 @@ pub struct Write {
     pub compares: Vec<Compare>,
     /// Puts and deletes, of each key one.
     pub ops: Vec<Op>,
+    /// An entry of the history: one JSON object, which is written in the same transaction, with those of the other writes in it.
+    pub entry: Option<Vec<u8>>,
 }
 
 /// Why a write is not taken on.
@@ -62,7 +67,7 @@ pub enum SubmitError {
     /// It does not fit into one transaction.
     #[error("the write has {ops} operations, {compares} compares and {bytes} bytes; a transaction has room for 127, 126 and {MAX_BYTES}")]
     TooLarge {
-        /// Its operations.
+        /// Its operations; its entry is one.
         ops: usize,
         /// Its compares.
         compares: usize,
@@ -87,6 +92,17 @@ pub struct Done {
     pub token: u64,
     /// What has become of it.
     pub result: WriteResult,
+    /// Whether its entry was written with it; of a write that has none it was not.
+    pub journaled: bool,
+}
+
+/// What stood under one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The key.
+    pub key: Vec<u8>,
+    /// None: it did not exist.
+    pub kv: Option<Kv>,
 }
 
 /// What has become of a write.
@@ -98,7 +114,12 @@ pub enum WriteResult {
         revision: Revision,
     },
     /// One of its own compares failed; nothing was written.
-    Conflict,
+    Conflict {
+        /// The store's revision at which they were made.
+        at: Revision,
+        /// What stood at that revision under each key that the write compares, each once.
+        found: Vec<Found>,
+    },
     /// The leader's fence is lost; nothing was written.
     FenceLost,
     /// etcd has no space; nothing was written.
@@ -181,8 +202,9 @@ impl Pipeline {
         }
         let keys = keys_of(&write)?;
         let bytes = bytes_of(&write);
-        if write.ops.len() + OWN_OPS > MAX_OPS || write.compares.len() + OWN_COMPARES > MAX_OPS || bytes + self.own_bytes() > MAX_BYTES {
-            return Err(SubmitError::TooLarge { ops: write.ops.len(), compares: write.compares.len(), bytes });
+        let (ops, compares) = (ops_of(&write), write.compares.len());
+        if ops + OWN_OPS > MAX_OPS || compares + OWN_COMPARES > MAX_OPS || bytes + self.own_bytes() > MAX_BYTES {
+            return Err(SubmitError::TooLarge { ops, compares, bytes });
         }
         let number = self.next_write;
         self.next_write += 1;
@@ -211,7 +233,7 @@ impl Pipeline {
         self.last_batch += 1;
         let id = BatchId(self.last_batch);
         let resolution = self.resolution(id, slot);
-        let (txn, writes) = packing.finish(&resolution, &self.writes);
+        let (txn, writes) = packing.finish(&resolution, &self.config.journal_prefix, &self.writes);
         self.slots[slot].flight = Some(Flight { batch: id, writes });
         Some(Batch { id, txn, resolution })
     }
@@ -229,7 +251,7 @@ impl Pipeline {
                 self.slots[at].modified = revision;
                 self.all_done(&flight.writes, &WriteResult::Committed { revision }, &mut done);
             }
-            Outcome::Refused { reads } => self.refused(at, &flight.writes, &reads, &mut done),
+            Outcome::Refused { revision, reads } => self.refused(at, &flight.writes, revision, &reads, &mut done),
             Outcome::Void { slot } => {
                 self.slots[at].modified = slot;
                 self.again(&flight.writes);
@@ -246,6 +268,26 @@ impl Pipeline {
             self.give_up_queued(&mut done);
         }
         done
+    }
+
+    /// Takes back all writes that are in no batch under way, and returns their tokens in the order of their submission. They have had no
+    /// effect and will have none, and no [`Done`] will name them.
+    #[must_use = "nobody else tells of these writes any more"]
+    pub fn withdraw_unsent(&mut self) -> Vec<u64> {
+        let mut sent: Vec<u64> = self.slots.iter().filter_map(|slot| slot.flight.as_ref()).flat_map(|f| f.writes.iter().copied()).collect();
+        sent.sort_unstable();
+        let mut unsent: Vec<u64> = self.writes.keys().copied().filter(|number| sent.binary_search(number).is_err()).collect();
+        unsent.sort_unstable();
+        let withdrawn = unsent.iter().filter_map(|number| self.writes.remove(number)).map(|waiting| waiting.write.token).collect();
+        self.ready.clear();
+        // What is under way has all of its keys, and now nobody waits behind it.
+        self.locks = KeyLocks::default();
+        for number in sent {
+            if let Some(waiting) = self.writes.get(&number) {
+                self.locks.queue(number, &waiting.keys);
+            }
+        }
+        withdrawn
     }
 
     /// How many writes are not done, in flight or not.
@@ -273,7 +315,7 @@ impl Pipeline {
     }
 
     /// Finds out who is to blame for a refusal. The batch was sent once and this is its answer, so it will not be applied later.
-    fn refused(&mut self, at: usize, writes: &[u64], reads: &[Vec<Kv>], done: &mut Vec<Done>) {
+    fn refused(&mut self, at: usize, writes: &[u64], revision: Revision, reads: &[Vec<Kv>], done: &mut Vec<Done>) {
         let found: FxHashMap<&[u8], &Kv> = reads.iter().flatten().map(|kv| (kv.key.as_slice(), kv)).collect();
         let fence = found.get(self.config.fence_key.as_slice()).map_or(Revision(0), |kv| kv.created);
         if fence != self.config.fence {
@@ -286,7 +328,11 @@ impl Pipeline {
         let holds = |compare: &Compare| compare.holds(found.get(compare.key()).copied());
         let conflicting = |number: &u64| self.writes.get(number).is_some_and(|waiting| !waiting.write.compares.iter().all(holds));
         let (conflicts, others): (Vec<u64>, Vec<u64>) = writes.iter().copied().partition(conflicting);
-        self.all_done(&conflicts, &WriteResult::Conflict, done);
+        for number in conflicts {
+            let compares = self.writes.get(&number).map_or(&[][..], |waiting| &waiting.write.compares);
+            let found = found_of(compares, &found);
+            self.all_done(&[number], &WriteResult::Conflict { at: revision, found }, done);
+        }
         self.again(&others);
     }
 
@@ -311,7 +357,8 @@ impl Pipeline {
     fn all_done(&mut self, writes: &[u64], result: &WriteResult, done: &mut Vec<Done>) {
         for number in writes {
             let Some(finished) = self.writes.remove(number) else { continue };
-            done.push(Done { token: finished.write.token, result: result.clone() });
+            let journaled = finished.write.entry.is_some() && matches!(result, WriteResult::Committed { .. });
+            done.push(Done { token: finished.write.token, result: result.clone(), journaled });
             let (writes, ready) = (&mut self.writes, &mut self.ready);
             self.locks.give_back(&finished.keys, |number| {
                 if let Some(waiting) = writes.get_mut(&number) {
@@ -342,9 +389,10 @@ impl Pipeline {
         }
     }
 
-    /// What fence and slot take of a transaction's bytes.
+    /// What fence, slot and the key of the entries take of a transaction's bytes.
     fn own_bytes(&self) -> usize {
-        2 * (self.config.fence_key.len() + OVERHEAD) + 3 * (self.config.slot_prefix.len() + 2 * OVERHEAD)
+        let slot = 3 * (self.config.slot_prefix.len() + 2 * OVERHEAD);
+        2 * (self.config.fence_key.len() + OVERHEAD) + slot + self.config.journal_prefix.len() + 2 * OVERHEAD
     }
 }
 
@@ -353,6 +401,8 @@ struct Packing<'a> {
     numbers: Vec<u64>,
     ops: usize,
     bytes: usize,
+    /// Whether one of the writes has an entry: then one more key is put.
+    journal: bool,
     /// Each compare once, in order: many writes may have the same one.
     compares: Vec<&'a Compare>,
     known: FxHashSet<&'a Compare>,
@@ -367,6 +417,7 @@ impl<'a> Packing<'a> {
             numbers: Vec::new(),
             ops: OWN_OPS,
             bytes,
+            journal: false,
             compares: Vec::new(),
             known: FxHashSet::default(),
             keys: FxHashSet::default(),
@@ -377,7 +428,8 @@ impl<'a> Packing<'a> {
     /// Adds a write if it fits. The first one always does: [`Pipeline::submit`] has seen to that.
     fn add(&mut self, number: u64, waiting: &'a Waiting) -> bool {
         let compares = waiting.write.compares.iter().filter(|compare| !self.known.contains(compare)).count();
-        let fits = self.ops + waiting.write.ops.len() <= MAX_OPS
+        let journal = self.journal || waiting.write.entry.is_some();
+        let fits = self.ops + waiting.write.ops.len() + usize::from(journal) <= MAX_OPS
             && self.compares.len() + OWN_COMPARES + compares <= MAX_OPS
             && self.bytes + waiting.bytes <= MAX_BYTES;
         if !self.numbers.is_empty() && (self.closed || waiting.alone || !fits) {
@@ -386,6 +438,7 @@ impl<'a> Packing<'a> {
         self.closed = waiting.alone;
         self.numbers.push(number);
         self.ops += waiting.write.ops.len();
+        self.journal = journal;
         self.bytes += waiting.bytes;
         for compare in &waiting.write.compares {
             if self.known.insert(compare) {
@@ -397,13 +450,30 @@ impl<'a> Packing<'a> {
     }
 
     /// The batch's transaction, and the writes in it.
-    fn finish(self, resolution: &Resolution, writes: &FxHashMap<u64, Waiting>) -> (Txn, Vec<u64>) {
+    fn finish(self, resolution: &Resolution, journal_prefix: &[u8], writes: &FxHashMap<u64, Waiting>) -> (Txn, Vec<u64>) {
         let compares = self.compares.into_iter().cloned().collect();
-        let waiting = self.numbers.iter().filter_map(|number| writes.get(number));
-        let ops = waiting.flat_map(|waiting| waiting.write.ops.iter().cloned()).collect();
+        let writes = || self.numbers.iter().filter_map(|number| writes.get(number)).map(|waiting| &waiting.write);
+        let mut ops: Vec<Op> = writes().flat_map(|write| write.ops.iter().cloned()).collect();
+        let entries: Vec<&[u8]> = writes().filter_map(|write| write.entry.as_deref()).collect();
+        if !entries.is_empty() {
+            let key = [journal_prefix, format!("{:016x}", resolution.id.0).as_bytes()].concat();
+            ops.push(Op::put(key, [b"[", entries.join(&b',').as_slice(), b"]"].concat()));
+        }
         let reads = self.keys.into_iter().map(Op::get);
         (resolution.batch_txn(compares, ops, reads), self.numbers)
     }
+}
+
+/// What stood under the keys that are compared, each once.
+fn found_of(compares: &[Compare], found: &FxHashMap<&[u8], &Kv>) -> Vec<Found> {
+    let mut seen = FxHashSet::default();
+    let keys = compares.iter().map(Compare::key).filter(|key| seen.insert(*key));
+    keys.map(|key| Found { key: key.to_vec(), kv: found.get(key).map(|kv| (*kv).clone()) }).collect()
+}
+
+/// How many operations of a transaction a write takes, if it is the only one with an entry.
+fn ops_of(write: &Write) -> usize {
+    write.ops.len() + usize::from(write.entry.is_some())
 }
 
 /// The keys that a write takes, each once.
@@ -433,5 +503,7 @@ fn bytes_of(write: &Write) -> usize {
         Op::DeleteRange { range } | Op::Range { range } => range.start.len() + range.end.len() + OVERHEAD,
     });
     let compares = write.compares.iter().map(|compare| 2 * (compare.key().len() + OVERHEAD));
-    ops.sum::<usize>() + compares.sum::<usize>()
+    // An entry is in a list: a comma goes before it.
+    let entry = write.entry.as_ref().map_or(0, |entry| entry.len() + 1);
+    ops.sum::<usize>() + compares.sum::<usize>() + entry
 }

@@ -36,6 +36,7 @@ impl Leader {
             fence: key.created(),
             lease: key.lease(),
             slot_prefix: format!("/commit/{:x}/", key.lease()).into_bytes(),
+            journal_prefix: b"/events/".to_vec(),
             in_flight: 3,
         });
         let (executor, finished) = Executor::new(client.clone(), deadline);
@@ -73,7 +74,7 @@ impl Leader {
 }
 
 fn put(token: u64, key: impl Into<String>) -> Write {
-    Write { token, compares: vec![], ops: vec![Op::put(key.into(), token.to_string())] }
+    Write { token, compares: vec![], ops: vec![Op::put(key.into(), token.to_string())], entry: None }
 }
 
 /// Reads every put under `/k/` from the history: key to values in the order of their writing.
@@ -221,7 +222,7 @@ async fn without_space_every_write_says_so_and_none_is_half_done() {
     while !full(&leader) {
         assert!(token < 2_000, "the quota is long passed");
         for _ in 0..30 {
-            leader.submit(Write { token, compares: vec![], ops: vec![Op::put(format!("/k/{token:04}"), value.clone())] });
+            leader.submit(Write { token, compares: vec![], ops: vec![Op::put(format!("/k/{token:04}"), value.clone())], entry: None });
             token += 1;
         }
         leader.drain().await;
@@ -240,7 +241,12 @@ async fn what_etcd_will_not_take_is_rejected_by_itself() {
     let mut leader = Leader::elect(&client, SECOND).await;
     for token in 0..20 {
         let lease = if token == 7 { 4711 } else { 0 };
-        leader.submit(Write { token, compares: vec![], ops: vec![Op::Put { key: format!("/k/{token}").into(), value: vec![], lease }] });
+        leader.submit(Write {
+            token,
+            compares: vec![],
+            ops: vec![Op::Put { key: format!("/k/{token}").into(), value: vec![], lease }],
+            entry: None,
+        });
     }
     leader.drain().await;
     let rejected: Vec<_> = leader.results.iter().filter(|(_, r)| matches!(r, WriteResult::Rejected { .. })).collect();

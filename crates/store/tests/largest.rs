@@ -50,12 +50,13 @@ fn the_largest_resource_fits_a_transaction_with_its_assignment() {
     let mut decision = Decision { guards, writes: vec![Wanted::Resource(Box::new(record))] };
     decision.assign(&definition, &worker);
     let (compares, ops) = codec::encode(&Keys::new("/prefix"), &decision);
-    let write = Write { token: 1, compares, ops };
+    let write = Write { token: 1, compares, ops, entry: None };
     let mut pipeline = Pipeline::new(PipelineConfig {
         fence_key: b"/election/1".to_vec(),
         fence: Revision(1),
         lease: 7,
         slot_prefix: b"/writers/1/".to_vec(),
+        journal_prefix: b"/events/".to_vec(),
         in_flight: 1,
     });
     pipeline.submit(write).expect("it fits");

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use evenkeel_store::{
-    Batch, Compare, Done, Kv, MAX_BYTES, MAX_OPS, Op, Outcome, Pipeline, PipelineConfig, Resolution, Revision, SubmitError, Txn, TxnReply,
-    Write, WriteResult,
+    Batch, Compare, Done, Found, Kv, MAX_BYTES, MAX_OPS, Op, Outcome, Pipeline, PipelineConfig, Resolution, Revision, SubmitError, Txn,
+    TxnReply, Write, WriteResult,
 };
 use proptest::prelude::*;
 
@@ -13,13 +13,18 @@ const FENCE: &[u8] = b"/election/1";
 const SLOTS: &str = "/commit/1/";
 
 fn pipeline() -> Pipeline {
-    Pipeline::new(PipelineConfig {
+    Pipeline::new(config())
+}
+
+fn config() -> PipelineConfig {
+    PipelineConfig {
         fence_key: FENCE.to_vec(),
         fence: Revision(1),
         lease: 7,
         slot_prefix: SLOTS.as_bytes().to_vec(),
+        journal_prefix: b"/events/".to_vec(),
         in_flight: 3,
-    })
+    }
 }
 
 /// etcd, as far as transactions need it.
@@ -172,7 +177,7 @@ impl World {
             0..3 => Compare::absent(format!("/compared/{key}")),
             _ => Compare::absent(format!("/k/{key}")),
         });
-        let write = Write { token, compares: compares.collect(), ops };
+        let write = Write { token, compares: compares.collect(), ops, entry: None };
         if let Err(error) = self.pipeline.submit(write) {
             assert_eq!(error, SubmitError::FenceLost);
             self.done.insert(token, WriteResult::FenceLost);
@@ -223,7 +228,7 @@ impl World {
         };
         if let Some(outcome) = outcome {
             let flight = self.flights.swap_remove(at);
-            for Done { token, result } in self.pipeline.finished(flight.id, outcome) {
+            for Done { token, result, .. } in self.pipeline.finished(flight.id, outcome) {
                 assert_eq!(self.done.insert(token, result), None, "{token} is done twice");
             }
         }
@@ -319,7 +324,7 @@ proptest! {
 }
 
 fn put(token: u64, key: &str, size: usize) -> Write {
-    Write { token, compares: vec![Compare::absent(key)], ops: vec![Op::put(key, vec![b'x'; size])] }
+    Write { token, compares: vec![Compare::absent(key)], ops: vec![Op::put(key, vec![b'x'; size])], entry: None }
 }
 
 /// Submits, packs everything without an answer in between, and returns the sizes of the batches.
@@ -340,7 +345,7 @@ fn batches_are_as_large_as_the_limits_allow() {
     // 126 compares beside those of fence and slot.
     assert_eq!(packed((0..300).map(|n| put(n, &format!("/k/{n}"), 10))), [126, 126, 48]);
     // The same compare in all of them is made once: now 127 puts beside the slot's are the limit.
-    let same = |n| Write { token: n, compares: vec![Compare::absent("/one")], ops: vec![Op::put(format!("/k/{n}"), "")] };
+    let same = |n| Write { token: n, compares: vec![Compare::absent("/one")], ops: vec![Op::put(format!("/k/{n}"), "")], entry: None };
     assert_eq!(packed((0..300).map(same)), [127, 127, 46]);
     // 64 KiB each: fifteen of them are under a MiB.
     assert_eq!(packed((0..20).map(|n| put(n, &format!("/k/{n}"), 64 << 10))), [15, 5]);
@@ -352,11 +357,11 @@ fn a_write_that_fits_no_transaction_is_refused_at_once() {
     let too_large = |write| matches!(write, Err(SubmitError::TooLarge { .. }));
     assert!(too_large(pipeline.submit(put(1, "/k", MAX_BYTES))));
     let many = |n: usize| (0..n).map(|n| Op::put(format!("/k/{n}"), "")).collect();
-    assert!(too_large(pipeline.submit(Write { token: 1, compares: vec![], ops: many(128) })));
-    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: many(127) }), Ok(()));
-    let twice = Write { token: 1, compares: vec![], ops: vec![Op::put("/a", ""), Op::delete("/a")] };
+    assert!(too_large(pipeline.submit(Write { token: 1, compares: vec![], ops: many(128), entry: None })));
+    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: many(127), entry: None }), Ok(()));
+    let twice = Write { token: 1, compares: vec![], ops: vec![Op::put("/a", ""), Op::delete("/a")], entry: None };
     assert_eq!(pipeline.submit(twice), Err(SubmitError::KeyTwice { key: b"/a".to_vec() }));
-    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: vec![Op::get("/a")] }), Err(SubmitError::NotAWrite));
+    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: vec![Op::get("/a")], entry: None }), Err(SubmitError::NotAWrite));
     assert_eq!(pipeline.len(), 1);
 }
 
@@ -432,4 +437,101 @@ fn a_pipeline_that_comes_upon_used_slots_takes_them_as_they_are() {
     let slot = model.kvs.get(second.resolution.slot_key());
     assert_eq!(second.resolution.judge_slot(slot), None, "what a batch of the same number has left is not this one's mark");
     assert!(matches!(Batch::judge(model.apply(&second.txn)), Outcome::Applied { .. }));
+}
+
+fn with_entry(token: u64, key: &str) -> Write {
+    Write { token, compares: vec![], ops: vec![Op::put(key, "")], entry: Some(format!("{{\"n\":{token}}}").into_bytes()) }
+}
+
+#[test]
+fn entries_are_written_with_their_writes_as_one_list_under_one_key() {
+    let (mut model, mut pipeline) = (Model::new(), pipeline());
+    for n in 0..4 {
+        let write = with_entry(n, &format!("/k/{n}"));
+        pipeline.submit(Write { entry: write.entry.filter(|_| n != 1), ..write }).unwrap();
+    }
+    let mut batches = vec![];
+    let mut done = BTreeMap::new();
+    while let Some(batch) = pipeline.next_batch() {
+        let outcome = Batch::judge(model.apply(&batch.txn));
+        done.extend(pipeline.finished(batch.id, outcome).into_iter().map(|done| (done.token, (done.result, done.journaled))));
+        batches.push(batch.id);
+    }
+    assert_eq!(batches.len(), 1);
+    let journal = model.kvs.get(b"/events/0000000000000001".as_slice()).unwrap();
+    assert_eq!(String::from_utf8_lossy(&journal.value), r#"[{"n":0},{"n":2},{"n":3}]"#);
+    let committed = WriteResult::Committed { revision: journal.created };
+    assert!((0..4).all(|n| done[&n] == (committed.clone(), n != 1)), "{done:?}");
+
+    pipeline.submit(put(4, "/k/4", 1)).unwrap();
+    let batch = pipeline.next_batch().unwrap();
+    assert_eq!(check(&batch.txn).written.len(), 1, "without entries nothing is put for them");
+}
+
+#[test]
+fn an_entry_takes_its_place_in_the_batch() {
+    // One operation for all entries of a batch: 126 puts beside slot and entries.
+    let sizes = |entry: fn(u64) -> bool| {
+        let writes = (0..140).map(|n| with_entry(n, &format!("/k/{n}"))).map(|write| {
+            let entry = write.entry.filter(|_| entry(write.token));
+            Write { entry, ..write }
+        });
+        let mut pipeline = pipeline();
+        writes.for_each(|write| pipeline.submit(write).unwrap());
+        std::iter::from_fn(|| pipeline.next_batch()).map(|batch| batch.txn.then.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(|_| true), [MAX_OPS, 14 + 2]);
+    assert_eq!(sizes(|n| n == 126), [MAX_OPS - 1, 14 + 2], "one that comes last finds no room for its entry");
+    // Its bytes count: 64 KiB each, fifteen of them under a MiB.
+    let long = |token| Write { entry: Some(vec![b'x'; 64 << 10]), ..with_entry(token, &format!("/k/{token}")) };
+    let mut pipeline = pipeline();
+    (0..20).for_each(|n| pipeline.submit(long(n)).unwrap());
+    let sizes: Vec<usize> = std::iter::from_fn(|| pipeline.next_batch()).map(|batch| batch.txn.then.len() - 2).collect();
+    assert_eq!(sizes, [15, 5]);
+    let too_large = |write| matches!(write, Err(SubmitError::TooLarge { .. }));
+    let many = |n: usize| (0..n).map(|n| Op::put(format!("/m/{n}"), "")).collect();
+    assert!(too_large(pipeline.submit(Write { ops: many(127), ..with_entry(30, "") })));
+    assert_eq!(pipeline.submit(Write { ops: many(126), ..with_entry(30, "") }), Ok(()));
+    assert!(too_large(pipeline.submit(Write { entry: Some(vec![b'x'; MAX_BYTES]), ..with_entry(31, "/n") })));
+}
+
+#[test]
+fn a_conflict_tells_what_stands_and_at_which_revision() {
+    let (mut model, mut pipeline) = (Model::new(), pipeline());
+    model.apply(&Txn { then: vec![Op::put("/taken", "by another")], ..Txn::default() });
+    let modified = Compare::ModRevision { key: b"/taken".to_vec(), equals: Revision(0) };
+    let compares = vec![Compare::absent("/taken"), Compare::absent("/free"), modified];
+    pipeline.submit(Write { token: 1, compares, ops: vec![Op::put("/k/1", "")], entry: None }).unwrap();
+    pipeline.submit(Write { token: 2, compares: vec![Compare::absent("/other")], ops: vec![], entry: None }).unwrap();
+    let batch = pipeline.next_batch().unwrap();
+    let at = Revision(model.revision);
+    let done = pipeline.finished(batch.id, Batch::judge(model.apply(&batch.txn)));
+    let found = |key: &str| Found { key: key.into(), kv: model.kvs.get(key.as_bytes()).cloned() };
+    let result = WriteResult::Conflict { at, found: vec![found("/taken"), found("/free")] };
+    assert_eq!(done, [Done { token: 1, result, journaled: false }], "each key once, and none of the other write's");
+    assert_eq!(carried_out(&mut model, &mut pipeline), 1, "the other one goes again");
+}
+
+#[test]
+fn what_is_in_no_batch_under_way_can_be_taken_back() {
+    let mut pipeline = Pipeline::new(PipelineConfig { in_flight: 1, ..config() });
+    pipeline.submit(put(1, "/k/1", 1)).unwrap();
+    let batch = pipeline.next_batch().unwrap();
+    // One waits for a batch, one for the key that is under way, one for both and for the key of another that waits.
+    pipeline.submit(put(2, "/k/2", 1)).unwrap();
+    pipeline.submit(put(3, "/k/1", 1)).unwrap();
+    let both = vec![Op::put("/k/1", ""), Op::put("/k/2", ""), Op::put("/k/4", "")];
+    pipeline.submit(Write { token: 4, compares: vec![], ops: both, entry: None }).unwrap();
+    assert_eq!(pipeline.withdraw_unsent(), [2, 3, 4]);
+    assert_eq!((pipeline.len(), pipeline.withdraw_unsent()), (1, vec![]));
+    // Their keys are free again; that of the write under way is not.
+    pipeline.submit(put(5, "/k/1", 1)).unwrap();
+    pipeline.submit(put(6, "/k/4", 1)).unwrap();
+    let done = pipeline.finished(batch.id, Outcome::Void { slot: Revision(4) });
+    assert_eq!(done, []);
+    let again = pipeline.next_batch().unwrap();
+    assert_eq!(check(&again.txn).written.len(), 2, "the write of the void batch, and the one whose key is free");
+    let done = pipeline.finished(again.id, Outcome::Applied { revision: Revision(5) });
+    assert_eq!(done.iter().map(|done| done.token).collect::<Vec<_>>(), [1, 6]);
+    assert!(pipeline.next_batch().is_some_and(|last| check(&last.txn).written.len() == 1));
 }

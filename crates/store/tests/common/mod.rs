@@ -93,7 +93,7 @@ impl Copy {
     pub async fn step(&mut self) -> Update {
         let update = self.updates.recv().await.expect("a mirror goes on as long as its receiver");
         match &update {
-            Update::Reset { kvs, revision } => {
+            Update::Reset { kvs, revision, .. } => {
                 self.resets += 1;
                 self.revision = *revision;
                 self.kvs = kvs.iter().map(|kv| (kv.key.clone(), kv.clone())).collect();

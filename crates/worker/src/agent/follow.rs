@@ -69,7 +69,7 @@ async fn follow(
     let mut updates = mirror(client, KeyRange::prefix(keys.assignments_of(worker)));
     while let Some(update) = updates.recv().await {
         let heard = match update {
-            Update::Reset { kvs, revision } => {
+            Update::Reset { kvs, revision, .. } => {
                 let told = kvs.iter().filter_map(|kv| Some((name_of(keys, &kv.key)?, told(kv)))).collect();
                 match first.take() {
                     Some((listed, statuses)) => Heard::Whole { revision: revision.min(listed), told, statuses },
