@@ -24,8 +24,10 @@ pub enum Meaning {
     },
     /// A part of the history, or its end.
     History {
-        /// Its number; numbers grow.
-        number: u64,
+        /// What its key ends in.
+        suffix: Box<str>,
+        /// Its create revision.
+        created: Revision,
         /// What happened, oldest first; empty when it was deleted or cannot be read.
         entries: Vec<HistoryEntry>,
     },
@@ -43,7 +45,7 @@ pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
             let value = read::<MasterRecord>(kv).unwrap_or_else(|_| unknown_master());
             return Meaning::Candidate { lease, value: Some(Box::new(Versioned { revision: kv.created, value })) };
         }
-        Key::Event(number) => return Meaning::History { number, entries: read(kv).unwrap_or_default() },
+        Key::Event(suffix) => return Meaning::History { suffix, created: kv.created, entries: read(kv).unwrap_or_default() },
         Key::Resource(name) => match record(kv, &name) {
             Ok(value) => Change::Resource { name, value: versioned(kv, value) },
             Err(error) => Change::Unreadable { name, error: error.into() },
@@ -77,7 +79,7 @@ pub fn meaning_of_absence(keys: &Keys, key: &[u8]) -> Meaning {
     Meaning::Cluster(match keys.parse(key) {
         Key::Foreign => return Meaning::Foreign,
         Key::Election(lease) => return Meaning::Candidate { lease, value: None },
-        Key::Event(number) => return Meaning::History { number, entries: Vec::new() },
+        Key::Event(suffix) => return Meaning::History { suffix, created: Revision(0), entries: Vec::new() },
         Key::Resource(name) => Change::Resource { name, value: None },
         Key::Worker(id) => Change::Worker { id, value: None },
         Key::Admission(worker) => Change::Admission { worker, value: None },

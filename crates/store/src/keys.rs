@@ -30,7 +30,7 @@ pub enum Key {
     /// `/election/<lease>`
     Election(String),
     /// `/events/<number>`
-    Event(u64),
+    Event(Box<str>),
     /// Anything else in the range, which belongs to somebody else.
     Foreign,
 }
@@ -114,10 +114,10 @@ impl Keys {
         format!("{}/writers/", self.prefix)
     }
 
-    /// `/events/<number>`, in the order of the numbers.
+    /// `/events/`, under which the history is.
     #[must_use]
-    pub fn event(&self, number: u64) -> String {
-        format!("{}/events/{number:016}", self.prefix)
+    pub fn events(&self) -> String {
+        format!("{}/events/", self.prefix)
     }
 
     /// What a key stands for.
@@ -142,7 +142,7 @@ impl Keys {
             "intents" if rest == "brake" => Key::WrittenOff,
             "intents" => Key::Intent(WorkerId::new(rest.strip_prefix("workers/")?).ok()?),
             "election" => Key::Election(rest.to_owned()),
-            "events" => Key::Event(rest.parse().ok()?),
+            "events" => Key::Event(rest.into()),
             _ => return None,
         })
     }
@@ -166,7 +166,7 @@ mod tests {
                 (keys.status(&worker, &name), Key::Status(worker.clone(), name.clone())),
                 (keys.intent(&worker), Key::Intent(worker.clone())),
                 (keys.written_off(), Key::WrittenOff),
-                (keys.event(7), Key::Event(7)),
+                (format!("{}7", keys.events()), Key::Event("7".into())),
                 (format!("{}7c0de", keys.election()), Key::Election("7c0de".to_owned())),
             ];
             for (text, key) in cases {

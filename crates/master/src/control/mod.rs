@@ -284,7 +284,8 @@ impl Control {
     }
 
     fn listed(&self, kvs: &[evenkeel_store::Kv], revision: Revision, now: Moment) -> State {
-        let mut fresh = State { is_synced: true, followed: revision, ..State::default() };
+        let mut fresh = State::default();
+        (fresh.is_synced, fresh.followed) = (true, revision);
         let mut history = Vec::new();
         for kv in kvs {
             match codec::meaning(&self.keys, kv) {
