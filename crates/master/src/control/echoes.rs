@@ -17,34 +17,48 @@ use tokio::time::Instant;
 pub(super) struct Echoes {
     /// Keys whose state is ahead of the watch, with the revision that it is of.
     ahead: FxHashMap<Vec<u8>, Revision>,
-    /// The same by revision.
-    order: BTreeMap<Revision, Vec<Vec<u8>>>,
     /// The commits of which no echo has come.
     commits: BTreeMap<Revision, Commit>,
+    /// The keys that were only found to be as they were at a revision.
+    found: BTreeMap<Revision, Vec<Vec<u8>>>,
     marks: Marks,
 }
 
 #[derive(Debug)]
 struct Commit {
+    keys: Vec<Vec<u8>>,
     writes: Vec<Write>,
     at: Moment,
 }
 
 impl Echoes {
     /// These keys were found to be as they were at this revision, by the answer to a transaction.
-    pub(super) fn found(&mut self, keys: impl IntoIterator<Item = Vec<u8>>, revision: Revision) {
-        let order = self.order.entry(revision).or_default();
-        for key in keys {
-            let ahead = self.ahead.entry(key.clone()).or_default();
-            *ahead = revision.max(*ahead);
-            order.push(key);
-        }
+    pub(super) fn found(&mut self, keys: Vec<Vec<u8>>, revision: Revision) {
+        self.advance(&keys, revision);
+        self.found.entry(revision).or_default().extend(keys);
     }
 
     /// These keys were written at this revision, which is beyond what the watch has brought.
     pub(super) fn committed(&mut self, keys: Vec<Vec<u8>>, writes: Vec<Write>, revision: Revision, now: Moment) {
-        self.found(keys, revision);
-        self.commits.entry(revision).or_insert_with(|| Commit { writes: Vec::new(), at: now }).writes.extend(writes);
+        self.advance(&keys, revision);
+        let commit = self.commits.entry(revision).or_insert_with(|| Commit { keys: Vec::new(), writes: Vec::new(), at: now });
+        commit.keys.extend(keys);
+        commit.writes.extend(writes);
+    }
+
+    fn advance(&mut self, keys: &[Vec<u8>], revision: Revision) {
+        for key in keys {
+            let ahead = self.ahead.entry(key.clone()).or_default();
+            *ahead = revision.max(*ahead);
+        }
+    }
+
+    fn fall_back(&mut self, keys: &[Vec<u8>], revision: Revision) {
+        for key in keys {
+            if self.ahead.get(key) == Some(&revision) {
+                self.ahead.remove(key);
+            }
+        }
     }
 
     /// The state is ahead of this change, or has it already.
@@ -54,20 +68,26 @@ impl Echoes {
 
     /// The watch has brought everything up to this revision.
     pub(super) fn followed(&mut self, revision: Revision) {
-        let rest = self.order.split_off(&Revision(revision.0 + 1));
-        for (at, keys) in std::mem::replace(&mut self.order, rest) {
-            for key in keys {
-                if self.ahead.get(&key) == Some(&at) {
-                    self.ahead.remove(&key);
-                }
-            }
+        let next = Revision(revision.0 + 1);
+        let commits = self.commits.split_off(&next);
+        for (at, commit) in std::mem::replace(&mut self.commits, commits) {
+            self.fall_back(&commit.keys, at);
         }
-        self.commits = self.commits.split_off(&Revision(revision.0 + 1));
+        let found = self.found.split_off(&next);
+        for (at, keys) in std::mem::replace(&mut self.found, found) {
+            self.fall_back(&keys, at);
+        }
     }
 
-    /// The state is a list of this revision: what was committed after it is to be applied again, oldest first.
+    /// The state is a list of this revision: what was committed after it is to be applied again, oldest first. What was only found is found again, or
+    /// comes with the watch.
     pub(super) fn beyond(&mut self, revision: Revision) -> impl Iterator<Item = (Revision, &Write)> {
         self.followed(revision);
+        self.found.clear();
+        self.ahead.clear();
+        for (at, commit) in &self.commits {
+            self.ahead.extend(commit.keys.iter().map(|key| (key.clone(), *at)));
+        }
         self.commits.iter().flat_map(|(revision, commit)| commit.writes.iter().map(|write| (*revision, write)))
     }
 
@@ -147,17 +167,17 @@ mod tests {
         echoes.committed(vec![KEY.to_vec()], Vec::new(), Revision(12), at(2));
         echoes.followed(Revision(9));
         assert!(echoes.has(KEY, Revision(12)));
-        echoes.found([KEY.to_vec()], Revision(10));
+        echoes.found(vec![KEY.to_vec()], Revision(10));
         assert!(echoes.has(KEY, Revision(12)), "what was found before is no news");
         echoes.followed(Revision(12));
-        assert!(echoes.ahead.is_empty() && echoes.order.is_empty() && echoes.commits.is_empty());
+        assert!(echoes.ahead.is_empty() && echoes.found.is_empty() && echoes.commits.is_empty());
     }
 
     #[test]
     fn the_lag_is_that_of_the_oldest_commit_without_its_echo() {
         let mut echoes = ahead_at(9);
         echoes.committed(vec![OTHER.to_vec()], Vec::new(), Revision(12), at(5));
-        echoes.found([b"/workers/w".to_vec()], Revision(20));
+        echoes.found(vec![b"/workers/w".to_vec()], Revision(20));
         assert_eq!(echoes.waits_since(), Some(at(1)));
         echoes.followed(Revision(11));
         assert_eq!(echoes.waits_since(), Some(at(5)));
@@ -173,6 +193,10 @@ mod tests {
         echoes.committed(vec![OTHER.to_vec()], vec![write("b")], Revision(12), at(1));
         let lacks: Vec<(Revision, Write)> = echoes.beyond(Revision(9)).map(|(at, write)| (at, write.clone())).collect();
         assert_eq!(lacks, [(Revision(12), write("b"))]);
+        // A key that was found gone after the list was read is there in it: the watch has to bring its end.
+        echoes.found(vec![b"/workers/w".to_vec()], Revision(20));
+        assert_eq!(echoes.beyond(Revision(15)).count(), 0);
+        assert!(!echoes.has(b"/workers/w", Revision(18)));
     }
 
     #[test]

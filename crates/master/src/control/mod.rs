@@ -365,7 +365,7 @@ impl Control {
             Role::Standby => {}
         }
         let mut state = self.shared.write();
-        (state.undone, state.brake) = (0, None);
+        (state.undone, state.brake, state.lags_since) = (0, None, None);
         drop(state);
         self.candidacy.lost();
         self.shared.set_leadership(Leadership::Nobody);

@@ -73,8 +73,8 @@ pub(super) struct Term {
     /// When the watch may be given up for a list again, and for how long it rests then.
     next_list: Moment,
     list_pause: Duration,
-    /// Old entries of the history are being deleted.
-    is_trimming: bool,
+    /// When old entries of the history may be deleted again; none: some are being deleted.
+    next_trim: Option<Moment>,
     /// Until when further flaws of plans are not logged.
     flaws_told_until: Moment,
 }
@@ -100,7 +100,7 @@ impl Term {
             conflicts: 0,
             next_list: Moment::default(),
             list_pause: LIST_PAUSE,
-            is_trimming: false,
+            next_trim: Some(now),
             flaws_told_until: Moment::default(),
         };
         term.note(EntryKind::Leading, config.id.as_str(), "became the leader", now);
@@ -253,21 +253,21 @@ impl Term {
     }
 
     /// Reserves a decision and hands it on to be written. Back: it cannot be written, nothing is changed, and who wanted it has been told.
-    fn decide(&mut self, state: &mut State, decided: Decided, now: Moment) -> Result<(), Box<Decided>> {
+    fn decide(&mut self, state: &mut State, decided: Decided, now: Moment) -> Result<(), Decided> {
         let subject = decided.subject.clone();
-        match self.commits.submit(decided) {
+        let (refusal, mut decided) = match self.commits.submit(decided) {
             Ok(writes) => {
                 state.cluster.reserve(writes, now);
                 subject.into_iter().for_each(|subject| self.subjects.begin(&subject));
-                Ok(())
+                return Ok(());
             }
-            Err((refusal, mut decided)) => {
-                if let Some(request) = decided.request.take() {
-                    request.refuse(refusal);
-                }
-                Err(decided)
-            }
-        }
+            Err((refusal, decided)) => (refusal, *decided),
+        };
+        // It was too much of one; without that one the others may go on.
+        let others =
+            if decided.request.is_some() && refusal != Refusal::NotLeader { std::mem::take(&mut decided.riders) } else { Vec::new() };
+        decided.refuse(&refusal);
+        Err(Decided { riders: others, ..Decided::default() })
     }
 
     /// Plans, takes out of the plan what must never be, and decides the rest. Answers when the planner wants to be asked again.
@@ -444,7 +444,8 @@ impl Term {
         match decided.entry {
             Some(_) if matches!(result, WriteResult::Committed { .. }) => {}
             Some(entry) => self.history.again(entry, now),
-            None => self.is_trimming = false,
+            None if matches!(result, WriteResult::Committed { .. }) => self.next_trim = Some(now),
+            None => self.next_trim = Some(now.after(REST)),
         }
     }
 
@@ -473,8 +474,8 @@ impl Term {
             // What cannot be written is lost with the leadership.
             drop(self.commits.submit(decided));
         }
-        if !self.is_trimming && state.has_old_history() {
-            self.is_trimming = true;
+        if self.next_trim.is_some_and(|at| at <= now) && state.has_old_history() {
+            self.next_trim = None;
             self.commits.delete_events(state.old_history());
         }
     }
