@@ -71,7 +71,10 @@ pub(crate) struct State {
     pub(crate) undone: usize,
     /// Whether that plan held what lost workers ran.
     pub(crate) brake: Option<Brake>,
+    /// The entries by their numbers.
     history: VecDeque<(i64, HistoryEntry)>,
+    /// The highest number that a key of the history is called by.
+    last_batch: u64,
     changes: VecDeque<ResourceName>,
     /// The number of the first of `changes`.
     first_change: u64,
@@ -180,26 +183,27 @@ impl State {
 
     /// The number of the next batch of the history.
     pub(crate) fn next_batch(&self) -> u64 {
-        u64::try_from(self.last_event()).unwrap_or(0) / BATCH as u64 + 1
+        self.last_batch + 1
     }
 
-    /// Takes a batch of the history in; its entries are numbered within the batch.
-    pub(crate) fn remember(&mut self, number: u64, entries: Vec<HistoryEntry>) {
+    /// Takes in a part of the history: the entries of one key, which was created at a revision. One that is known already changes nothing.
+    pub(crate) fn remember(&mut self, suffix: &str, revision: Revision, entries: Vec<HistoryEntry>) {
+        self.last_batch = self.last_batch.max(suffix.parse().unwrap_or(0));
         for (index, entry) in entries.into_iter().enumerate() {
-            self.remember_one(number, index, entry);
+            self.remember_one(sequence(revision, index), entry);
         }
     }
 
-    /// Takes in one entry of a batch, if it is not known yet.
-    pub(crate) fn remember_one(&mut self, number: u64, index: usize, entry: HistoryEntry) {
-        let sequence = sequence(number, index);
-        if self.history.back().is_some_and(|(last, _)| *last >= sequence) {
+    /// A list brings the entries in the order of their keys, which need not be that of their numbers.
+    fn remember_one(&mut self, sequence: i64, entry: HistoryEntry) {
+        let at = self.history.partition_point(|(known, _)| *known < sequence);
+        if self.history.get(at).is_some_and(|(known, _)| *known == sequence) {
             return;
         }
-        if self.history.len() == HISTORY {
+        self.history.insert(at, (sequence, entry));
+        if self.history.len() > HISTORY {
             self.history.pop_front();
         }
-        self.history.push_back((sequence, entry));
     }
 
     /// The history after a sequence number, oldest first.
@@ -221,10 +225,52 @@ impl State {
     }
 }
 
-/// The largest number of entries in one batch of the history.
-pub(crate) const BATCH: usize = 1000;
+/// The largest number of entries that one key of the history has.
+const ENTRIES: i64 = 1000;
 
-/// The sequence number of an entry: that of its batch, then its place.
-fn sequence(number: u64, index: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX / 2_000).saturating_mul(BATCH as i64) + index as i64
+/// The number of an entry: the create revision of its key, then its place there. etcd gives out revisions once, so no number comes twice,
+/// whoever leads; and 10^15 revisions fit.
+fn sequence(revision: Revision, index: usize) -> i64 {
+    let index = i64::try_from(index).unwrap_or(i64::MAX).min(ENTRIES - 1);
+    revision.0.saturating_mul(ENTRIES).saturating_add(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{EntryKind, Epoch};
+
+    use super::*;
+
+    fn entry(time: i64) -> HistoryEntry {
+        let none = String::new;
+        let (kind, epoch) = (EntryKind::Leading, Epoch::default());
+        HistoryEntry { time, kind, resource: none(), worker: none(), from: none(), reason: none(), master: none(), epoch }
+    }
+
+    #[test]
+    fn entries_are_numbered_by_the_revision_that_wrote_them_in_whichever_order_they_come() {
+        let mut state = State::default();
+        let numbers = |state: &State, after| state.history_after(after).map(|(number, entry)| (*number, entry.time)).collect::<Vec<_>>();
+        state.remember("0000000000000005", Revision(40), vec![entry(1), entry(2)]);
+        state.remember("000000000000002f-0000000000000001", Revision(60), vec![entry(4)]);
+        // A list has the keys in their order, not in that of their revisions; a watch may bring again what a list had.
+        state.remember("0000000000000030-0000000000000001", Revision(50), vec![entry(3)]);
+        state.remember("000000000000002f-0000000000000001", Revision(60), vec![entry(4)]);
+        assert_eq!(numbers(&state, 0), [(40_000, 1), (40_001, 2), (50_000, 3), (60_000, 4)]);
+        assert_eq!(numbers(&state, 40_001), [(50_000, 3), (60_000, 4)]);
+        assert_eq!((state.last_event(), state.next_batch()), (60_000, 6));
+        // The end of a key takes nothing back.
+        state.remember("0000000000000005", Revision::default(), Vec::new());
+        assert_eq!(numbers(&state, 0).len(), 4);
+    }
+
+    #[test]
+    fn the_oldest_entries_go_first() {
+        let mut state = State::default();
+        (1..=HISTORY as i64 + 1).for_each(|n| state.remember("x", Revision(n), vec![entry(n)]));
+        assert_eq!(state.history_after(0).count(), HISTORY);
+        assert_eq!(state.history_after(0).next().map(|(number, _)| *number), Some(2_000));
+        state.remember("x", Revision(1), vec![entry(1)]);
+        assert_eq!(state.history_after(0).next().map(|(number, _)| *number), Some(2_000), "what is older is not taken in");
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use evenkeel_model::{
-    Brake, Decision, EntryKind, Guard, HistoryEntry, Intent, IntentKind, Moment, Revision, Session, Standing, WorkerId, Write,
+    Brake, Decision, Entry, EntryKind, Guard, HistoryEntry, Intent, IntentKind, Key, Moment, Revision, Session, Standing, WorkerId, Write,
 };
 
 use super::{
@@ -21,7 +21,8 @@ impl Term {
         let worker = state.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
         let Some(worker) = worker else {
             // What is answered from memory waits for a transaction that shows it true: see `decide_requests`.
-            let guards = vec![Guard::Registration(id.clone(), Session::default()), Guard::Admission(id.clone(), Revision::default())];
+            let of_admission = Guard::Modified(Key::Admission(id.clone()), Revision::default());
+            let guards = vec![Guard::session(id, Session::default()), of_admission];
             let answers = vec![Answer::Intent(reply, Err(Refusal::NoWorker(id.clone())))];
             let decision = Decision { guards, writes: Vec::new() };
             self.decide(state, Decided { decision, name: None, happening: None, answers }, now);
@@ -38,7 +39,7 @@ impl Term {
         let intent = intent.map(|kind| Intent { kind, since });
         let entry = history::about_resource(kind, time, &self.master, "", "api");
         let happening = (before != intent).then(|| HistoryEntry { worker: id.to_string(), ..entry });
-        let decision = Decision { guards: Vec::new(), writes: vec![Write::Intent(id.clone(), intent)] };
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::new(Entry::Intent(id.clone(), intent))] };
         self.decide(state, Decided { decision, name: None, happening, answers: vec![Answer::Intent(reply, Ok(()))] }, now);
     }
 
@@ -51,7 +52,8 @@ impl Term {
         let reason = format!("{} workers that are gone are waited for no longer", sessions.len());
         let entry = history::about_resource(EntryKind::WrittenOff, self.clock.unix_ns(), &self.master, "", &reason);
         let happening = (!sessions.is_empty()).then_some(entry);
-        let decision = Decision { guards: Vec::new(), writes: vec![Write::WrittenOff(sessions.clone())] };
+        let entry = Entry::WrittenOff(Some(sessions.clone()).filter(|sessions| !sessions.is_empty()));
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::new(entry)] };
         self.decide(state, Decided { decision, name: None, happening, answers: vec![Answer::Brake(reply, sessions)] }, now);
     }
 

@@ -249,7 +249,7 @@ impl Control {
         match meaning {
             Meaning::Foreign => {}
             Meaning::Candidate { lease, value } => state.candidate(lease, value.map(|v| *v)),
-            Meaning::History { number, entries } => state.remember(number, entries),
+            Meaning::History { suffix, revision, entries } => state.remember(&suffix, revision, entries),
             Meaning::Cluster(event) => {
                 if let Role::Leading(term) = &mut self.role {
                     term.observe(state, &event, now);
@@ -276,7 +276,7 @@ impl Control {
             match codec::meaning(&self.keys, kv) {
                 Meaning::Cluster(event) => fresh.cluster.apply(event, now),
                 Meaning::Candidate { lease, value } => fresh.candidate(lease, value.map(|v| *v)),
-                Meaning::History { number, entries } => fresh.remember(number, entries),
+                Meaning::History { suffix, revision, entries } => fresh.remember(&suffix, revision, entries),
                 Meaning::Foreign => {}
             }
         }
@@ -447,10 +447,7 @@ impl Control {
 
 /// Remembers which resource an event is about, for those who watch.
 fn touch(state: &mut State, event: &Change) {
-    match event {
-        Change::Resource { name, .. } | Change::Unreadable { name, .. } | Change::Assignment { name, .. } | Change::Status { name, .. } => {
-            state.touch(name);
-        }
-        Change::Worker { .. } | Change::Admission { .. } | Change::Intent { .. } | Change::WrittenOff { .. } => {}
+    if let Some(name) = event.entry.resource() {
+        state.touch(name);
     }
 }

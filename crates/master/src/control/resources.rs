@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use evenkeel_model::{
-    Decision, Definition, EntryKind, Epoch, Guard, HistoryEntry, Holder, Moment, Pending, Phase, Record, ResourceName, Revision, Session,
-    StopReason, Unit, Versioned, WorkerId, Write,
+    Decision, Definition, Entry, EntryKind, Epoch, Guard, HistoryEntry, Holder, Key, Moment, Pending, Phase, Record, ResourceName,
+    Revision, Session, StopReason, Unit, Versioned, WorkerId, Write,
 };
 
 use super::{
@@ -119,7 +119,7 @@ impl Term {
         match (written, guard) {
             (Some(token), _) => self.answer_with(token, answers),
             (None, Some(stands)) => {
-                let decision = Decision { guards: vec![Guard::Resource(name.clone(), stands)], writes: Vec::new() };
+                let decision = Decision { guards: vec![Guard::Modified(Key::Resource(name.clone()), stands)], writes: Vec::new() };
                 self.decide(state, Decided { decision, name: Some(name), happening: None, answers }, now);
             }
             (None, None) => {}
@@ -191,8 +191,8 @@ impl Term {
         let why = reason.map_or_else(|| source.to_owned(), |reason| format!("{source}, {}", reason.as_str()));
         let entry = history::about_resource(EntryKind::Added, time, &self.master, name.as_str(), &why);
         let mut decision = Decision {
-            guards: vec![Guard::Resource(name.clone(), Revision::default())],
-            writes: vec![Write::Resource(Box::new(record.clone()))],
+            guards: vec![Guard::Modified(Key::Resource(name.clone()), Revision::default())],
+            writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
         let (node, pending) = match choice {
             Ok((worker, address)) => {
@@ -211,8 +211,10 @@ impl Term {
         let name = &definition.name;
         let rules_changed = old.value.definition.require != definition.require;
         let record = Record { definition: definition.clone(), ..old.value.clone() };
-        let mut decision =
-            Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
+        let mut decision = Decision {
+            guards: vec![Guard::Modified(Key::Resource(name.clone()), old.revision)],
+            writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
+        };
         let holder = state.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
         let goes_on = |h: &&Holder| h.held.runs() && h.held.epoch != Epoch::default() && h.held.hash == record.definition.hash();
         if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
@@ -239,9 +241,9 @@ impl Term {
             let refusal = Refusal::OfAnother(name.clone(), source_of(&record.value).into());
             return Ruling::Stands(record.revision, Outcome::Refused(refusal));
         }
-        let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
+        let mut decision = Decision { guards: Vec::new(), writes: vec![Write::delete(Key::Resource(name.clone()))] };
         if let Some(record) = unit.record.as_deref() {
-            decision.guards.push(Guard::Resource(name.clone(), record.revision));
+            decision.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
         }
         for holder in unit.holders.iter().filter(|h| h.held.runs() && h.held.epoch != Epoch::default()) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use evenkeel_model::{Change, Decision, EntryKind, Epoch, HistoryEntry, Moment, ResourceName, Revision, Standing, Write, check};
+use evenkeel_model::{Change, Decision, Entry, EntryKind, Epoch, HistoryEntry, Moment, ResourceName, Revision, Standing, Write, check};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{Compare, Executor, Finished, LeasedKey, Op, Pipeline, PipelineConfig, SubmitError, WriteResult, codec, keys::Keys};
 use rustc_hash::FxHashMap;
@@ -176,14 +176,10 @@ impl Term {
         term
     }
 
-    /// Adds to the history: at once in memory, with the next batch in etcd.
-    pub(super) fn happen(&mut self, state: &mut State, happening: HistoryEntry, now: Moment) {
+    /// Adds to the history, with the next batch.
+    pub(super) fn happen(&mut self, _: &mut State, happening: HistoryEntry, now: Moment) {
         if self.happenings.is_empty() {
             self.happenings_since = now;
-        }
-        let index = self.happenings.len();
-        if index < HISTORY_ENTRIES {
-            state.remember_one(self.next_batch, index, happening.clone());
         }
         self.happenings.push(happening);
     }
@@ -232,7 +228,7 @@ impl Term {
 
     /// Notes what an event means for the history before the Cluster takes it in.
     pub(super) fn observe(&mut self, state: &mut State, event: &Change, now: Moment) {
-        let Change::Worker { id, value: None } = event else { return };
+        let Entry::Worker(id, None) = &event.entry else { return };
         let worker = state.cluster.worker(id.as_str());
         if worker.is_some_and(|w| w.standing() == Standing::Ready) {
             let resources = worker.map_or(0, |w| w.names.len());
@@ -308,7 +304,7 @@ impl Term {
         for write in decision.writes {
             // The first key of a write is the one that its event speaks of; a deleted assignment takes its status along.
             let key = keys.remove(0);
-            let further = usize::from(matches!(write, Write::NoAssignment(..)));
+            let further = usize::from(matches!(write.entry, Entry::Assignment(_, _, None)));
             keys.rotate_left(further);
             let event = write.change(Revision::default());
             super::touch(state, &event);
@@ -457,8 +453,7 @@ impl Term {
             let _ = self.own.written(key, token, revision);
         }
         if let Some(mut happening) = pending.happening {
-            let creates = |(_, write): &(Vec<u8>, Write)| matches!(write, Write::Assignment(_, _, _, epoch) if *epoch == Epoch::default());
-            if pending.writes.iter().any(creates) {
+            if pending.writes.iter().any(|(_, write)| write.creates_assignment()) {
                 happening.epoch = Epoch(revision.0);
             }
             self.happen(state, happening, now);
@@ -472,24 +467,24 @@ impl Term {
     }
 
     /// Writes what has happened since the last time, if that is due, and deletes what is too old.
-    pub(super) fn write_history(&mut self, state: &mut State, now: Moment) {
+    pub(super) fn write_history(&mut self, _: &mut State, now: Moment) {
         let is_due = self.happenings.len() >= HISTORY_ENTRIES || self.history_due().is_some_and(|due| due <= now);
         while is_due && !self.happenings.is_empty() && self.list == List::Good {
             let rest = self.happenings.split_off(self.happenings.len().min(HISTORY_ENTRIES));
             let entries = std::mem::replace(&mut self.happenings, rest);
             let number = self.next_batch;
             self.next_batch += 1;
-            let mut ops = vec![Op::put(self.keys.event(number), codec::json(&entries))];
+            let key = |number: u64| format!("{}{number:016}", self.keys.events());
+            let mut ops = vec![Op::put(key(number), codec::json(&entries))];
             if let Some(old) = number.checked_sub(HISTORY_BATCHES) {
-                ops.push(Op::delete(self.keys.event(old)));
+                ops.push(Op::delete(key(old)));
             }
-            state.remember(number, entries);
-            let keys: Vec<Vec<u8>> = ops.iter().map(|op| op.first_key().to_vec()).collect();
             let token = self.next_token;
             self.next_token += 1;
-            if self.submit(token, Vec::new(), ops, &keys).is_ok() {
-                self.pending
-                    .insert(token, Pending { writes: Vec::new(), more_keys: keys, name: None, happening: None, answers: Vec::new() });
+            // The watch brings it back, and then it is part of the state.
+            if self.submit(token, Vec::new(), ops, &[]).is_ok() {
+                let pending = Pending { writes: Vec::new(), more_keys: Vec::new(), name: None, happening: None, answers: Vec::new() };
+                self.pending.insert(token, pending);
             }
         }
     }
