@@ -207,7 +207,7 @@ impl State {
 
     /// Takes a change of the cluster in.
     pub(crate) fn take(&mut self, change: Change, now: Moment) {
-        if let Some(name) = change.resource() {
+        if let Some(name) = change.entry.resource() {
             self.touch(name);
         }
         self.cluster.apply(change, now);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Hash, Needs, Selector, Spec, WorkerId};
+use crate::{Cluster, Epoch, Hash, Held, Needs, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
 
 /// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,22 @@ impl Assignment {
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
         Needs { kind: "", require: &self.require, pin: None }
+    }
+}
+
+impl Stored for Assignment {
+    type Ids = (WorkerId, ResourceName);
+
+    /// An assignment that cannot be read may run, and has a hash that no resource has: it is stopped and made anew.
+    fn read(_: &Self::Ids, json: &[u8]) -> Read<Self> {
+        let unknown =
+            || Self { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: Hash::unknown(), phase: Phase::Run };
+        Read::or(json, || Some(unknown()))
+    }
+
+    fn apply(cluster: &mut Cluster, (worker, name): Self::Ids, assignment: Option<Self>, seen: Seen) {
+        let held = assignment.map(|a| Held { epoch: Epoch(seen.created.0), hash: a.hash, phase: a.phase });
+        cluster.apply_assignment(worker, &name, held, seen.now);
     }
 }
 
@@ -102,6 +118,19 @@ pub struct Status {
     /// For people: an exit status, an error.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+impl Stored for Status {
+    type Ids = (WorkerId, ResourceName);
+
+    /// A status that cannot be read says nothing.
+    fn read(_: &Self::Ids, json: &[u8]) -> Read<Self> {
+        Read::or(json, || None)
+    }
+
+    fn apply(cluster: &mut Cluster, (worker, name): Self::Ids, status: Option<Self>, _: Seen) {
+        cluster.apply_status(&worker, &name, status.map(Box::new));
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

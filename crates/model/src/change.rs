@@ -1,8 +1,8 @@
-//! What can happen to a Cluster: a key of etcd was written or deleted. A list and a watch give the same events.
+//! What can happen to a Cluster: a key of etcd was written or deleted. A list and a watch give the same changes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use crate::{Admission, Assignment, Epoch, Hash, Intent, Phase, Record, Registration, ResourceName, Revision, Session, Status, WorkerId};
+use crate::{Assignment, Entry, Epoch, Hash, Key, Phase, Revision};
 
 /// A point in time by the observer's own monotonic clock, counted from any origin that does not change while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,79 +22,37 @@ impl Moment {
     }
 }
 
-/// One key as it is after a write; `None`: it was deleted.
+/// One key as it is after a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// `/resources/<name>`
-    Resource {
-        /// Its name.
-        name: ResourceName,
-        /// What stands there.
-        value: Option<Box<Versioned<Record>>>,
-    },
-    /// `/resources/<name>` holds something that cannot be read. It is left alone: neither run nor stopped.
-    Unreadable {
-        /// Its name.
-        name: ResourceName,
-        /// Why it cannot be read.
-        error: Box<str>,
-    },
-    /// `/workers/<id>`
-    Worker {
-        /// Its id.
-        id: WorkerId,
-        /// The session and what it says of itself.
-        value: Option<Box<(Session, Registration)>>,
-    },
-    /// `/admissions/<worker>`
-    Admission {
-        /// The worker.
-        worker: WorkerId,
-        /// What stands there.
-        value: Option<Box<Versioned<Admission>>>,
-    },
-    /// `/assignments/<worker>/<name>`
-    Assignment {
-        /// The worker.
-        worker: WorkerId,
-        /// The resource.
-        name: ResourceName,
-        /// What stands there.
-        value: Option<Held>,
-    },
-    /// `/intents/workers/<id>`
-    Intent {
-        /// The worker.
-        worker: WorkerId,
-        /// What is wanted of it.
-        value: Option<Intent>,
-    },
-    /// `/intents/brake`
-    WrittenOff {
-        /// The lost sessions whose work a person has given up waiting for.
-        sessions: BTreeMap<WorkerId, Session>,
-    },
-    /// `/status/<worker>/<name>`
-    Status {
-        /// The worker.
-        worker: WorkerId,
-        /// The resource.
-        name: ResourceName,
-        /// What the worker observes.
-        value: Option<Box<Status>>,
-    },
+pub struct Change {
+    /// The key, and what it has now.
+    pub entry: Entry,
+    /// The revision that created the key; zero: it does not exist, or that is not known yet.
+    pub created: Revision,
+    /// The revision that wrote the value; zero: the key does not exist, or that is not known yet.
+    pub modified: Revision,
+    /// Why the value cannot be used; then the entry has what is safe in its place.
+    pub error: Option<Box<str>>,
 }
 
 impl Change {
-    /// The resource that it is about, if it is about one.
+    /// A key is created at a revision. Where the entry says that it does not exist, the revision does not matter.
     #[must_use]
-    pub fn resource(&self) -> Option<&ResourceName> {
-        match self {
-            Self::Resource { name, .. } | Self::Unreadable { name, .. } | Self::Assignment { name, .. } | Self::Status { name, .. } => {
-                Some(name)
-            }
-            Self::Worker { .. } | Self::Admission { .. } | Self::Intent { .. } | Self::WrittenOff { .. } => None,
-        }
+    pub fn at(revision: Revision, entry: Entry) -> Self {
+        Self::over(revision, revision, entry)
+    }
+
+    /// A key that was created at one revision is written at another.
+    #[must_use]
+    pub fn over(created: Revision, modified: Revision, entry: Entry) -> Self {
+        let (created, modified) = if entry.is_absent() { (Revision::default(), Revision::default()) } else { (created, modified) };
+        Self { entry, created, modified, error: None }
+    }
+
+    /// The key does not exist, or no longer.
+    #[must_use]
+    pub fn gone(key: Key) -> Self {
+        Self::at(Revision::default(), key.absent())
     }
 }
 

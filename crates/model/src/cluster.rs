@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Agenda, Change, Classes, Epoch, Held, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Session, Standing, StopReason,
-    Unit, Versioned, Worker, WorkerId,
+    Agenda, Change, Classes, Epoch, Held, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Seen, Session, Standing,
+    Status, StopReason, Unit, Versioned, Worker, WorkerId,
     agenda::{Due, due_of},
     relations::Count,
     reservation::{Counted, Reservation},
@@ -36,7 +36,7 @@ pub struct Cluster {
     /// Resources that were told to move for balance.
     moves: Recent<ResourceName>,
     /// The lost sessions whose work a person has given up waiting for.
-    written_off: BTreeMap<WorkerId, Session>,
+    pub(crate) written_off: BTreeMap<WorkerId, Session>,
     /// What the leader has decided, by name, until its outcome is known.
     reserved: BTreeMap<ResourceName, Box<Reservation>>,
 }
@@ -77,28 +77,22 @@ impl Cluster {
         self.moves = old.moves.clone();
     }
 
-    /// Takes in one event.
-    pub fn apply(&mut self, event: Change, now: Moment) {
-        match event {
-            Change::Resource { name, value } => self.apply_record(&name, value, None),
-            Change::Unreadable { name, error } => self.apply_record(&name, None, Some(error)),
-            Change::Worker { id, value } => self.with_worker(&id, now, |worker| worker.registered = value),
-            Change::Admission { worker, value } => self.with_worker(&worker, now, |w| w.admission = value),
-            Change::Assignment { worker, name, value } => self.apply_assignment(worker, &name, value, now),
-            Change::Intent { worker, value } => self.with_worker(&worker, now, |w| w.intent = value),
-            Change::WrittenOff { sessions } => self.written_off = sessions,
-            Change::Status { worker, name, value } => {
-                let Some(unit) = self.units.get_mut(&name) else { return };
-                // A status without its assignment speaks of an end that is known already.
-                if let Some(holder) = unit.holders.iter_mut().find(|h| h.worker == worker) {
-                    holder.status = value;
-                    self.put_on_agenda(&name);
-                }
-            }
+    /// Takes in one change. What the Cluster does with it stands with its kind: `Stored::apply` of each value.
+    pub fn apply(&mut self, change: Change, now: Moment) {
+        let Change { entry, created, modified, error } = change;
+        entry.apply(self, Seen { created, modified, error, now });
+    }
+
+    pub(crate) fn apply_status(&mut self, worker: &WorkerId, name: &ResourceName, status: Option<Box<Status>>) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        // A status without its assignment speaks of an end that is known already.
+        if let Some(holder) = unit.holders.iter_mut().find(|h| h.worker == *worker) {
+            holder.status = status;
+            self.put_on_agenda(name);
         }
     }
 
-    fn apply_record(&mut self, name: &ResourceName, record: Option<Box<Versioned<Record>>>, unreadable: Option<Box<str>>) {
+    pub(crate) fn apply_record(&mut self, name: &ResourceName, record: Option<Box<Versioned<Record>>>, unreadable: Option<Box<str>>) {
         let class = record.as_deref().map(|record| self.classes.enter(&record.value.definition));
         let mut old = None;
         self.with_unit(name, |unit| {
@@ -110,7 +104,7 @@ impl Cluster {
         }
     }
 
-    fn apply_assignment(&mut self, id: WorkerId, name: &ResourceName, value: Option<Held>, now: Moment) {
+    pub(crate) fn apply_assignment(&mut self, id: WorkerId, name: &ResourceName, value: Option<Held>, now: Moment) {
         let worker = self.workers.entry(id.clone()).or_default();
         if value.is_some() {
             worker.names.insert(name.clone());

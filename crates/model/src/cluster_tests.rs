@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{Admission, Origin, Registration, Revision, Session, Versioned};
+use crate::{Admission, Entry, Origin, Registration, Revision, Session};
 
 fn id() -> WorkerId {
     WorkerId::new("w").expect("id")
@@ -16,12 +16,11 @@ fn at(seconds: u64) -> Moment {
 /// Session `admitted` of a worker was admitted and has been gone since then.
 fn lost(admitted: i64, since: Moment) -> Cluster {
     let mut cluster = Cluster::default();
-    let registration = Registration::bare(id(), "w:1".to_owned());
-    cluster.apply(Change::Worker { id: id(), value: Some(Box::new((Session(admitted), registration))) }, Moment::default());
-    let value = Admission { session: Session(admitted), origin: Origin::default(), authority_ms: None };
-    let value = Some(Box::new(Versioned { revision: Revision(admitted + 1), value }));
-    cluster.apply(Change::Admission { worker: id(), value }, Moment::default());
-    cluster.apply(Change::Worker { id: id(), value: None }, since);
+    let mut see = |revision, entry, now| cluster.apply(Change::at(Revision(revision), entry), now);
+    see(admitted, Entry::Worker(id(), Some(Registration::bare(id(), "w:1".to_owned()))), Moment::default());
+    let admission = Admission { session: Session(admitted), origin: Origin::default(), authority_ms: None };
+    see(admitted + 1, Entry::Admission(id(), Some(admission)), Moment::default());
+    see(0, Entry::Worker(id(), None), since);
     cluster
 }
 

@@ -1,10 +1,8 @@
 //! What an action writes: the keys, and the guards that make a write from a stale view fail. The commit pipeline turns a decision into
 //! one transaction; the leader applies the same decision to its own Cluster.
 
-use std::collections::BTreeMap;
-
 use crate::{
-    Action, Admission, Assignment, Change, Cluster, Definition, Epoch, Held, Holder, Intent, Phase, Record, ResourceName, Revision,
+    Action, Admission, Assignment, Change, Cluster, Definition, Entry, Epoch, Held, Holder, Key, Phase, Record, ResourceName, Revision,
     Selector, Session, Spec, Versioned, WorkerId,
 };
 
@@ -20,62 +18,83 @@ pub struct Decision {
 /// A condition on one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// The resource was last written at this revision; zero: it does not stand.
-    Resource(ResourceName, Revision),
-    /// The assignment has this epoch; zero: it does not stand.
-    Assignment(WorkerId, ResourceName, Epoch),
-    /// The admission was last written at this revision; zero: it does not stand.
-    Admission(WorkerId, Revision),
-    /// The worker is registered with this session.
-    Registration(WorkerId, Session),
+    /// The key was last written at this revision; zero: it does not exist.
+    Modified(Key, Revision),
+    /// The key was created at this revision; zero: it does not exist.
+    Created(Key, Revision),
 }
 
-/// One key that is written.
+impl Guard {
+    /// The assignment has this epoch; zero: it does not exist.
+    #[must_use]
+    pub fn epoch(worker: &WorkerId, name: &ResourceName, epoch: Epoch) -> Self {
+        Self::Created(Key::Assignment(worker.clone(), name.clone()), Revision(epoch.0))
+    }
+
+    /// The worker is registered with this session; zero: it is not registered.
+    #[must_use]
+    pub fn session(worker: &WorkerId, session: Session) -> Self {
+        Self::Created(Key::Worker(worker.clone()), Revision(session.0))
+    }
+}
+
+/// One key that is written: put, or deleted where its entry has no value. With an assignment its status is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// Puts `/resources/<name>`.
-    Resource(Box<Record>),
-    /// Deletes `/resources/<name>`.
-    NoResource(ResourceName),
-    /// Puts `/assignments/<worker>/<name>`. Epoch zero: this creates it.
-    Assignment(WorkerId, ResourceName, Box<Assignment>, Epoch),
-    /// Deletes `/assignments/<worker>/<name>` and the status that belongs to it.
-    NoAssignment(WorkerId, ResourceName),
-    /// Puts `/admissions/<worker>`.
-    Admission(WorkerId, Box<Admission>),
-    /// Deletes `/admissions/<worker>`.
-    NoAdmission(WorkerId),
-    /// Deletes `/workers/<id>`.
-    NoRegistration(WorkerId),
-    /// Puts `/intents/workers/<id>`; none: deletes it.
-    Intent(WorkerId, Option<Intent>),
-    /// Puts `/intents/brake`: the lost sessions that are let go; with none, deletes it.
-    WrittenOff(BTreeMap<WorkerId, Session>),
+pub struct Write {
+    /// The key, and what it is to have.
+    pub entry: Entry,
+    /// The revision that created the key; zero: this write creates it, or it does not matter to the Cluster.
+    pub created: Revision,
 }
 
 impl Write {
-    /// The event that a watch shows when this is written at a revision; zero while that is not known.
+    /// Puts or deletes a key.
+    #[must_use]
+    pub fn new(entry: Entry) -> Self {
+        Self { entry, created: Revision::default() }
+    }
+
+    /// Deletes a key.
+    #[must_use]
+    pub fn delete(key: Key) -> Self {
+        Self::new(key.absent())
+    }
+
+    /// The change that a watch shows when this is written at a revision; zero while that is not known.
     #[must_use]
     pub fn change(&self, revision: Revision) -> Change {
-        match self {
-            Self::Resource(record) => Change::Resource {
-                name: record.definition.name.clone(),
-                value: Some(Box::new(Versioned { revision, value: (**record).clone() })),
-            },
-            Self::NoResource(name) => Change::Resource { name: name.clone(), value: None },
-            Self::Assignment(worker, name, assignment, epoch) => {
-                let epoch = if *epoch == Epoch::default() { Epoch(revision.0) } else { *epoch };
-                Change::Assignment { worker: worker.clone(), name: name.clone(), value: Some(Held::of(epoch, assignment)) }
-            }
-            Self::NoAssignment(worker, name) => Change::Assignment { worker: worker.clone(), name: name.clone(), value: None },
-            Self::Admission(worker, admission) => {
-                Change::Admission { worker: worker.clone(), value: Some(Box::new(Versioned { revision, value: (**admission).clone() })) }
-            }
-            Self::NoAdmission(worker) => Change::Admission { worker: worker.clone(), value: None },
-            Self::NoRegistration(id) => Change::Worker { id: id.clone(), value: None },
-            Self::Intent(worker, intent) => Change::Intent { worker: worker.clone(), value: *intent },
-            Self::WrittenOff(sessions) => Change::WrittenOff { sessions: sessions.clone() },
-        }
+        let created = if self.created == Revision::default() { revision } else { self.created };
+        Change::over(created, revision, self.entry.clone())
+    }
+
+    /// The resource that it is about.
+    #[must_use]
+    pub fn resource(&self) -> Option<&ResourceName> {
+        self.entry.resource()
+    }
+
+    /// The worker that it is about.
+    #[must_use]
+    pub fn worker(&self) -> Option<&WorkerId> {
+        self.entry.worker()
+    }
+
+    /// The record that it puts.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        if let Entry::Resource(_, record) = &self.entry { record.as_ref() } else { None }
+    }
+
+    /// The assignment that it puts.
+    #[must_use]
+    pub fn assignment(&self) -> Option<&Assignment> {
+        if let Entry::Assignment(_, _, assignment) = &self.entry { assignment.as_ref() } else { None }
+    }
+
+    /// It puts an assignment where none exists: the revision of the transaction becomes its epoch.
+    #[must_use]
+    pub fn creates_assignment(&self) -> bool {
+        self.assignment().is_some() && self.created == Revision::default()
     }
 }
 
@@ -132,37 +151,38 @@ impl Decision {
         let name = definition.name.clone();
         let (kind, spec, require) = (definition.kind.to_string(), definition.spec.clone(), definition.require.clone());
         let assignment = Assignment { kind, spec, require, hash: definition.hash(), phase: Phase::Run };
-        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), epoch));
-        self.writes.push(Write::Assignment(worker.clone(), name, Box::new(assignment), epoch));
+        self.guards.push(Guard::epoch(worker, &name, epoch));
+        self.writes.push(Write { entry: Entry::Assignment(worker.clone(), name, Some(assignment)), created: Revision(epoch.0) });
     }
 
     /// Tells a worker to stop what it holds. It has what it runs; the hash alone says which content is being stopped.
     pub fn stop(&mut self, name: &ResourceName, worker: &WorkerId, held: &Held, phase: Phase) {
         let assignment = Assignment { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: held.hash, phase };
-        self.guards.push(Guard::Assignment(worker.clone(), name.clone(), held.epoch));
-        self.writes.push(Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), held.epoch));
+        self.guards.push(Guard::epoch(worker, name, held.epoch));
+        let entry = Entry::Assignment(worker.clone(), name.clone(), Some(assignment));
+        self.writes.push(Write { entry, created: Revision(held.epoch.0) });
     }
 
     fn admit(&mut self, cluster: &Cluster, id: &WorkerId, session: Session) -> Result<(), NotYet> {
         let worker = cluster.worker(id.as_str()).ok_or(NotYet)?;
         let registration = worker.registration().ok_or(NotYet)?;
         let admission = Admission { session, authority_ms: registration.authority_ms, origin: registration.origin.clone() };
-        self.guards.push(Guard::Admission(id.clone(), admission_revision(cluster, id)?));
-        self.guards.push(Guard::Registration(id.clone(), session));
-        self.writes.push(Write::Admission(id.clone(), Box::new(admission)));
+        self.guards.push(Guard::Modified(Key::Admission(id.clone()), admission_revision(cluster, id)?));
+        self.guards.push(Guard::session(id, session));
+        self.writes.push(Write::new(Entry::Admission(id.clone(), Some(admission))));
         Ok(())
     }
 
     fn forget(&mut self, cluster: &Cluster, id: &WorkerId) -> Result<(), NotYet> {
         let worker = cluster.worker(id.as_str()).ok_or(NotYet)?;
         let revision = admission_revision(cluster, id)?;
-        self.guards.push(Guard::Admission(id.clone(), revision));
+        self.guards.push(Guard::Modified(Key::Admission(id.clone()), revision));
         if revision != Revision::default() {
-            self.writes.push(Write::NoAdmission(id.clone()));
+            self.writes.push(Write::delete(Key::Admission(id.clone())));
         }
         if let Some((session, _)) = worker.registered.as_deref() {
-            self.guards.push(Guard::Registration(id.clone(), *session));
-            self.writes.push(Write::NoRegistration(id.clone()));
+            self.guards.push(Guard::session(id, *session));
+            self.writes.push(Write::delete(Key::Worker(id.clone())));
         }
         Ok(())
     }
@@ -176,10 +196,10 @@ impl Decision {
         let holder = holder(cluster, name, id, epoch)?;
         if !holder.is_stopped() {
             // The end is known from the admission alone, so it must not have changed: a session that is admitted may run this again.
-            self.guards.push(Guard::Admission(id.clone(), admission_revision(cluster, id)?));
+            self.guards.push(Guard::Modified(Key::Admission(id.clone()), admission_revision(cluster, id)?));
         }
-        self.guards.push(Guard::Assignment(id.clone(), name.clone(), epoch));
-        self.writes.push(Write::NoAssignment(id.clone(), name.clone()));
+        self.guards.push(Guard::epoch(id, name, epoch));
+        self.writes.push(Write::delete(Key::Assignment(id.clone(), name.clone())));
         Ok(())
     }
 
@@ -192,8 +212,9 @@ impl Decision {
         if record.revision == Revision::default() {
             return Err(NotYet);
         }
-        self.guards.push(Guard::Resource(name.clone(), record.revision));
-        self.writes.push(Write::Resource(Box::new(Record { assigned_node: node, ..record.value.clone() })));
+        self.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
+        let record = Record { assigned_node: node, ..record.value.clone() };
+        self.writes.push(Write::new(Entry::Resource(name.clone(), Some(record))));
         Ok(())
     }
 }

@@ -13,25 +13,31 @@ fn name() -> ResourceName {
     ResourceName::new("a").expect("name")
 }
 
+fn admission(session: i64) -> Admission {
+    Admission { session: Session(session), origin: Origin::default(), authority_ms: None }
+}
+
+fn of_admission(worker: &str, revision: i64) -> Guard {
+    Guard::Modified(Key::Admission(id(worker)), Revision(revision))
+}
+
 /// `a` is assigned to w, whose session 3 is admitted; v is ready as well; new has come and is not admitted.
 fn cluster(observed: Observed) -> Cluster {
     let mut cluster = Cluster::default();
-    let mut see = |event| cluster.apply(event, Moment::default());
+    let mut see = |revision, entry| cluster.apply(Change::at(Revision(revision), entry), Moment::default());
     for (worker, session, admitted) in [("w", 3, true), ("v", 13, true), ("new", 23, false)] {
-        let registration = Registration::bare(id(worker), format!("{worker}:1"));
-        see(Change::Worker { id: id(worker), value: Some(Box::new((Session(session), registration))) });
+        see(session, Entry::Worker(id(worker), Some(Registration::bare(id(worker), format!("{worker}:1")))));
         if admitted {
-            let value = Admission { session: Session(session), origin: Origin::default(), authority_ms: None };
-            let value = Some(Box::new(Versioned { revision: Revision(session + 1), value }));
-            see(Change::Admission { worker: id(worker), value });
+            see(session + 1, Entry::Admission(id(worker), Some(admission(session))));
         }
     }
     let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition: Definition::named(name()) };
-    see(Change::Resource { name: name(), value: Some(Box::new(Versioned { revision: Revision(6), value: record })) });
-    let held = Held { epoch: EPOCH, hash: Hash::default(), phase: Phase::Run };
-    see(Change::Assignment { worker: id("w"), name: name(), value: Some(held) });
+    see(6, Entry::Resource(name(), Some(record)));
+    let (spec, require) = (Spec::default(), Selector::EMPTY);
+    let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };
+    see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
     let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, message: String::new() };
-    see(Change::Status { worker: id("w"), name: name(), value: Some(Box::new(status)) });
+    see(8, Entry::Status(id("w"), name(), Some(status)));
     cluster
 }
 
@@ -40,7 +46,7 @@ fn guards(action: &Action, observed: Observed) -> Vec<Guard> {
 }
 
 fn of_assignment(worker: &str, epoch: Epoch) -> Guard {
-    Guard::Assignment(id(worker), name(), epoch)
+    Guard::Created(Key::Assignment(id(worker), name()), Revision(epoch.0))
 }
 
 #[test]
@@ -58,7 +64,7 @@ fn what_is_stopped_must_be_what_was_seen() {
 #[test]
 fn what_ends_for_its_worker_is_gone_ends_only_while_nobody_else_is_admitted_there() {
     let reason = EndReason::Waited;
-    let of_admission = Guard::Admission(id("w"), Revision(4));
+    let of_admission = of_admission("w", 4);
     let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason };
     assert_eq!(guards(&end, Observed::Running), [of_admission.clone(), of_assignment("w", EPOCH)]);
     let move_ = Action::Move { resource: name(), from: id("w"), epoch: EPOCH, to: id("v"), reason };
@@ -75,26 +81,21 @@ fn what_was_reported_as_stopped_ends_whoever_is_admitted() {
 #[test]
 fn who_is_admitted_must_be_registered_and_no_other_be_admitted() {
     let admit = Action::Admit { worker: id("new"), session: Session(23), reason: AdmitReason::New };
-    assert_eq!(
-        guards(&admit, Observed::Running),
-        [Guard::Admission(id("new"), Revision::default()), Guard::Registration(id("new"), Session(23))]
-    );
+    assert_eq!(guards(&admit, Observed::Running), [of_admission("new", 0), Guard::Created(Key::Worker(id("new")), Revision(23))]);
 }
 
 #[test]
 fn who_is_forgotten_must_be_the_session_that_was_seen() {
     let forget = Action::Forget { worker: id("w"), reason: EndReason::Released };
     let decision = Decision::of(&forget, &cluster(Observed::Running)).expect("everything is known");
-    assert_eq!(decision.guards, [Guard::Admission(id("w"), Revision(4)), Guard::Registration(id("w"), Session(3))]);
-    assert_eq!(decision.writes, [Write::NoAdmission(id("w")), Write::NoRegistration(id("w"))]);
+    assert_eq!(decision.guards, [of_admission("w", 4), Guard::Created(Key::Worker(id("w")), Revision(3))]);
+    assert_eq!(decision.writes, [Write::delete(Key::Admission(id("w"))), Write::delete(Key::Worker(id("w")))]);
 }
 
 #[test]
 fn nothing_is_built_on_a_write_that_is_not_known_to_be_written() {
     let mut unknown = cluster(Observed::Running);
-    let value = Admission { session: Session(3), origin: Origin::default(), authority_ms: None };
-    let value = Some(Box::new(Versioned { revision: Revision::default(), value }));
-    unknown.apply(Change::Admission { worker: id("w"), value }, Moment::default());
+    unknown.apply(Change::at(Revision::default(), Entry::Admission(id("w"), Some(admission(3)))), Moment::default());
     let end = Action::End { resource: name(), worker: id("w"), epoch: EPOCH, reason: EndReason::Waited };
     assert_eq!(Decision::of(&end, &unknown), Err(NotYet));
     let other = Action::Stop { resource: name(), worker: id("w"), epoch: Epoch(8), reason: StopReason::Drain, to: None };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, MasterId};
+use crate::{Epoch, MasterId, Read, Revision, Stored, Suffix};
 
 /// The value of `/election/<lease>`: a master that leads or would lead. The key with the lowest create revision leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,17 @@ pub struct MasterRecord {
     pub leads_since: i64,
 }
 
-/// One entry of the history under `/events/`.
+impl Stored for MasterRecord {
+    type Ids = String;
+
+    /// A master may hold this key, whatever the key says: its place in the order counts.
+    fn read(_: &String, json: &[u8]) -> Read<Self> {
+        let unknown = |id| Self { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
+        Read::or(json, || MasterId::new("unknown").ok().map(unknown))
+    }
+}
+
+/// One entry of the history under `/events/`; a key there has a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct HistoryEntry {
@@ -51,6 +61,25 @@ pub struct HistoryEntry {
     /// The assignment that it speaks of.
     #[serde(default, skip_serializing_if = "is_no_epoch")]
     pub epoch: Epoch,
+}
+
+impl HistoryEntry {
+    /// The entry as the transaction of this revision wrote it. One that tells of a new assignment has no epoch where it was written together
+    /// with the assignment: the epoch is that revision.
+    #[must_use]
+    pub fn written_at(self, revision: Revision) -> Self {
+        let creates = matches!(self.kind, EntryKind::Added | EntryKind::Assigned | EntryKind::Moved) && !self.worker.is_empty();
+        if creates && is_no_epoch(&self.epoch) { Self { epoch: Epoch(revision.0), ..self } } else { self }
+    }
+}
+
+impl Stored for Vec<HistoryEntry> {
+    type Ids = Suffix;
+
+    /// Nothing is decided from the history, so a part that cannot be read is empty.
+    fn read(_: &Suffix, json: &[u8]) -> Read<Self> {
+        Read::or(json, || Some(Self::new()))
+    }
 }
 
 /// What an entry of the history is about.

@@ -6,7 +6,7 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::limits::MAX_NAME;
+use crate::{Id, limits::MAX_NAME};
 
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +119,48 @@ name_type! {
     /// A master's id.
     MasterId
 }
+
+impl Id for ResourceName {
+    fn resource(&self) -> Option<&ResourceName> {
+        Some(self)
+    }
+}
+
+impl Id for WorkerId {
+    fn worker(&self) -> Option<&WorkerId> {
+        Some(self)
+    }
+}
+
+/// Any text, also none.
+impl Id for String {}
+
+/// The end of a key that may be any text but none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Suffix(Box<str>);
+
+impl Suffix {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Suffix {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() { Err(NameError::Empty) } else { Ok(Self(text.into())) }
+    }
+}
+
+impl fmt::Display for Suffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Id for Suffix {}
 
 macro_rules! number_type {
     ($(#[$doc:meta])* $name:ident) => {

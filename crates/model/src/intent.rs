@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Cluster, Read, Seen, Stored, WorkerId};
+
 /// The value of `/intents/workers/<id>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -14,6 +16,19 @@ pub struct Intent {
     /// Since when, for people: nanoseconds since the Unix epoch.
     #[serde(default)]
     pub since: i64,
+}
+
+impl Stored for Intent {
+    type Ids = WorkerId;
+
+    /// Somebody wants something of the worker; until it is known what, nothing more comes to it.
+    fn read(_: &WorkerId, json: &[u8]) -> Read<Self> {
+        Read::or(json, || Some(Self { kind: IntentKind::Cordon, since: 0 }))
+    }
+
+    fn apply(cluster: &mut Cluster, worker: WorkerId, intent: Option<Self>, seen: Seen) {
+        cluster.with_worker(&worker, seen.now, |w| w.intent = intent);
+    }
 }
 
 /// What is wanted of a worker.

@@ -4,7 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use serde_json::Value;
 
-use crate::{Definition, Draft, Hash, Labels, Ownership, Spec, WorkerId};
+use crate::{
+    Cluster, Definition, Draft, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId, kinds::json,
+    limits::MAX_RECORD,
+};
+
+/// By how much a record may grow when a leader writes it: the view of where it runs, and its hash.
+const RECORD_ROOM: usize = 1024;
+/// A record grows by less than this factor when it is written as this process writes it: `9e15` has sixteen digits then.
+const GROWTH: usize = 16;
 
 /// A resource as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +47,40 @@ impl Record {
     #[must_use]
     pub fn node(worker: &WorkerId, address: &str) -> Box<str> {
         format!("{worker}|{address}").into()
+    }
+}
+
+impl Stored for Record {
+    type Ids = ResourceName;
+
+    /// A resource whose record cannot be used is left alone: neither run nor stopped. One that can be used is this resource's, and can be
+    /// written together with its assignment.
+    fn read(name: &ResourceName, text: &[u8]) -> Read<Self> {
+        let too_long = |length: usize| {
+            Read::unusable(format!("its record has {length} bytes, more than {MAX_RECORD}; delete it, or write a shorter one"), None)
+        };
+        let length = text.len();
+        if length > MAX_RECORD {
+            return too_long(length);
+        }
+        let read = Read::<Self>::or(text, || None);
+        let Some(record) = &read.value else { return read };
+        if record.definition.name != *name {
+            return Read::unusable(format!("it is the record of {}", record.definition.name), None);
+        }
+        // Most are so short that there is no need to write them first.
+        if length > MAX_RECORD / GROWTH {
+            let written = json(record).len().saturating_sub(record.assigned_node.len()) + RECORD_ROOM;
+            if written > MAX_RECORD {
+                return too_long(written);
+            }
+        }
+        read
+    }
+
+    fn apply(cluster: &mut Cluster, name: ResourceName, record: Option<Self>, seen: Seen) {
+        let record = record.map(|value| Box::new(Versioned { revision: seen.modified, value }));
+        cluster.apply_record(&name, record, seen.error);
     }
 }
 
@@ -156,7 +198,33 @@ impl TryFrom<Wire> for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ResourceName;
+    use crate::limits::MAX_ADDRESS;
+
+    #[test]
+    fn a_record_that_could_not_be_written_with_its_assignment_is_left_alone() {
+        let name = ResourceName::new("a").expect("name");
+        let read = |text: &str| {
+            let read = Record::read(&name, text.as_bytes());
+            assert_eq!(read.value.is_none(), read.error.is_some());
+            read.value
+        };
+        let record_of = |spec: String| read(&format!(r#"{{"Name":"a","Spec":{spec}}}"#));
+        let text = |letters: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(letters));
+        let written = |record: &Record| json(record).len();
+        let room = MAX_RECORD - RECORD_ROOM - written(&record_of(text(40_000)).expect("short")) + 40_000;
+        let mut longest = record_of(text(room)).expect("as long as may be");
+        assert_eq!(written(&longest), MAX_RECORD - RECORD_ROOM);
+        assert_eq!(record_of(text(room + 1)), None);
+        // Where it runs is added to it: with the longest names of all, it is still what is read.
+        let worker = WorkerId::new(&"w".repeat(253)).expect("id");
+        longest.assigned_node = Record::node(&worker, &"a".repeat(MAX_ADDRESS));
+        let echo = String::from_utf8(json(&longest)).expect("text");
+        assert_eq!(read(&echo), Some(longest));
+        // What is short as a person writes it is judged as it is written back.
+        let numbers = |count: usize| format!(r#"{{"a":[{}]}}"#, vec!["9e15"; count].join(","));
+        assert!(record_of(numbers(20_000)).is_some_and(|record| written(&record) > 17 * 20_000));
+        assert_eq!(record_of(numbers(90_000)), None, "470 kB that become 1.5 MB");
+    }
 
     #[test]
     fn the_four_public_fields_stand_first_and_defaults_are_left_out() {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Change, Cluster, Definition, Epoch, Held, Holder, IntentKind, Moment, ResourceName, Revision, Unit, WorkerId, Write, agenda::Due,
-    standing::Burden,
+    Cluster, Definition, Entry, Epoch, Held, Holder, IntentKind, Moment, ResourceName, Revision, Unit, Versioned, WorkerId, Write,
+    agenda::Due, standing::Burden,
 };
 
 /// What will be of one name when what is decided of it is written.
@@ -31,9 +31,15 @@ impl Reservation {
         // Balance moves nothing that is under way.
         expected.class = None;
         for write in writes {
-            match write.change(Revision::default()) {
-                Change::Resource { value, .. } => expected.record = value,
-                Change::Assignment { worker, value, .. } => drop(expected.assign(&worker, value)),
+            match &write.entry {
+                Entry::Resource(_, value) => {
+                    let versioned = |value| Box::new(Versioned { revision: Revision::default(), value });
+                    expected.record = value.clone().map(versioned);
+                }
+                Entry::Assignment(worker, _, value) => {
+                    let held = value.as_ref().map(|assignment| Held::of(Epoch(write.created.0), assignment));
+                    drop(expected.assign(worker, held));
+                }
                 _ => {}
             }
         }
@@ -102,29 +108,29 @@ impl Cluster {
     /// Counts what is decided where it will be. At most one decision of a name, and one of a worker, is under way at a time.
     pub fn reserve(&mut self, writes: &[Write], now: Moment) {
         for write in writes {
-            match write.change(Revision::default()) {
-                Change::Intent { worker, value } => self.close(&worker, value.map(|intent| intent.kind), now),
+            match &write.entry {
+                Entry::Intent(worker, intent) => self.close(worker, intent.map(|intent| intent.kind), now),
                 // The next choice in turn goes by what is decided.
-                Change::Assignment { worker, value: Some(held), .. } if held.epoch == Epoch::default() => self.pass_turn(worker),
+                Entry::Assignment(worker, ..) if write.creates_assignment() => self.pass_turn(worker.clone()),
                 _ => {}
             }
         }
         if let Some(name) = resource_of(writes) {
-            debug_assert!(!self.is_reserved(&name), "one thing after another is done with {name}");
+            debug_assert!(!self.is_reserved(name), "one thing after another is done with {name}");
             let reservation = Reservation::of(self.unit(name.as_str()), writes);
-            self.with_reservation(&name, Some(Box::new(reservation)));
+            self.with_reservation(name, Some(Box::new(reservation)));
         }
     }
 
     /// What was reserved is committed, and was applied before this; or it never will be.
     pub fn release(&mut self, writes: &[Write], now: Moment) {
         for write in writes {
-            if let Change::Intent { worker, .. } = write.change(Revision::default()) {
-                self.close(&worker, None, now);
+            if let Entry::Intent(worker, _) = &write.entry {
+                self.close(worker, None, now);
             }
         }
         if let Some(name) = resource_of(writes) {
-            self.with_reservation(&name, None);
+            self.with_reservation(name, None);
         }
     }
 
@@ -134,9 +140,6 @@ impl Cluster {
     }
 }
 
-fn resource_of(writes: &[Write]) -> Option<ResourceName> {
-    writes.iter().find_map(|write| match write.change(Revision::default()) {
-        Change::Resource { name, .. } | Change::Assignment { name, .. } => Some(name),
-        _ => None,
-    })
+fn resource_of(writes: &[Write]) -> Option<&ResourceName> {
+    writes.iter().find_map(Write::resource)
 }

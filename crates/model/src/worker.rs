@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ResourceName, Session, WorkerId, check_labels,
+    Cluster, Read, ResourceName, Seen, Session, Stored, Versioned, WorkerId, check_labels,
     limits::{MAX_ADDRESS, MAX_AUTHORITY, MAX_KINDS, MAX_WORD},
     shown::shown,
 };
@@ -145,6 +145,24 @@ impl Registration {
     }
 }
 
+impl Stored for Registration {
+    type Ids = WorkerId;
+
+    /// The session lives as long as its key exists, whatever the key says.
+    fn read(id: &WorkerId, json: &[u8]) -> Read<Self> {
+        let read = Read::or(json, || Some(Self::unusable(id.clone(), "it cannot be read")));
+        match read.error {
+            None => Read { value: read.value.map(|registration: Self| registration.judged(id)), error: None },
+            Some(_) => read,
+        }
+    }
+
+    fn apply(cluster: &mut Cluster, id: WorkerId, registration: Option<Self>, seen: Seen) {
+        let registered = registration.map(|registration| Box::new((Session(seen.created.0), registration)));
+        cluster.with_worker(&id, seen.now, |worker| worker.registered = registered);
+    }
+}
+
 /// Which guard, on which boot of which machine. Two sessions of one origin share their reaper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -177,6 +195,20 @@ impl Admission {
     pub fn authority(&self) -> Option<(Duration, bool)> {
         let said = Duration::from_millis(self.authority_ms?);
         Some((said.min(LONGEST_AUTHORITY), said > LONGEST_AUTHORITY))
+    }
+}
+
+impl Stored for Admission {
+    type Ids = WorkerId;
+
+    /// An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
+    fn read(_: &WorkerId, json: &[u8]) -> Read<Self> {
+        Read::or(json, || Some(Self { session: Session(0), authority_ms: None, origin: Origin::default() }))
+    }
+
+    fn apply(cluster: &mut Cluster, worker: WorkerId, admission: Option<Self>, seen: Seen) {
+        let admission = admission.map(|value| Box::new(Versioned { revision: seen.modified, value }));
+        cluster.with_worker(&worker, seen.now, |w| w.admission = admission);
     }
 }
 

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, hint::black_box, time::Duration, time::Instant};
 
 use evenkeel_model::{
-    Action, Admission, Change, Cluster, Decision, Definition, Draft, Moment, Observed, Origin, Phase, Plan, Record, Registration,
-    ResourceName, Revision, Session, Standing, Status, Versioned, WorkerId, Write,
+    Action, Admission, Change, Cluster, Decision, Definition, Draft, Entry, Key, Moment, Observed, Origin, Phase, Plan, Record,
+    Registration, ResourceName, Revision, Session, Standing, Status, WorkerId,
 };
 use evenkeel_planner::{PlannerConfig, Supposition, choose, explain, plan, suppose};
 
@@ -56,14 +56,15 @@ impl Stage {
         }
         let kinds = vec!["noop".to_owned(), "process".to_owned()];
         let registration = Registration { labels, kinds, ..Registration::bare(id.clone(), format!("10.0.{}.{}:9090", n / 256, n % 256)) };
-        let session = Session(self.next().0);
-        let admission = Versioned { revision: self.next(), value: Admission { session, authority_ms: None, origin: Origin::default() } };
-        self.cluster.apply(Change::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, self.now);
-        self.cluster.apply(Change::Admission { worker: id, value: Some(Box::new(admission)) }, self.now);
+        let revision = self.next();
+        let admission = Admission { session: Session(revision.0), authority_ms: None, origin: Origin::default() };
+        self.cluster.apply(Change::at(revision, Entry::Worker(id.clone(), Some(registration))), self.now);
+        let revision = self.next();
+        self.cluster.apply(Change::at(revision, Entry::Admission(id, Some(admission))), self.now);
     }
 
     fn lose(&mut self, n: u32) {
-        self.cluster.apply(Change::Worker { id: id(n), value: None }, self.now);
+        self.cluster.apply(Change::gone(Key::Worker(id(n))), self.now);
     }
 
     /// As an AddResource call: a choice, and its effect on the Cluster.
@@ -78,7 +79,7 @@ impl Stage {
             node = Record::node(worker, &address.unwrap_or_default());
         }
         let record = Record { id: 1, creation_time: 1, assigned_node: node, source: Box::default(), definition };
-        self.cluster.apply(Write::Resource(Box::new(record)).change(revision), self.now);
+        self.cluster.apply(Change::at(revision, Entry::Resource(record.definition.name.clone(), Some(record))), self.now);
         for write in decision.writes {
             self.cluster.apply(write.change(revision), self.now);
         }
@@ -105,7 +106,8 @@ impl Stage {
             if matches!(holder.held.phase, Phase::Stop { .. }) {
                 let epoch = holder.held.epoch;
                 let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
-                self.cluster.apply(Change::Status { worker: holder.worker, name, value: Some(Box::new(status)) }, self.now);
+                let revision = self.next();
+                self.cluster.apply(Change::at(revision, Entry::Status(holder.worker, name, Some(status))), self.now);
             }
         }
     }
@@ -168,7 +170,7 @@ fn plan_all(workers: u32, resources: u32, make: fn(u32) -> Definition) -> f64 {
         let definition = make(n);
         let revision = stage.next();
         let record = Record { id: 1, creation_time: 1, assigned_node: Box::default(), source: Box::default(), definition };
-        stage.cluster.apply(Write::Resource(Box::new(record)).change(revision), stage.now);
+        stage.cluster.apply(Change::at(revision, Entry::Resource(record.definition.name.clone(), Some(record))), stage.now);
     }
     let settled = stage.settle();
     assert!(stage.cluster.agenda().unplaced.is_empty(), "all are placed");

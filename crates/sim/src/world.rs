@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Intent, IntentKind, Moment, Observed, Phase, Plan, Record, Registration, ResourceName, Revision,
-    Session, Standing, Status, Versioned, WorkerId, check,
+    Change, Cluster, Decision, Definition, Entry, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record, Registration,
+    ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -53,29 +53,31 @@ impl World {
         let node = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.assigned_node.clone()).unwrap_or_default();
         let name = definition.name.clone();
         let value = Record { id: 1, creation_time: 1, assigned_node: node, source: "".into(), definition };
-        self.apply(Change::Resource { name, value: Some(Box::new(Versioned { revision, value })) });
+        self.apply(Change::at(revision, Entry::Resource(name, Some(value))));
     }
 
     /// Wants a resource no more.
     pub fn delete(&mut self, text: &str) {
-        self.apply(Change::Resource { name: name(text), value: None });
+        self.apply(Change::gone(Key::Resource(name(text))));
     }
 
     /// Another hand writes what cannot be read.
     pub fn garble(&mut self, text: &str) {
-        self.apply(Change::Unreadable { name: name(text), error: "garbage".into() });
+        let (entry, error) = Key::Resource(name(text)).read(b"garbage");
+        let revision = self.next();
+        self.apply(Change { error, ..Change::at(revision, entry) });
     }
 
     /// A new session of a worker; an earlier one is gone.
     pub fn join(&mut self, registration: Registration) {
-        let session = Session(self.next().0);
-        self.apply(Change::Worker { id: registration.id.clone(), value: None });
-        self.apply(Change::Worker { id: registration.id.clone(), value: Some(Box::new((session, registration))) });
+        let session = self.next();
+        self.apply(Change::gone(Key::Worker(registration.id.clone())));
+        self.apply(Change::at(session, Entry::Worker(registration.id.clone(), Some(registration))));
     }
 
     /// The worker's session ends without a word.
     pub fn crash(&mut self, id: &str) {
-        self.apply(Change::Worker { id: worker(id), value: None });
+        self.apply(Change::gone(Key::Worker(worker(id))));
     }
 
     /// The worker stops everything and says so.
@@ -87,21 +89,25 @@ impl World {
         if w.standing() != Standing::Ready {
             return;
         }
-        let mut value = w.registered.clone().expect("registered");
-        value.1.released = true;
-        self.apply(Change::Worker { id: worker(id), value: Some(value) });
+        let (session, registration) = *w.registered.clone().expect("registered");
+        let released = Registration { released: true, ..registration };
+        let revision = self.next();
+        self.apply(Change::over(Revision(session.0), revision, Entry::Worker(worker(id), Some(released))));
     }
 
     /// A person wants something of a worker, or nothing more.
     pub fn want(&mut self, id: &str, intent: Option<IntentKind>) {
-        self.apply(Change::Intent { worker: worker(id), value: intent.map(|intent| Intent { kind: intent, since: 0 }) });
+        let intent = intent.map(|kind| Intent { kind, since: 0 });
+        let revision = self.next();
+        self.apply(Change::at(revision, Entry::Intent(worker(id), intent)));
     }
 
     /// A person waits no longer for the workers that are gone.
     pub fn release_brake(&mut self) {
         let gone = self.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning));
         let sessions = gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_ref()?.value.session))).collect();
-        self.apply(Change::WrittenOff { sessions });
+        let revision = self.next();
+        self.apply(Change::at(revision, Entry::WrittenOff(Some(sessions))));
     }
 
     /// Every live worker stops what it was told to stop.
@@ -117,7 +123,8 @@ impl World {
                 if standing == Some(Standing::Ready) {
                     let epoch = holder.held.epoch;
                     let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
-                    self.apply(Change::Status { worker: holder.worker.clone(), name: name.clone(), value: Some(Box::new(status)) });
+                    let revision = self.next();
+                    self.apply(Change::at(revision, Entry::Status(holder.worker.clone(), name.clone(), Some(status))));
                 }
             }
         }

@@ -1,14 +1,10 @@
-//! Between what stands in etcd and what the model speaks of: keys and JSON to events, decisions to transactions. No IO.
+//! Between what stands in etcd and what the model speaks of: keys and JSON to changes, decisions to transactions. No IO. What is peculiar to
+//! one kind of key stands with the kind, in the model; only what is peculiar to etcd stands here.
 
-use std::collections::BTreeMap;
+use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Key, MasterRecord, Revision, Versioned, Write};
+use serde::Serialize;
 
-use evenkeel_model::{
-    Admission, Assignment, Change, Decision, Epoch, Guard, Hash, Held, HistoryEntry, Intent, IntentKind, MasterId, MasterRecord, Origin,
-    Phase, Record, Registration, ResourceName, Revision, Session, Versioned, Write, limits::MAX_RECORD, shown::sentence,
-};
-use serde::{Serialize, de::DeserializeOwned};
-
-use crate::{Compare, KeyChange, Kv, Op, keys::Key, keys::Keys};
+use crate::{Compare, KeyChange, Kv, Op, keys::Keys};
 
 /// What one key of the watched range means.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,70 +20,46 @@ pub enum Meaning {
     },
     /// A part of the history, or its end.
     History {
-        /// What its key ends in.
-        suffix: Box<str>,
-        /// Its create revision.
-        created: Revision,
-        /// What happened, oldest first; empty when it was deleted or cannot be read.
+        /// The key, after the prefix of the history's keys.
+        suffix: String,
+        /// The revision that created the key: it orders the parts of the history. Zero: the key was deleted.
+        revision: Revision,
+        /// What happened, oldest first; empty when the key was deleted or cannot be read.
         entries: Vec<HistoryEntry>,
     },
     /// It belongs to somebody else.
     Foreign,
 }
 
-/// What a key that stands means. What cannot be read is reported, and read in the way that is safe.
+impl Meaning {
+    fn of(change: Change) -> Self {
+        let revision = change.created;
+        match change.entry {
+            Entry::Election(lease, value) => Self::Candidate { lease, value: value.map(|value| Box::new(Versioned { revision, value })) },
+            Entry::Event(suffix, entries) => {
+                let entries = entries.unwrap_or_default().into_iter().map(|entry| entry.written_at(revision)).collect();
+                Self::History { suffix: suffix.to_string(), revision, entries }
+            }
+            entry => Self::Cluster(Change { entry, ..change }),
+        }
+    }
+}
+
+/// What a key that exists means. What cannot be read is reported, and read in the way that is safe.
 #[must_use]
 pub fn meaning(keys: &Keys, kv: &Kv) -> Meaning {
-    let event = match keys.parse(&kv.key) {
-        Key::Foreign => return Meaning::Foreign,
-        Key::Election(lease) => {
-            // Whoever holds the key, and whatever it says: its place in the order counts.
-            let value = read::<MasterRecord>(kv).unwrap_or_else(|_| unknown_master());
-            return Meaning::Candidate { lease, value: Some(Box::new(Versioned { revision: kv.created, value })) };
-        }
-        Key::Event(suffix) => return Meaning::History { suffix, created: kv.created, entries: read(kv).unwrap_or_default() },
-        Key::Resource(name) => match record(kv, &name) {
-            Ok(value) => Change::Resource { name, value: versioned(kv, value) },
-            Err(error) => Change::Unreadable { name, error: error.into() },
-        },
-        // The session lives as long as its key stands, whatever the key says.
-        Key::Worker(id) => {
-            let registration = match read::<Registration>(kv) {
-                Ok(registration) => registration.judged(&id),
-                Err(_) => Registration::unusable(id.clone(), "it cannot be read"),
-            };
-            Change::Worker { id, value: Some(Box::new((Session(kv.created.0), registration))) }
-        }
-        // An admission that cannot be read admits nobody, and may have admitted somebody: the session zero is always gone.
-        Key::Admission(worker) => {
-            let nobody = Admission { session: Session(0), authority_ms: None, origin: Origin::default() };
-            Change::Admission { worker, value: versioned(kv, read(kv).unwrap_or(nobody)) }
-        }
-        Key::Assignment(worker, name) => Change::Assignment { worker, name, value: Some(held(kv)) },
-        Key::Status(worker, name) => Change::Status { worker, name, value: read(kv).ok().map(Box::new) },
-        // Somebody wants something of the worker; until it is known what, nothing more comes to it.
-        Key::Intent(worker) => Change::Intent { worker, value: Some(read(kv).unwrap_or(Intent { kind: IntentKind::Cordon, since: 0 })) },
-        // What cannot be read lets nobody go: the brake holds.
-        Key::WrittenOff => Change::WrittenOff { sessions: read(kv).unwrap_or_default() },
-    };
-    Meaning::Cluster(event)
+    let Some(key) = keys.parse(&kv.key) else { return Meaning::Foreign };
+    let (entry, error) = key.read(&kv.value);
+    if let Some(error) = &error {
+        tracing::warn!(key = %String::from_utf8_lossy(&kv.key), revision = kv.modified.0, %error, "a value in etcd cannot be used");
+    }
+    Meaning::of(Change { entry, created: kv.created, modified: kv.modified, error })
 }
 
 /// What the absence of a key means.
 #[must_use]
 pub fn meaning_of_absence(keys: &Keys, key: &[u8]) -> Meaning {
-    Meaning::Cluster(match keys.parse(key) {
-        Key::Foreign => return Meaning::Foreign,
-        Key::Election(lease) => return Meaning::Candidate { lease, value: None },
-        Key::Event(suffix) => return Meaning::History { suffix, created: Revision(0), entries: Vec::new() },
-        Key::Resource(name) => Change::Resource { name, value: None },
-        Key::Worker(id) => Change::Worker { id, value: None },
-        Key::Admission(worker) => Change::Admission { worker, value: None },
-        Key::Assignment(worker, name) => Change::Assignment { worker, name, value: None },
-        Key::Status(worker, name) => Change::Status { worker, name, value: None },
-        Key::Intent(worker) => Change::Intent { worker, value: None },
-        Key::WrittenOff => Change::WrittenOff { sessions: BTreeMap::new() },
-    })
+    keys.parse(key).map_or(Meaning::Foreign, |key| Meaning::of(Change::gone(key)))
 }
 
 /// What a change means.
@@ -99,63 +71,6 @@ pub fn meaning_of_change(keys: &Keys, change: &KeyChange) -> Meaning {
     }
 }
 
-/// A master of which nothing is known but that it campaigns.
-fn unknown_master() -> MasterRecord {
-    let id = MasterId::new("unknown").unwrap_or_else(|_| unreachable!("it is a name"));
-    MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 }
-}
-
-/// An assignment that cannot be read may run, and has a hash that no resource has: it is stopped and made anew.
-fn held(kv: &Kv) -> Held {
-    let epoch = Epoch(kv.created.0);
-    match read::<Assignment>(kv) {
-        Ok(assignment) => Held::of(epoch, &assignment),
-        Err(_) => Held { epoch, hash: Hash::unknown(), phase: Phase::Run },
-    }
-}
-
-/// By how much a record may grow when a leader writes it: the view of where it runs, and its hash.
-const RECORD_ROOM: usize = 1024;
-/// A record grows by less than this factor when it is written as this process writes it: `9e15` has sixteen digits then.
-const GROWTH: usize = 16;
-
-/// A record that can be acted on: it is this resource's, and can be written together with its assignment.
-fn record(kv: &Kv, name: &ResourceName) -> Result<Record, String> {
-    let unusable = |error: String| {
-        tracing::warn!(resource = %name, %error, "a record in etcd cannot be used");
-        Err(error)
-    };
-    let too_long = |length: usize| format!("its record has {length} bytes, more than {MAX_RECORD}; delete it, or write a shorter one");
-    let length = kv.value.len();
-    if length > MAX_RECORD {
-        return unusable(too_long(length));
-    }
-    let record: Record = read(kv)?;
-    if record.definition.name != *name {
-        return unusable(format!("it is the record of {}", record.definition.name));
-    }
-    // Most are so short that there is no need to write them first.
-    if length > MAX_RECORD / GROWTH {
-        let written = json(&record).len().saturating_sub(record.assigned_node.len()) + RECORD_ROOM;
-        if written > MAX_RECORD {
-            return unusable(too_long(written));
-        }
-    }
-    Ok(record)
-}
-
-fn versioned<T>(kv: &Kv, value: T) -> Option<Box<Versioned<T>>> {
-    Some(Box::new(Versioned { revision: kv.modified, value }))
-}
-
-fn read<T: DeserializeOwned>(kv: &Kv) -> Result<T, String> {
-    serde_json::from_slice(&kv.value).map_err(|error| {
-        let error = sentence(&error);
-        tracing::warn!(key = %String::from_utf8_lossy(&kv.key), revision = kv.modified.0, %error, "a value in etcd cannot be read");
-        error
-    })
-}
-
 /// The JSON of a value that is written.
 #[must_use]
 pub fn json<T: Serialize>(value: &T) -> Vec<u8> {
@@ -163,7 +78,7 @@ pub fn json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// The conditions and operations of a decision.
+/// The conditions and operations of a decision. The first operation of each write is the one on its own key.
 #[must_use]
 pub fn encode(keys: &Keys, decision: &Decision) -> (Vec<Compare>, Vec<Op>) {
     let compares = decision.guards.iter().map(|guard| compare(keys, guard)).collect();
@@ -175,144 +90,189 @@ pub fn encode(keys: &Keys, decision: &Decision) -> (Vec<Compare>, Vec<Op>) {
 }
 
 fn compare(keys: &Keys, guard: &Guard) -> Compare {
-    let created = |key: String, equals: i64| Compare::CreateRevision { key: key.into(), equals: Revision(equals) };
-    let modified = |key: String, equals: Revision| Compare::ModRevision { key: key.into(), equals };
     match guard {
-        Guard::Resource(name, revision) => modified(keys.resource(name), *revision),
-        Guard::Assignment(worker, name, epoch) => created(keys.assignment(worker, name), epoch.0),
-        Guard::Admission(worker, revision) => modified(keys.admission(worker), *revision),
-        Guard::Registration(worker, session) => created(keys.worker(worker), session.0),
+        Guard::Created(key, revision) => Compare::CreateRevision { key: keys.spell(key).into(), equals: *revision },
+        Guard::Modified(key, revision) => Compare::ModRevision { key: keys.spell(key).into(), equals: *revision },
     }
 }
 
 fn encode_write(keys: &Keys, write: &Write, ops: &mut Vec<Op>) {
-    match write {
-        Write::Resource(record) => ops.push(Op::put(keys.resource(&record.definition.name), json(record))),
-        Write::NoResource(name) => ops.push(Op::delete(keys.resource(name))),
-        Write::Assignment(worker, name, assignment, _) => ops.push(Op::put(keys.assignment(worker, name), json(assignment))),
-        Write::NoAssignment(worker, name) => {
-            ops.push(Op::delete(keys.assignment(worker, name)));
-            ops.push(Op::delete(keys.status(worker, name)));
-        }
-        Write::Admission(worker, admission) => ops.push(Op::put(keys.admission(worker), json(admission))),
-        Write::NoAdmission(worker) => ops.push(Op::delete(keys.admission(worker))),
-        Write::NoRegistration(id) => ops.push(Op::delete(keys.worker(id))),
-        Write::Intent(id, Some(intent)) => ops.push(Op::put(keys.intent(id), json(intent))),
-        Write::Intent(id, None) => ops.push(Op::delete(keys.intent(id))),
-        Write::WrittenOff(sessions) if sessions.is_empty() => ops.push(Op::delete(keys.written_off())),
-        Write::WrittenOff(sessions) => ops.push(Op::put(keys.written_off(), json(sessions))),
+    let key = write.entry.key();
+    let spelled = keys.spell(&key);
+    let Some(json) = write.entry.json() else {
+        ops.push(Op::delete(spelled));
+        return ops.extend(deleted_with(key).map(|key| Op::delete(keys.spell(&key))));
+    };
+    ops.push(Op::put(spelled, json));
+}
+
+/// The key that has no meaning without this one.
+fn deleted_with(key: Key) -> Option<Key> {
+    match key {
+        Key::Assignment(worker, name) => Some(Key::Status(worker, name)),
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Definition, WorkerId};
+    use evenkeel_model::{
+        Admission, Assignment, EntryKind, Epoch, Hash, Intent, IntentKind, Kind, MasterId, Origin, Phase, Registration, ResourceName,
+        Selector, Session, Spec, WorkerId,
+    };
 
     use super::*;
 
+    const CREATED: Revision = Revision(5);
+    const MODIFIED: Revision = Revision(7);
+
     fn kv(key: &str, value: &str) -> Kv {
-        Kv { key: key.into(), value: value.into(), created: Revision(5), modified: Revision(7), lease: 0 }
+        Kv { key: key.into(), value: value.into(), created: CREATED, modified: MODIFIED, lease: 0 }
+    }
+
+    fn id() -> WorkerId {
+        WorkerId::new("w").expect("id")
+    }
+
+    fn name() -> ResourceName {
+        ResourceName::new("a").expect("name")
+    }
+
+    /// The example of a kind.
+    struct Example {
+        /// Its key in etcd.
+        key: &'static str,
+        /// A value in etcd with all that one can say, in the form in which it is written.
+        json: &'static str,
+        /// What counts where the value cannot be read.
+        unreadable: Entry,
+    }
+
+    fn example(kind: Kind) -> Example {
+        let of = |key, json, unreadable| Example { key, json, unreadable };
+        match kind {
+            Kind::Assignment => {
+                let (kind, spec, require) = (String::new(), Spec::default(), Selector::EMPTY);
+                let may_run = Assignment { kind, spec, require, hash: Hash::unknown(), phase: Phase::Run };
+                let json = r#"{"Kind":"process","Spec":{"command":["x"]},"Require":"gpu=true","Hash":"20d64501cacfb010","Phase":"stop","Reason":"drain","To":"v"}"#;
+                of("/assignments/w/a", json, Entry::Assignment(id(), name(), Some(may_run)))
+            }
+            Kind::Status => of(
+                "/status/w/a",
+                r#"{"Phase":"backoff","Epoch":9,"Since":1,"Restarts":2,"Message":"exit status 1"}"#,
+                Entry::Status(id(), name(), None),
+            ),
+            Kind::Resource => of(
+                "/resources/a",
+                r#"{"ID":"7","Name":"a","AssignedNode":"w|h:1","CreationTime":1,"Kind":"process","Require":"gpu=true","Source":"file"}"#,
+                Entry::Resource(name(), None),
+            ),
+            Kind::Worker => of(
+                "/workers/w",
+                r#"{"ID":"w","Address":"h:1","HTTP":"h:2","Labels":{"gpu":"true"},"Capacity":7,"Kinds":["noop"],"Version":"1","AuthorityMs":9000,"BootID":"b","Guard":"g","Attests":3,"Released":true}"#,
+                Entry::Worker(id(), Some(Registration::unusable(id(), "it cannot be read"))),
+            ),
+            Kind::Admission => {
+                let nobody = Admission { session: Session(0), authority_ms: None, origin: Origin::default() };
+                let json = r#"{"Session":7,"AuthorityMs":9000,"BootID":"b","Guard":"g"}"#;
+                of("/admissions/w", json, Entry::Admission(id(), Some(nobody)))
+            }
+            Kind::Event => of(
+                "/events/0000000000000005",
+                r#"[{"Time":1,"Type":"moved","Resource":"a","Worker":"w","From":"v","Reason":"drained","Master":"m","Epoch":4}]"#,
+                Entry::Event("0000000000000005".parse().expect("a suffix"), Some(Vec::new())),
+            ),
+            Kind::Election => {
+                let id = MasterId::new("unknown").expect("id");
+                let unknown = MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
+                let json = r#"{"ID":"m","Address":"h:1","HTTP":"h:2","Version":"1","LeadsSince":1}"#;
+                of("/election/7c0de", json, Entry::Election("7c0de".to_owned(), Some(unknown)))
+            }
+            Kind::Intent => of(
+                "/intents/workers/w",
+                r#"{"Wish":"drain","DeadlineMs":60000,"Since":7}"#,
+                Entry::Intent(id(), Some(Intent { kind: IntentKind::Cordon, since: 0 })),
+            ),
+            Kind::WrittenOff => of("/intents/brake", r#"{"w":2}"#, Entry::WrittenOff(None)),
+        }
+    }
+
+    fn read(example: &Example, value: &[u8]) -> (Entry, bool) {
+        let key = Keys::new("").parse(example.key.as_bytes()).expect("ours");
+        let (entry, error) = key.read(value);
+        (entry, error.is_some())
     }
 
     #[test]
-    fn what_is_written_is_read_as_the_event_that_the_leader_expected() {
+    fn what_is_written_is_read_as_the_change_that_the_leader_expected() {
         let keys = Keys::new("");
-        let (name, worker) = (ResourceName::new("a").expect("name"), WorkerId::new("w").expect("id"));
-        let record = Record {
-            id: 3,
-            creation_time: 4,
-            assigned_node: "w|h:1".into(),
-            source: "".into(),
-            definition: Definition::named(name.clone()),
-        };
-        let assignment = Assignment {
-            kind: String::new(),
-            spec: record.definition.spec.clone(),
-            require: record.definition.require.clone(),
-            hash: record.definition.hash(),
-            phase: Phase::Run,
-        };
-        let writes = vec![
-            Write::Resource(Box::new(record)),
-            Write::Assignment(worker.clone(), name.clone(), Box::new(assignment), Epoch::default()),
-            Write::Admission(worker.clone(), Box::new(Admission { session: Session(2), authority_ms: None, origin: Origin::default() })),
-            Write::Intent(worker.clone(), Some(Intent { kind: IntentKind::Drain { deadline_ms: Some(5) }, since: 7 })),
-            Write::WrittenOff(BTreeMap::from([(worker, Session(2))])),
-        ];
-        let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: writes.clone() });
-        for (op, write) in ops.into_iter().zip(&writes) {
-            let Op::Put { key, value, .. } = op else { panic!("a put") };
-            let stands = Kv { key, value, created: Revision(9), modified: Revision(9), lease: 0 };
-            assert_eq!(meaning(&keys, &stands), Meaning::Cluster(write.change(Revision(9))));
+        for example in Kind::ALL.iter().map(|kind| example(*kind)) {
+            let (entry, is_unusable) = read(&example, example.json.as_bytes());
+            assert!(!is_unusable && !entry.is_absent(), "{}", example.key);
+            let write = Write::new(entry);
+            let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: vec![write.clone()] });
+            let [Op::Put { key, value, .. }] = ops.as_slice() else { panic!("one put: {ops:?}") };
+            assert_eq!(std::str::from_utf8(key), Ok(example.key));
+            let written: serde_json::Value = serde_json::from_slice(value).expect("json");
+            match serde_json::from_str(example.json).expect("json") {
+                // What is not said in it is what the cluster adds.
+                serde_json::Value::Object(fields) => {
+                    fields.iter().for_each(|(field, is)| assert_eq!(written.get(field), Some(is), "{field} of {}", example.key));
+                }
+                other => assert_eq!(written, other, "{}", example.key),
+            }
+            let stands = Kv { key: key.clone(), value: value.clone(), created: Revision(9), modified: Revision(9), lease: 0 };
+            assert_eq!(meaning(&keys, &stands), Meaning::of(write.change(Revision(9))), "{}", example.key);
+            // Written again, the key stays the one that it was.
+            let again = Write { created: Revision(9), ..write };
+            let stands = Kv { modified: Revision(11), ..stands };
+            assert_eq!(meaning(&keys, &stands), Meaning::of(again.change(Revision(11))), "{}", example.key);
         }
     }
 
     #[test]
-    fn a_record_that_could_not_be_written_with_its_assignment_is_left_alone() {
+    fn what_is_deleted_is_read_as_the_change_that_the_leader_expected() {
         let keys = Keys::new("");
-        let record_of = |spec: String| match meaning(&keys, &kv("/resources/a", &format!(r#"{{"Name":"a","Spec":{spec}}}"#))) {
-            Meaning::Cluster(Change::Resource { value: Some(record), .. }) => Some(record.value),
-            Meaning::Cluster(Change::Unreadable { .. }) => None,
-            other => panic!("{other:?}"),
-        };
-        let text = |letters: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(letters));
-        let written = |record: &Record| json(record).len();
-        let room = MAX_RECORD - RECORD_ROOM - written(&record_of(text(40_000)).expect("short")) + 40_000;
-        let mut longest = record_of(text(room)).expect("as long as may be");
-        assert_eq!(written(&longest), MAX_RECORD - RECORD_ROOM);
-        assert_eq!(record_of(text(room + 1)), None);
-        // Where it runs is added to it: with the longest names of all, it is still what is read.
-        let worker = WorkerId::new(&"w".repeat(253)).expect("id");
-        longest.assigned_node = Record::node(&worker, &"a".repeat(evenkeel_model::limits::MAX_ADDRESS));
-        let echo = String::from_utf8(json(&longest)).expect("text");
-        let Meaning::Cluster(Change::Resource { value: Some(read), .. }) = meaning(&keys, &kv("/resources/a", &echo)) else {
-            panic!("unreadable by its own echo")
-        };
-        assert_eq!(read.value, longest);
-        // What is short as a person writes it is judged as it is written back.
-        let numbers = |count: usize| format!(r#"{{"a":[{}]}}"#, vec!["9e15"; count].join(","));
-        assert!(record_of(numbers(20_000)).is_some_and(|record| written(&record) > 17 * 20_000));
-        assert_eq!(record_of(numbers(90_000)), None, "470 kB that become 1.5 MB");
-    }
-
-    #[test]
-    fn an_assignment_takes_its_status_along() {
-        let keys = Keys::new("");
-        let (name, worker) = (ResourceName::new("a").expect("name"), WorkerId::new("w").expect("id"));
-        let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: vec![Write::NoAssignment(worker, name)] });
-        assert_eq!(ops, [Op::delete("/assignments/w/a"), Op::delete("/status/w/a")]);
+        for example in Kind::ALL.iter().map(|kind| example(*kind)) {
+            let write = Write::delete(keys.parse(example.key.as_bytes()).expect("ours"));
+            let (_, ops) = encode(&keys, &Decision { guards: Vec::new(), writes: vec![write.clone()] });
+            let Some(Op::Delete { key }) = ops.first() else { panic!("a delete: {ops:?}") };
+            assert_eq!(std::str::from_utf8(key), Ok(example.key));
+            let delete = KeyChange::Delete { key: key.clone(), revision: Revision(9) };
+            assert_eq!(meaning_of_change(&keys, &delete), Meaning::of(write.change(Revision(9))), "{}", example.key);
+        }
     }
 
     #[test]
     fn what_cannot_be_read_is_read_in_the_way_that_is_safe() {
+        for example in Kind::ALL.iter().map(|kind| example(*kind)) {
+            for garbage in ["", "{", "7", "\u{0}", r#"{"Session":"x"}"#, r#"[{"Time":"x"}]"#] {
+                assert_eq!(read(&example, garbage.as_bytes()), (example.unreadable.clone(), true), "{}: {garbage}", example.key);
+            }
+        }
+    }
+
+    #[test]
+    fn an_assignment_takes_its_status_along() {
+        let write = Write::delete(Key::Assignment(id(), name()));
+        let (_, ops) = encode(&Keys::new(""), &Decision { guards: Vec::new(), writes: vec![write] });
+        assert_eq!(ops, [Op::delete("/assignments/w/a"), Op::delete("/status/w/a")]);
+    }
+
+    #[test]
+    fn an_entry_that_was_written_with_its_assignment_has_the_epoch_of_that_transaction() {
         let keys = Keys::new("");
-        assert!(matches!(meaning(&keys, &kv("/resources/a", "{")), Meaning::Cluster(Change::Unreadable { .. })));
-        let Meaning::Cluster(Change::Assignment { value: Some(held), .. }) = meaning(&keys, &kv("/assignments/w/a", "")) else {
-            panic!("held")
+        let entries = |json: &str| match meaning(&keys, &kv("/events/000000000000001f-00000000000000aa", json)) {
+            Meaning::History { suffix, revision, entries } => {
+                assert_eq!((suffix.as_str(), revision), ("000000000000001f-00000000000000aa", CREATED));
+                entries
+            }
+            other => panic!("{other:?}"),
         };
-        assert!(held.runs() && held.epoch == Epoch(5) && held.hash == Hash::unknown());
-        let Meaning::Cluster(Change::Admission { value: Some(admission), .. }) = meaning(&keys, &kv("/admissions/w", "[]")) else {
-            panic!("some")
-        };
-        assert_eq!(admission.value.session, Session(0));
-        let Meaning::Cluster(Change::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", "[]")) else { panic!("lives") };
-        assert_eq!((worker.0, worker.1.capacity, worker.1.kinds.len()), (Session(5), Some(0), 0));
-        assert_eq!(worker.1.refused.as_deref(), Some("it cannot be read"));
-        let other = r#"{"ID":"x","Address":"h:1","Kinds":["noop"]}"#;
-        let Meaning::Cluster(Change::Worker { value: Some(worker), .. }) = meaning(&keys, &kv("/workers/w", other)) else {
-            panic!("lives")
-        };
-        assert_eq!((worker.1.refused.as_deref(), worker.1.kinds.len()), (Some("it is the registration of x"), 0));
-        let Meaning::Candidate { value: Some(master), .. } = meaning(&keys, &kv("/election/1", "[]")) else { panic!("campaigns") };
-        assert_eq!((master.revision, master.value.leads_since), (Revision(5), 0));
-        let cordoned = Meaning::Cluster(Change::Intent {
-            worker: WorkerId::new("w").expect("id"),
-            value: Some(Intent { kind: IntentKind::Cordon, since: 0 }),
-        });
-        assert_eq!(meaning(&keys, &kv("/intents/workers/w", "[]")), cordoned);
-        assert_eq!(meaning(&keys, &kv("/intents/brake", "[]")), Meaning::Cluster(Change::WrittenOff { sessions: BTreeMap::new() }));
-        let record = r#"{"ID":"1","Name":"b","AssignedNode":"","CreationTime":1}"#;
-        assert!(matches!(meaning(&keys, &kv("/resources/b", record)), Meaning::Cluster(Change::Resource { .. })));
-        assert!(matches!(meaning(&keys, &kv("/resources/a", record)), Meaning::Cluster(Change::Unreadable { .. })));
+        let many = entries(r#"[{"Time":1,"Type":"leading"},{"Time":2,"Type":"added","Worker":"w"}]"#);
+        assert_eq!(
+            many.iter().map(|e| (e.kind, e.epoch)).collect::<Vec<_>>(),
+            [(EntryKind::Leading, Epoch(0)), (EntryKind::Added, Epoch(5))]
+        );
     }
 }

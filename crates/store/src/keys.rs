@@ -1,6 +1,11 @@
-//! The key schema: which key stands for what. The only place that knows how a key is spelled. No IO.
+//! The key schema: how the keys of each kind are spelled. The only place that knows that. No IO.
+//!
+//! A new kind of key has a line in the table of rooms here; `crates/model/src/kinds.rs` says what else it needs.
 
-use evenkeel_model::{ResourceName, WorkerId};
+use std::fmt::Write;
+
+pub use evenkeel_model::Key;
+use evenkeel_model::{Kind, ResourceName, WorkerId};
 
 use crate::KeyRange;
 
@@ -10,29 +15,19 @@ pub struct Keys {
     prefix: String,
 }
 
-/// What a key stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// `/resources/<name>`
-    Resource(ResourceName),
-    /// `/workers/<id>`
-    Worker(WorkerId),
-    /// `/admissions/<worker>`
-    Admission(WorkerId),
-    /// `/assignments/<worker>/<name>`
-    Assignment(WorkerId, ResourceName),
-    /// `/status/<worker>/<name>`
-    Status(WorkerId, ResourceName),
-    /// `/intents/workers/<id>`
-    Intent(WorkerId),
-    /// `/intents/brake`
-    WrittenOff,
-    /// `/election/<lease>`
-    Election(String),
-    /// `/events/<number>`
-    Event(Box<str>),
-    /// Anything else in the range, which belongs to somebody else.
-    Foreign,
+/// The table of rooms: what the keys of each kind begin with, after the prefix and a slash. The ids of the key follow, each after a slash.
+const fn room(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Assignment => "assignments",
+        Kind::Status => "status",
+        Kind::Resource => "resources",
+        Kind::Worker => "workers",
+        Kind::Admission => "admissions",
+        Kind::Event => "events",
+        Kind::Election => "election",
+        Kind::Intent => "intents/workers",
+        Kind::WrittenOff => "intents/brake",
+    }
 }
 
 impl Keys {
@@ -48,64 +43,80 @@ impl Keys {
         KeyRange::between(format!("{}/admissions/", self.prefix), format!("{}/workers0", self.prefix))
     }
 
+    /// How a key is spelled.
+    #[must_use]
+    pub fn spell(&self, key: &Key) -> String {
+        let mut text = self.room(key.kind());
+        key.each_id(|id| {
+            // Writing to a String does not fail.
+            let _ = write!(text, "/{id}");
+        });
+        text
+    }
+
+    /// What a key stands for; none: it belongs to somebody else.
+    #[must_use]
+    pub fn parse(&self, key: &[u8]) -> Option<Key> {
+        let path = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix('/')?;
+        Kind::ALL.iter().find_map(|kind| parse(*kind, path.strip_prefix(room(*kind))?))
+    }
+
+    fn room(&self, kind: Kind) -> String {
+        format!("{}/{}", self.prefix, room(kind))
+    }
+
     /// `/resources/<name>`
     #[must_use]
     pub fn resource(&self, name: &ResourceName) -> String {
-        format!("{}/resources/{name}", self.prefix)
+        self.spell(&Key::Resource(name.clone()))
     }
 
     /// `/workers/<id>`
     #[must_use]
     pub fn worker(&self, id: &WorkerId) -> String {
-        format!("{}/workers/{id}", self.prefix)
+        self.spell(&Key::Worker(id.clone()))
     }
 
     /// `/admissions/<worker>`
     #[must_use]
     pub fn admission(&self, id: &WorkerId) -> String {
-        format!("{}/admissions/{id}", self.prefix)
+        self.spell(&Key::Admission(id.clone()))
     }
 
     /// `/assignments/<worker>/<name>`
     #[must_use]
     pub fn assignment(&self, id: &WorkerId, name: &ResourceName) -> String {
-        format!("{}/assignments/{id}/{name}", self.prefix)
+        self.spell(&Key::Assignment(id.clone(), name.clone()))
     }
 
     /// The prefix of one worker's assignments.
     #[must_use]
     pub fn assignments_of(&self, id: &WorkerId) -> String {
-        format!("{}/assignments/{id}/", self.prefix)
+        format!("{}/{id}/", self.room(Kind::Assignment))
     }
 
     /// `/status/<worker>/<name>`
     #[must_use]
     pub fn status(&self, id: &WorkerId, name: &ResourceName) -> String {
-        format!("{}/status/{id}/{name}", self.prefix)
+        self.spell(&Key::Status(id.clone(), name.clone()))
     }
 
     /// The prefix of one worker's statuses.
     #[must_use]
     pub fn statuses_of(&self, id: &WorkerId) -> String {
-        format!("{}/status/{id}/", self.prefix)
-    }
-
-    /// `/intents/workers/<id>`
-    #[must_use]
-    pub fn intent(&self, id: &WorkerId) -> String {
-        format!("{}/intents/workers/{id}", self.prefix)
-    }
-
-    /// `/intents/brake`
-    #[must_use]
-    pub fn written_off(&self) -> String {
-        format!("{}/intents/brake", self.prefix)
+        format!("{}/{id}/", self.room(Kind::Status))
     }
 
     /// The prefix of the masters' candidacies; the lease's id in hexadecimal follows.
     #[must_use]
     pub fn election(&self) -> String {
-        format!("{}/election/", self.prefix)
+        format!("{}/", self.room(Kind::Election))
+    }
+
+    /// The prefix of the history's keys.
+    #[must_use]
+    pub fn events(&self) -> String {
+        format!("{}/", self.room(Kind::Event))
     }
 
     /// The prefix of what a leader's commit pipeline needs for itself; it lies outside of what masters watch.
@@ -113,38 +124,14 @@ impl Keys {
     pub fn writers(&self) -> String {
         format!("{}/writers/", self.prefix)
     }
+}
 
-    /// `/events/`, under which the history is.
-    #[must_use]
-    pub fn events(&self) -> String {
-        format!("{}/events/", self.prefix)
-    }
-
-    /// What a key stands for.
-    #[must_use]
-    pub fn parse(&self, key: &[u8]) -> Key {
-        self.parse_ours(key).unwrap_or(Key::Foreign)
-    }
-
-    fn parse_ours(&self, key: &[u8]) -> Option<Key> {
-        let path = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix('/')?;
-        let (room, rest) = path.split_once('/')?;
-        let pair = || {
-            let (worker, name) = rest.split_once('/')?;
-            Some((WorkerId::new(worker).ok()?, ResourceName::new(name).ok()?))
-        };
-        Some(match room {
-            "resources" => Key::Resource(ResourceName::new(rest).ok()?),
-            "workers" => Key::Worker(WorkerId::new(rest).ok()?),
-            "admissions" => Key::Admission(WorkerId::new(rest).ok()?),
-            "assignments" => pair().map(|(worker, name)| Key::Assignment(worker, name))?,
-            "status" => pair().map(|(worker, name)| Key::Status(worker, name))?,
-            "intents" if rest == "brake" => Key::WrittenOff,
-            "intents" => Key::Intent(WorkerId::new(rest.strip_prefix("workers/")?).ok()?),
-            "election" => Key::Election(rest.to_owned()),
-            "events" => Key::Event(rest.into()),
-            _ => return None,
-        })
+/// The key of a kind, from what follows on its room: the ids, of which the last one takes all that is left.
+fn parse(kind: Kind, rest: &str) -> Option<Key> {
+    match kind.ids().len() {
+        0 if rest.is_empty() => kind.key(std::iter::empty()),
+        0 => None,
+        ids => kind.key(rest.strip_prefix('/')?.splitn(ids, '/')),
     }
 }
 
@@ -158,23 +145,37 @@ mod tests {
         let name = ResourceName::new("task-test-1").expect("name");
         for prefix in ["", "/evenkeel", "/a/b"] {
             let keys = Keys::new(prefix);
-            let cases = [
-                (keys.resource(&name), Key::Resource(name.clone())),
-                (keys.worker(&worker), Key::Worker(worker.clone())),
-                (keys.admission(&worker), Key::Admission(worker.clone())),
-                (keys.assignment(&worker, &name), Key::Assignment(worker.clone(), name.clone())),
-                (keys.status(&worker, &name), Key::Status(worker.clone(), name.clone())),
-                (keys.intent(&worker), Key::Intent(worker.clone())),
-                (keys.written_off(), Key::WrittenOff),
-                (format!("{}7", keys.events()), Key::Event("7".into())),
-                (format!("{}7c0de", keys.election()), Key::Election("7c0de".to_owned())),
-            ];
-            for (text, key) in cases {
-                assert_eq!(keys.parse(text.as_bytes()), key, "{text}");
+            let ids = |id: &&str| match *id {
+                "worker" => "worker-1",
+                "name" => "task-test-1",
+                _ => "7c0de",
+            };
+            for kind in Kind::ALL {
+                let key = kind.key(kind.ids().iter().map(ids)).expect("a key");
+                let text = keys.spell(&key);
+                assert_eq!(keys.parse(text.as_bytes()), Some(key.clone()), "{text}");
+                assert_eq!(key.kind(), *kind, "{text}");
                 assert!(keys.everything().contains(text.as_bytes()), "{text}");
             }
+            let spelled = [
+                (keys.resource(&name), "/resources/task-test-1"),
+                (keys.worker(&worker), "/workers/worker-1"),
+                (keys.admission(&worker), "/admissions/worker-1"),
+                (keys.assignment(&worker, &name), "/assignments/worker-1/task-test-1"),
+                (keys.status(&worker, &name), "/status/worker-1/task-test-1"),
+                (keys.spell(&Key::Intent(worker.clone())), "/intents/workers/worker-1"),
+                (keys.spell(&Key::WrittenOff()), "/intents/brake"),
+                (keys.spell(&Key::Event("a/b".parse().expect("not empty"))), "/events/a/b"),
+                (keys.spell(&Key::Election("7c0de".to_owned())), "/election/7c0de"),
+                (keys.assignments_of(&worker), "/assignments/worker-1/"),
+                (keys.statuses_of(&worker), "/status/worker-1/"),
+                (keys.election(), "/election/"),
+                (keys.events(), "/events/"),
+            ];
+            for (text, path) in spelled {
+                assert_eq!(text, format!("{prefix}{path}"));
+            }
         }
-        assert_eq!(Keys::new("").resource(&name), "/resources/task-test-1");
         assert!(!Keys::new("").everything().contains(Keys::new("").writers().as_bytes()));
     }
 
@@ -189,12 +190,16 @@ mod tests {
             "/p/status/a",
             "/p/intents/a",
             "/p/intents/workers/",
-            "/p/events/x",
+            "/p/intents/brake/",
+            "/p/intents/brakes",
+            "/p/resourcesa",
+            "/p/events",
+            "/p/events/",
             "/p",
             "",
         ] {
-            assert_eq!(keys.parse(text.as_bytes()), Key::Foreign, "{text}");
+            assert_eq!(keys.parse(text.as_bytes()), None, "{text}");
         }
-        assert_eq!(keys.parse(b"/p/resources/\xff"), Key::Foreign);
+        assert_eq!(keys.parse(b"/p/resources/\xff"), None);
     }
 }

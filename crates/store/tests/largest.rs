@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use evenkeel_model::{
-    Decision, Draft, Guard, Record, Revision, WorkerId, Write as Wanted,
+    Decision, Draft, Entry, Guard, Key, Record, Revision, WorkerId, Write as Wanted,
     limits::{MAX_ADDRESS, MAX_LABEL, MAX_LABELS, MAX_NAME, MAX_PREFERENCES, MAX_RECORD, MAX_SELECTOR, MAX_SPEC, MAX_WEIGHT},
 };
 use evenkeel_store::{MAX_BYTES, Pipeline, PipelineConfig, Write, codec, keys::Keys};
@@ -46,8 +46,8 @@ fn the_largest_resource_fits_a_transaction_with_its_assignment() {
         definition: definition.clone(),
     };
     assert!(codec::json(&record).len() < MAX_RECORD, "{} bytes", codec::json(&record).len());
-    let guards = vec![Guard::Resource(definition.name.clone(), Revision::default())];
-    let mut decision = Decision { guards, writes: vec![Wanted::Resource(Box::new(record))] };
+    let guards = vec![Guard::Modified(Key::Resource(definition.name.clone()), Revision::default())];
+    let mut decision = Decision { guards, writes: vec![Wanted::new(Entry::Resource(definition.name.clone(), Some(record)))] };
     decision.assign(&definition, &worker);
     let (compares, ops) = codec::encode(&Keys::new("/prefix"), &decision);
     let write = Write { token: 1, compares, ops, entry: None };

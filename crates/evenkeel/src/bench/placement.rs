@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use evenkeel_model::{
-    Admission, Change, Cluster, Definition, Epoch, Held, Moment, Origin, Phase, Record, Registration, ResourceName, Revision, Session,
-    Versioned, WorkerId,
+    Admission, Change, Cluster, Decision, Definition, Entry, Moment, Origin, Record, Registration, ResourceName, Revision, Session,
+    WorkerId,
 };
 use evenkeel_planner::PlannerConfig;
 use serde::Serialize;
@@ -49,10 +49,10 @@ fn cluster_of(workers: u32) -> Cluster {
         let address = format!("10.0.{}.{}:9090", n / 256, n % 256);
         let registration = Registration { kinds: vec!["noop".to_owned()], ..Registration::bare(id.clone(), address) };
         let session = Session(i64::from(n) + 1);
-        let admission =
-            Versioned { revision: Revision(i64::from(n) + 2), value: Admission { session, authority_ms: None, origin: Origin::default() } };
-        cluster.apply(Change::Worker { id: id.clone(), value: Some(Box::new((session, registration))) }, Moment::default());
-        cluster.apply(Change::Admission { worker: id, value: Some(Box::new(admission)) }, Moment::default());
+        let admission = Admission { session, authority_ms: None, origin: Origin::default() };
+        let registered = Change::at(Revision(session.0), Entry::Worker(id.clone(), Some(registration)));
+        cluster.apply(registered, Moment::default());
+        cluster.apply(Change::at(Revision(session.0 + 1), Entry::Admission(id, Some(admission))), Moment::default());
     }
     cluster
 }
@@ -60,11 +60,14 @@ fn cluster_of(workers: u32) -> Cluster {
 fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
     let Ok((worker, _)) = evenkeel_planner::choose(cluster, &definition, Moment::default(), &PlannerConfig::default()) else { return };
     let name = definition.name.clone();
-    let held = Held { epoch: Epoch(revision.0), hash: definition.hash(), phase: Phase::Run };
+    let mut decision = Decision::default();
+    decision.assign(&definition, &worker);
     let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();
     let value = Record { id: 1, creation_time: 1, assigned_node: Record::node(&worker, &address), source: Box::default(), definition };
-    cluster.apply(Change::Resource { name: name.clone(), value: Some(Box::new(Versioned { revision, value })) }, Moment::default());
-    cluster.apply(Change::Assignment { worker, name, value: Some(held) }, Moment::default());
+    cluster.apply(Change::at(revision, Entry::Resource(name, Some(value))), Moment::default());
+    for write in decision.writes {
+        cluster.apply(write.change(revision), Moment::default());
+    }
 }
 
 /// What one placement costs when every worker is looked at, as the plainest scheduler does.

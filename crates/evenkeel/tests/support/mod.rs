@@ -240,7 +240,7 @@ impl Stage {
     pub(crate) async fn try_assignments(&self) -> Option<BTreeMap<String, Assigned>> {
         let list = self.client.list(&KeyRange::prefix("/assignments/")).await.ok()?;
         let parse = |kv: evenkeel_store::Kv| match self.keys.parse(&kv.key) {
-            Key::Assignment(worker, name) => {
+            Some(Key::Assignment(worker, name)) => {
                 (name.to_string(), Assigned { worker: worker.to_string(), epoch: kv.created, modified: kv.modified })
             }
             other => panic!("{other:?} under /assignments/"),

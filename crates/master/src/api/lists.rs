@@ -149,7 +149,7 @@ fn page_token<T, E>(text: &str, parse: fn(&str) -> Result<T, E>) -> Result<Optio
 mod tests {
     use std::sync::Arc;
 
-    use evenkeel_model::{Change, Definition, Record, Revision, Versioned};
+    use evenkeel_model::{Change, Definition, Entry, Record, Revision};
 
     use super::*;
     use crate::time::SystemClock;
@@ -168,8 +168,7 @@ mod tests {
                 source: "".into(),
                 definition: Definition::named(name.clone()),
             };
-            let value = Some(Box::new(Versioned { revision: Revision(1), value: record }));
-            shared.write().cluster.apply(Change::Resource { name, value }, now);
+            shared.write().cluster.apply(Change::at(Revision(1), Entry::Resource(name, Some(record))), now);
         }
         let page = |selector: &str| Resources {
             selector: selector.parse().expect("a selector"),

@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_list_lacks_what_was_committed_after_it() {
         let mut echoes = Echoes::default();
-        let write = |name: &str| Write::NoResource(evenkeel_model::ResourceName::new(name).expect("name"));
+        let write = |name: &str| Write::delete(evenkeel_model::Key::Resource(evenkeel_model::ResourceName::new(name).expect("name")));
         echoes.committed(vec![KEY.to_vec()], vec![write("a")], Revision(9), at(1));
         echoes.committed(vec![OTHER.to_vec()], vec![write("b")], Revision(12), at(1));
         let lacks: Vec<(Revision, Write)> = echoes.beyond(Revision(9)).map(|(at, write)| (at, write.clone())).collect();

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use evenkeel_model::{Decision, EntryKind, Guard, HistoryEntry, Intent, IntentKind, Revision, Session, Standing, WorkerId, Write};
+use evenkeel_model::{
+    Decision, Entry, EntryKind, Guard, HistoryEntry, Intent, IntentKind, Key, Revision, Session, Standing, WorkerId, Write,
+};
 
 use super::{
     judge::Judge,
@@ -48,7 +50,7 @@ impl Command for SetIntent {
         let id = &self.worker;
         let worker = by.cluster.worker(id.as_str()).filter(|w| w.standing() != Standing::Absent || w.intent.is_some());
         let Some(worker) = worker else {
-            let guards = vec![Guard::Registration(id.clone(), Session::default()), Guard::Admission(id.clone(), Revision::default())];
+            let guards = vec![Guard::session(id, Session::default()), Guard::Modified(Key::Admission(id.clone()), Revision::default())];
             return Ruling::Stands(guards, Err(Refusal::NoWorker(id.clone())));
         };
         let before = worker.intent;
@@ -60,7 +62,7 @@ impl Command for SetIntent {
         };
         let intent = self.intent.map(|kind| Intent { kind, since });
         let entry = HistoryEntry { worker: id.to_string(), ..by.entry(kind, "", "api") };
-        let decision = Decision { guards: Vec::new(), writes: vec![Write::Intent(id.clone(), intent)] };
+        let decision = Decision { guards: Vec::new(), writes: vec![Write::new(Entry::Intent(id.clone(), intent))] };
         Ruling::Write(Box::new(decision), (before != intent).then_some(entry), ())
     }
 }
@@ -82,7 +84,8 @@ impl Command for ReleaseBrake {
             gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_deref()?.value.session))).collect();
         let reason = format!("{} workers that are gone are waited for no longer", sessions.len());
         let entry = by.entry(EntryKind::WrittenOff, "", &reason);
-        let decision = Decision { guards: Vec::new(), writes: vec![Write::WrittenOff(sessions.clone())] };
+        let decision =
+            Decision { guards: Vec::new(), writes: vec![Write::new(Entry::WrittenOff((!sessions.is_empty()).then(|| sessions.clone())))] };
         Ruling::Write(Box::new(decision), (!sessions.is_empty()).then_some(entry), sessions)
     }
 }

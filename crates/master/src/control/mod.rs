@@ -254,7 +254,7 @@ impl Control {
         match (meaning, &mut self.role) {
             (Meaning::Foreign, _) => {}
             (Meaning::Candidate { lease, value }, _) => state.candidate(lease, value.map(|v| *v)),
-            (Meaning::History { suffix, created, entries }, _) => state.take_history(suffix, created, entries),
+            (Meaning::History { suffix, revision, entries }, _) => state.take_history(suffix.into(), revision, entries),
             (Meaning::Cluster(change), Role::Leading(term)) => term.take_change(state, change, now),
             (Meaning::Cluster(change), _) => state.take(change, now),
         }
@@ -291,12 +291,12 @@ impl Control {
             match codec::meaning(&self.keys, kv) {
                 Meaning::Cluster(change) => fresh.cluster.apply(change, now),
                 Meaning::Candidate { lease, value } => fresh.candidate(lease, value.map(|v| *v)),
-                Meaning::History { suffix, created, entries } => history.push((created, suffix, entries)),
+                Meaning::History { suffix, revision, entries } => history.push((revision, suffix, entries)),
                 Meaning::Foreign => {}
             }
         }
         history.sort_by_key(|(created, ..)| *created);
-        history.into_iter().for_each(|(created, suffix, entries)| fresh.take_history(suffix, created, entries));
+        history.into_iter().for_each(|(created, suffix, entries)| fresh.take_history(suffix.into(), created, entries));
         fresh
     }
 

@@ -1,8 +1,8 @@
 //! The commands about a resource: the one place where adding, changing and deleting are judged.
 
 use evenkeel_model::{
-    Decision, Definition, EntryKind, Epoch, Guard, HistoryEntry, Holder, Pending, Phase, PlaceReason, Record, ResourceName, Revision,
-    StopReason, Unit, Versioned, WorkerId, Write,
+    Decision, Definition, Entry, EntryKind, Epoch, Guard, HistoryEntry, Holder, Key, Pending, Phase, PlaceReason, Record, ResourceName,
+    Revision, StopReason, Unit, Versioned, WorkerId, Write,
 };
 
 use super::{
@@ -152,8 +152,8 @@ impl Put {
         let source = shown(&self.source);
         let why = reason.map_or_else(|| source.to_owned(), |reason| format!("{source}, {}", reason.as_str()));
         let mut decision = Decision {
-            guards: vec![Guard::Resource(name.clone(), Revision::default())],
-            writes: vec![Write::Resource(Box::new(record.clone()))],
+            guards: vec![Guard::Modified(Key::Resource(name.clone()), Revision::default())],
+            writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
         if let Some((worker, _)) = &node {
             decision.assign(&record.definition, worker);
@@ -169,8 +169,10 @@ impl Put {
         let name = &self.definition.name;
         let rules_changed = old.value.definition.require != self.definition.require;
         let record = Record { definition: (*self.definition).clone(), ..old.value.clone() };
-        let mut decision =
-            Decision { guards: vec![Guard::Resource(name.clone(), old.revision)], writes: vec![Write::Resource(Box::new(record.clone()))] };
+        let mut decision = Decision {
+            guards: vec![Guard::Modified(Key::Resource(name.clone()), old.revision)],
+            writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
+        };
         let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
         let goes_on = |h: &&Holder| h.held.runs() && h.held.hash == record.definition.hash();
         if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
@@ -205,9 +207,9 @@ impl Command for Delete {
         if let Some(record) = unit.record.as_deref().filter(|r| !self.source.is_empty() && *r.value.source != *self.source) {
             return stands(name, record.revision, Err(of_another(name, &record.value)));
         }
-        let mut decision = Decision { guards: Vec::new(), writes: vec![Write::NoResource(name.clone())] };
+        let mut decision = Decision { guards: Vec::new(), writes: vec![Write::delete(Key::Resource(name.clone()))] };
         if let Some(record) = unit.record.as_deref() {
-            decision.guards.push(Guard::Resource(name.clone(), record.revision));
+            decision.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
         }
         for holder in unit.holders.iter().filter(|h| h.held.runs()) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
@@ -219,7 +221,7 @@ impl Command for Delete {
 
 /// Nothing is to be written, as long as the record is the one that was looked at.
 fn stands<A>(name: &ResourceName, revision: Revision, answer: Result<A, Refusal>) -> Ruling<A> {
-    Ruling::Stands(vec![Guard::Resource(name.clone(), revision)], answer)
+    Ruling::Stands(vec![Guard::Modified(Key::Resource(name.clone()), revision)], answer)
 }
 
 /// The answer for a resource that there is already, from what the Cluster shows of it.

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use evenkeel_model::{Brake, Change, Decision, EntryKind, HistoryEntry, Moment, Revision, Standing, WorkerId, check};
+use evenkeel_model::{Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Moment, Revision, Standing, WorkerId, check};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
     Executor, Finished, Found, KeyChange, LeasedKey, WriteResult,
@@ -123,7 +123,7 @@ impl Term {
 
     /// Takes a change of the cluster into the state, and tells the history what it means.
     pub(super) fn take_change(&mut self, state: &mut State, change: Change, now: Moment) {
-        if let Change::Worker { id, value: None } = &change {
+        if let Entry::Worker(id, None) = &change.entry {
             self.see_loss(state, id, now);
         }
         state.take(change, now);

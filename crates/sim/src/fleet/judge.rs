@@ -40,9 +40,9 @@ impl Judge {
         self.ledger.count(|counts| counts.revisions += 1);
         for change in changes {
             match (self.keys.parse(change.key()), change) {
-                (Key::Resource(name), _) => self.resource(&name, change),
-                (Key::Assignment(worker, name), KeyChange::Delete { .. }) => self.ended(&worker, &name),
-                (Key::Assignment(worker, name), KeyChange::Put(kv)) => {
+                (Some(Key::Resource(name)), _) => self.resource(&name, change),
+                (Some(Key::Assignment(worker, name)), KeyChange::Delete { .. }) => self.ended(&worker, &name),
+                (Some(Key::Assignment(worker, name)), KeyChange::Put(kv)) => {
                     let verb = if kv.created == kv.modified { "is assigned to" } else { "is to stop on" };
                     self.ledger.note(format_args!("etcd {revision}: {name} {verb} {worker}"));
                     let epoch = Epoch(kv.created.0);
@@ -54,14 +54,14 @@ impl Judge {
                     }
                     self.assignments.entry(name).or_default().insert(worker, epoch);
                 }
-                (key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_)), _) => self
+                (Some(key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_))), _) => self
                     .ledger
                     .note(format_args!("etcd {revision}: {key:?} {}", if matches!(change, KeyChange::Put(_)) { "put" } else { "deleted" })),
                 _ => {}
             }
         }
         for change in changes {
-            if let Key::Assignment(_, name) = self.keys.parse(change.key()) {
+            if let Some(Key::Assignment(_, name)) = self.keys.parse(change.key()) {
                 self.one_assignment(&name);
             }
         }

@@ -85,7 +85,7 @@ fn unsettled(world: &World) -> Option<String> {
 
 fn assignments(world: &World) -> BTreeMap<ResourceName, (String, Epoch)> {
     world.etcd.peek(|store| {
-        let of = |kv: &evenkeel_store::Kv| match world.keys.parse(&kv.key) {
+        let of = |kv: &evenkeel_store::Kv| match world.keys.parse(&kv.key)? {
             Key::Assignment(worker, name) => Some((name, (worker.to_string(), Epoch(kv.created.0)))),
             _ => None,
         };

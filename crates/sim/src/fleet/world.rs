@@ -291,8 +291,8 @@ impl World {
 
     fn is_of(&self, kv: &Kv, host: Host) -> bool {
         match (self.keys.parse(&kv.key), host) {
-            (Key::Worker(id), Host::Worker(n)) => id == *self.machines[n].id(),
-            (Key::Election(_), Host::Master(n)) => {
+            (Some(Key::Worker(id)), Host::Worker(n)) => id == *self.machines[n].id(),
+            (Some(Key::Election(_)), Host::Master(n)) => {
                 let value: Option<MasterRecord> = serde_json::from_slice(&kv.value).ok();
                 value.is_some_and(|record| record.id == *self.masters[n].id())
             }

@@ -85,7 +85,7 @@ async fn follow(
 }
 
 fn name_of(keys: &Keys, key: &[u8]) -> Option<ResourceName> {
-    match keys.parse(key) {
+    match keys.parse(key)? {
         Key::Assignment(_, name) | Key::Status(_, name) => Some(name),
         _ => None,
     }
