@@ -18,6 +18,7 @@ mod local;
 mod locks;
 mod member;
 mod mirror;
+mod packing;
 mod pipeline;
 mod ready;
 mod streams;

@@ -1,78 +1,16 @@
-//! The commit pipeline against a small model of etcd that loses answers, loses requests, and carries some out much later.
+//! The commit pipeline against a small model of etcd that loses answers, loses requests, carries some out much later, and has no space at
+//! times.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod cases;
+mod model;
+mod no_space;
 
-use evenkeel_store::{
-    Batch, Compare, Done, Found, Kv, MAX_BYTES, MAX_OPS, Op, Outcome, Pipeline, PipelineConfig, Resolution, Revision, SubmitError, Txn,
-    TxnReply, Write, WriteResult,
-};
+use std::collections::{BTreeSet, HashMap};
+
+use evenkeel_store::{Batch, Compare, Done, Op, Outcome, Pipeline, Resolution, Revision, SubmitError, Txn, Write, WriteResult};
+use model::{Logged, Model, Touches, check, pipeline};
 use proptest::prelude::*;
-
-const FENCE: &[u8] = b"/election/1";
-const SLOTS: &str = "/commit/1/";
-
-fn pipeline() -> Pipeline {
-    Pipeline::new(config())
-}
-
-fn config() -> PipelineConfig {
-    PipelineConfig {
-        fence_key: FENCE.to_vec(),
-        fence: Revision(1),
-        lease: 7,
-        slot_prefix: SLOTS.as_bytes().to_vec(),
-        journal_prefix: b"/events/".to_vec(),
-        in_flight: 3,
-    }
-}
-
-/// etcd, as far as transactions need it.
-struct Model {
-    revision: i64,
-    kvs: BTreeMap<Vec<u8>, Kv>,
-    /// Every put that was applied: revision, key, value.
-    log: Vec<(Revision, Vec<u8>, Vec<u8>)>,
-}
-
-impl Model {
-    fn new() -> Self {
-        let mut model = Self { revision: 0, kvs: BTreeMap::new(), log: Vec::new() };
-        model.apply(&Txn { then: vec![Op::put(FENCE, "leader")], ..Txn::default() });
-        model
-    }
-
-    fn apply(&mut self, txn: &Txn) -> TxnReply {
-        let succeeded = txn.compares.iter().all(|compare| compare.holds(self.kvs.get(compare.key())));
-        let mut reads = Vec::new();
-        let next = self.revision + 1;
-        for op in if succeeded { &txn.then } else { &txn.otherwise } {
-            match op {
-                Op::Put { key, value, lease } => {
-                    let created = self.kvs.get(key).map_or(Revision(next), |kv| kv.created);
-                    self.log.push((Revision(next), key.clone(), value.clone()));
-                    let kv = Kv { key: key.clone(), value: value.clone(), created, modified: Revision(next), lease: *lease };
-                    self.kvs.insert(key.clone(), kv);
-                    self.revision = next;
-                }
-                Op::Delete { key } => {
-                    if self.kvs.remove(key).is_some() {
-                        self.revision = next;
-                    }
-                }
-                Op::Get { key } => reads.push(self.kvs.get(key).cloned().into_iter().collect()),
-                Op::DeleteRange { .. } | Op::Range { .. } => panic!("the pipeline has no use for ranges"),
-            }
-        }
-        TxnReply { succeeded, revision: Revision(self.revision), reads }
-    }
-
-    /// The leader's lease is gone, and with it the election key and the slots.
-    fn lose_fence(&mut self) {
-        self.revision += 1;
-        self.kvs.retain(|key, _| key != FENCE && !key.starts_with(SLOTS.as_bytes()));
-    }
-}
 
 /// What happens next.
 #[derive(Clone, Debug)]
@@ -82,15 +20,36 @@ enum Step {
         deletes: BTreeSet<u8>,
         compares: BTreeSet<u8>,
     },
+    /// A write that puts nothing.
+    Delete {
+        others: BTreeSet<u8>,
+        compares: BTreeSet<u8>,
+        own: Own,
+    },
+    Check {
+        compares: BTreeSet<u8>,
+    },
     /// All batches that there are go out.
     Send,
     /// Something happens to one of the batches under way.
     Batch(usize, Fate),
     /// A request of old reaches etcd.
     Late(usize),
-    /// Somebody else writes a key that is compared.
-    Meddle(u8),
+    /// Somebody else writes a key that is compared, or deletes it.
+    Meddle(u8, bool),
+    /// Somebody else deletes what a write is to delete, or puts it anew.
+    Forestall(u64, bool),
+    Space(bool),
+    Withdraw,
     LoseFence,
+}
+
+/// How a write compares the key that it deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Own {
+    Created,
+    Modified,
+    NotAtAll,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +60,7 @@ enum Fate {
     /// The request waits somewhere, and may be carried out at a [`Step::Late`].
     Delayed,
     NoSpace,
+    Overloaded,
     Rejected,
 }
 
@@ -108,29 +68,37 @@ fn step() -> impl Strategy<Value = Step> {
     let keys = |most| prop::collection::btree_set(0u8..6, 0..most);
     let fate = prop_oneof![
         6 => Just(Fate::Answered), 2 => Just(Fate::AnswerLost), 2 => Just(Fate::RequestLost), 3 => Just(Fate::Delayed),
-        1 => Just(Fate::NoSpace), 1 => Just(Fate::Rejected),
+        1 => Just(Fate::NoSpace), 1 => Just(Fate::Overloaded), 1 => Just(Fate::Rejected),
     ];
+    let own = prop_oneof![3 => Just(Own::Created), 3 => Just(Own::Modified), 1 => Just(Own::NotAtAll)];
     prop_oneof![
-        8 => (keys(3), keys(2), keys(3)).prop_map(|(puts, deletes, compares)| Step::Submit { puts, deletes, compares }),
-        4 => Just(Step::Send),
-        8 => (0usize..3, fate).prop_map(|(at, fate)| Step::Batch(at, fate)),
+        6 => (keys(3), keys(2), keys(3)).prop_map(|(puts, deletes, compares)| Step::Submit { puts, deletes, compares }),
+        4 => (keys(2), keys(2), own).prop_map(|(others, compares, own)| Step::Delete { others, compares, own }),
+        1 => keys(3).prop_map(|compares| Step::Check { compares }),
+        5 => Just(Step::Send),
+        10 => (0usize..3, fate).prop_map(|(at, fate)| Step::Batch(at, fate)),
         3 => (0usize..4).prop_map(Step::Late),
-        1 => (0u8..6).prop_map(Step::Meddle),
+        2 => (0u8..6, any::<bool>()).prop_map(|(key, deletes)| Step::Meddle(key, deletes)),
+        2 => (0u64..20, any::<bool>()).prop_map(|(token, puts)| Step::Forestall(token, puts)),
+        2 => any::<bool>().prop_map(Step::Space),
+        1 => Just(Step::Withdraw),
     ]
 }
 
-/// A batch under way; without a transaction its answer is lost and it is being resolved.
+/// A batch under way.
 struct Flight {
-    id: evenkeel_store::BatchId,
-    txn: Option<Txn>,
-    resolution: Resolution,
+    batch: Batch,
+    /// Its answer is lost: it is being resolved, or sent again.
+    lost: bool,
     touches: Touches,
 }
 
-#[derive(Default)]
-struct Touches {
-    written: BTreeSet<Vec<u8>>,
-    compared: BTreeSet<Vec<u8>>,
+/// What a write consists of, as far as it matters for its result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Puts,
+    Deletes,
+    Checks,
 }
 
 struct World {
@@ -138,113 +106,179 @@ struct World {
     pipeline: Pipeline,
     flights: Vec<Flight>,
     late: Vec<Txn>,
-    submitted: u64,
-    done: HashMap<u64, WriteResult>,
+    submitted: Vec<Shape>,
+    /// Those whose key somebody else has deleted or put anew.
+    forestalled: BTreeSet<u64>,
+    withdrawn: BTreeSet<u64>,
+    /// Those that can be done without space.
+    spaceless: BTreeSet<u64>,
+    done: HashMap<u64, (WriteResult, bool)>,
 }
 
 impl World {
     fn new() -> Self {
-        Self { model: Model::new(), pipeline: pipeline(), flights: vec![], late: vec![], submitted: 0, done: HashMap::new() }
+        Self {
+            model: Model::new(),
+            pipeline: pipeline(),
+            flights: vec![],
+            late: vec![],
+            submitted: vec![],
+            forestalled: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
+            spaceless: BTreeSet::new(),
+            done: HashMap::new(),
+        }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Submit { puts, deletes, compares } => self.submit(&puts, &deletes, &compares),
+            Step::Submit { puts, deletes, compares } => self.submit_puts(&puts, &deletes, &compares),
+            Step::Delete { others, compares, own } => self.submit_deletes(&others, &compares, own),
+            Step::Check { compares } => {
+                self.spaceless.insert(self.next_token());
+                self.submit(Shape::Checks, compares_of(&compares), vec![], None);
+            }
             Step::Send => self.send(),
             Step::Batch(at, fate) if !self.flights.is_empty() => self.batch(at % self.flights.len(), fate),
             Step::Late(at) if !self.late.is_empty() => {
                 let txn = self.late.swap_remove(at % self.late.len());
-                self.model.apply(&txn);
+                self.model.ask(&txn);
             }
-            Step::Meddle(key) => {
-                let then = vec![Op::put(format!("/compared/{key}"), "meddled")];
-                self.model.apply(&Txn { then, ..Txn::default() });
+            Step::Meddle(key, true) => drop(self.model.kvs.remove(format!("/compared/{key}").as_bytes())),
+            Step::Meddle(key, false) => self.model.put(&format!("/compared/{key}")),
+            Step::Forestall(token, puts) if self.submitted.get(usize::try_from(token).unwrap()) == Some(&Shape::Deletes) => {
+                self.forestalled.insert(token);
+                self.model.kvs.remove(own_key(token).as_bytes());
+                if puts {
+                    self.model.put(&own_key(token));
+                }
             }
+            Step::Space(space) => self.model.no_space = !space,
+            Step::Withdraw => self.withdrawn.extend(self.pipeline.withdraw_unsent()),
             Step::LoseFence => self.model.lose_fence(),
-            Step::Batch(..) | Step::Late(_) => {}
+            Step::Batch(..) | Step::Late(_) | Step::Forestall(..) => {}
         }
     }
 
-    fn submit(&mut self, puts: &BTreeSet<u8>, deletes: &BTreeSet<u8>, compares: &BTreeSet<u8>) {
-        let token = self.submitted;
-        self.submitted += 1;
+    fn next_token(&self) -> u64 {
+        self.submitted.len() as u64
+    }
+
+    fn submit_puts(&mut self, puts: &BTreeSet<u8>, deletes: &BTreeSet<u8>, compares: &BTreeSet<u8>) {
+        let token = self.next_token();
         // Every write has a key of its own, so that the log tells whether it was applied.
-        let mut ops = vec![Op::put(format!("/own/{token}"), token.to_string())];
+        let mut ops = vec![Op::put(own_key(token), token.to_string())];
         ops.extend(puts.iter().map(|key| Op::put(format!("/k/{key}"), token.to_string())));
         ops.extend(deletes.difference(puts).map(|key| Op::delete(format!("/k/{key}"))));
-        // Some compare what only others write, some what the pipeline itself writes.
-        let compares = compares.iter().map(|key| match key {
-            0..3 => Compare::absent(format!("/compared/{key}")),
-            _ => Compare::absent(format!("/k/{key}")),
-        });
-        let write = Write { token, compares: compares.collect(), ops, entry: None };
-        if let Err(error) = self.pipeline.submit(write) {
+        let entry = token.is_multiple_of(3).then(|| token.to_string().into_bytes());
+        self.submit(Shape::Puts, compares_of(compares), ops, entry);
+    }
+
+    fn submit_deletes(&mut self, others: &BTreeSet<u8>, compares: &BTreeSet<u8>, own: Own) {
+        let key = own_key(self.next_token());
+        self.model.put(&key);
+        let equals = self.model.kvs[key.as_bytes()].created;
+        let mut all: Vec<Compare> = compares.iter().map(|key| self.as_it_is(&format!("/compared/{key}"))).collect();
+        match own {
+            Own::Created => all.push(Compare::CreateRevision { key: key.clone().into(), equals }),
+            Own::Modified => all.push(Compare::ModRevision { key: key.clone().into(), equals }),
+            Own::NotAtAll => {}
+        }
+        let mut ops = vec![Op::delete(key)];
+        ops.extend(others.iter().map(|key| Op::delete(format!("/k/{key}"))));
+        let token = self.next_token();
+        if own != Own::NotAtAll && all.iter().all(|compare| compare.equals() > Revision(0)) {
+            self.spaceless.insert(token);
+        }
+        let entry = token.is_multiple_of(3).then(|| token.to_string().into_bytes());
+        self.submit(Shape::Deletes, all, ops, entry);
+    }
+
+    /// The condition that a key, which may not exist, does not change.
+    fn as_it_is(&self, key: &str) -> Compare {
+        let equals = self.model.kvs.get(key.as_bytes()).map_or(Revision(0), |kv| kv.modified);
+        Compare::ModRevision { key: key.into(), equals }
+    }
+
+    fn submit(&mut self, shape: Shape, compares: Vec<Compare>, ops: Vec<Op>, entry: Option<Vec<u8>>) {
+        let token = self.next_token();
+        self.submitted.push(shape);
+        if let Err(error) = self.pipeline.submit(Write { token, compares, ops, entry }) {
             assert_eq!(error, SubmitError::FenceLost);
-            self.done.insert(token, WriteResult::FenceLost);
+            self.done.insert(token, (WriteResult::FenceLost, false));
         }
     }
 
     fn send(&mut self) {
-        while let Some(Batch { id, txn, resolution }) = self.pipeline.next_batch() {
-            let touches = check(&txn);
+        while let Some(batch) = self.pipeline.next_batch() {
+            let touches = check(&batch.txn);
             for other in &self.flights {
                 let disjoint = |a: &BTreeSet<_>, b: &BTreeSet<_>| assert!(a.is_disjoint(b), "two batches in flight share a key");
                 disjoint(&touches.written, &other.touches.written);
                 disjoint(&touches.written, &other.touches.compared);
                 disjoint(&touches.compared, &other.touches.written);
             }
-            self.flights.push(Flight { id, txn: Some(txn), resolution, touches });
+            self.flights.push(Flight { batch, lost: false, touches });
             assert!(self.flights.len() <= 3 && self.pipeline.in_flight() == self.flights.len());
         }
     }
 
     fn batch(&mut self, at: usize, fate: Fate) {
         let flight = &mut self.flights[at];
-        let first = flight.txn.is_some();
-        let request = flight.txn.take().unwrap_or_else(|| flight.resolution.txn());
-        let outcome = match fate {
-            Fate::Answered => {
-                let reply = self.model.apply(&request);
-                Some(if first { Batch::judge(reply) } else { flight.resolution.judge(&reply) })
-            }
-            Fate::AnswerLost => {
-                self.model.apply(&request);
+        let resolving = flight.batch.resolution.as_ref().filter(|_| flight.lost);
+        let request = resolving.map_or_else(|| flight.batch.txn.clone(), Resolution::txn);
+        let reply = match fate {
+            Fate::Answered | Fate::AnswerLost => self.model.ask(&request),
+            // etcd may say so of a transaction that it has applied: it is the slot that counts.
+            Fate::NoSpace if flight.batch.resolution.is_some() => {
+                if self.submitted.len().is_multiple_of(2) {
+                    self.model.apply(&request);
+                }
                 None
             }
-            Fate::RequestLost => None,
             Fate::Delayed => {
                 self.late.push(request);
                 None
             }
-            // etcd may say so of a transaction that it has applied: it is the slot that counts.
-            Fate::NoSpace => {
-                if self.submitted.is_multiple_of(2) {
-                    self.model.apply(&request);
-                }
-                let slot = flight.resolution.judge_slot(self.model.kvs.get(flight.resolution.slot_key()));
-                if first { Some(slot.unwrap_or(Outcome::NoSpace)) } else { slot }
+            Fate::RequestLost | Fate::NoSpace | Fate::Overloaded | Fate::Rejected => None,
+        };
+        let outcome = match (fate, &flight.batch.resolution, reply) {
+            (Fate::Answered, Some(resolution), Some(reply)) if flight.lost => Some(resolution.judge(&reply)),
+            (Fate::Answered, _, Some(reply)) => Some(Batch::judge(reply, flight.lost)),
+            (Fate::Answered | Fate::NoSpace, Some(resolution), None) => {
+                let slot = resolution.judge_slot(self.model.kvs.get(resolution.slot_key()));
+                if flight.lost { slot } else { Some(slot.unwrap_or(Outcome::NoSpace)) }
             }
-            Fate::Rejected => first.then(|| Outcome::Rejected { reason: "no".into() }),
+            (Fate::Answered, None, None) => panic!("a batch without a mark needs no space"),
+            (Fate::Rejected, ..) => (!flight.lost).then(|| Outcome::Rejected { reason: "no".into() }),
+            (Fate::Overloaded, ..) => None,
+            _ => {
+                flight.lost = true;
+                None
+            }
         };
         if let Some(outcome) = outcome {
             let flight = self.flights.swap_remove(at);
-            for Done { token, result, .. } in self.pipeline.finished(flight.id, outcome) {
-                assert_eq!(self.done.insert(token, result), None, "{token} is done twice");
+            for Done { token, result, journaled } in self.pipeline.finished(flight.batch.id, outcome) {
+                assert_eq!(self.done.insert(token, (result, journaled)), None, "{token} is done twice");
             }
         }
     }
 
-    /// The network heals: everything is sent and answered, and at last all that was delayed arrives.
+    /// The network heals: everything is sent and answered, for a while without space if there is none, and at last all that was delayed
+    /// arrives.
     fn settle(&mut self) {
-        for _ in 0..10_000 {
+        for round in 0..10_000 {
+            self.model.no_space &= round < 1_000;
             self.send();
             if self.flights.is_empty() {
                 break;
             }
-            self.batch(0, Fate::Answered);
+            self.batch(round % self.flights.len(), Fate::Answered);
         }
+        self.model.no_space = false;
         for txn in std::mem::take(&mut self.late) {
-            self.model.apply(&txn);
+            self.model.ask(&txn);
         }
         assert!(self.pipeline.is_empty(), "everything is done with");
     }
@@ -252,21 +286,44 @@ impl World {
     fn judge(&self) {
         let mut applied: HashMap<u64, Vec<Revision>> = HashMap::new();
         let mut order: HashMap<&[u8], Vec<u64>> = HashMap::new();
-        for (revision, key, value) in &self.model.log {
-            let token = || std::str::from_utf8(value).unwrap().parse::<u64>().unwrap();
-            if key.starts_with(b"/own/") {
-                applied.entry(token()).or_default().push(*revision);
-            } else if key.starts_with(b"/k/") {
+        let mut journal: HashMap<u64, Revision> = HashMap::new();
+        for Logged { revision, key, value } in &self.model.log {
+            let text = |bytes| std::str::from_utf8(bytes).unwrap();
+            let token = || text(value.as_deref().unwrap()).parse::<u64>().unwrap();
+            if let Some(token) = text(key).strip_prefix("/own/") {
+                applied.entry(token.parse().unwrap()).or_default().push(*revision);
+            } else if key.starts_with(b"/k/") && value.is_some() {
                 order.entry(key).or_default().push(token());
+            } else if key.starts_with(b"/events/") {
+                for token in text(value.as_deref().unwrap()).trim_matches(['[', ']']).split(',') {
+                    assert_eq!(journal.insert(token.parse().unwrap(), *revision), None, "{token} has two entries");
+                }
             }
         }
-        for token in 0..self.submitted {
+        for (at, shape) in self.submitted.iter().enumerate() {
+            let token = at as u64;
             let applied = applied.get(&token).map_or(&[][..], Vec::as_slice);
-            match &self.done[&token] {
-                WriteResult::Committed { revision } => assert_eq!(applied, [*revision], "{token} is committed once"),
-                WriteResult::Unknown => assert!(applied.len() <= 1, "{token} is unknown, and applied at most once"),
-                result => assert_eq!(applied, [], "{token} is {result:?}"),
+            let Some((result, journaled)) = self.done.get(&token) else {
+                assert!(self.withdrawn.contains(&token) && applied.is_empty(), "{token} was taken back, and is not written");
+                continue;
+            };
+            assert!(!self.withdrawn.contains(&token), "{token} was taken back, and is done");
+            match (result, shape) {
+                (WriteResult::Committed { revision }, Shape::Puts) => assert_eq!(applied, [*revision], "{token} is committed once"),
+                // Where an answer was lost it is the revision at which the key was seen to be gone.
+                (WriteResult::Committed { revision }, Shape::Deletes) => match applied {
+                    [] => assert!(self.forestalled.contains(&token), "{token}: somebody else has done it"),
+                    applied => assert!(applied.len() == 1 && applied[0] <= *revision, "{token} is committed once, at {applied:?}"),
+                },
+                (WriteResult::Unknown, _) => assert!(applied.len() <= 1, "{token} is unknown, and applied at most once"),
+                (result, _) => assert_eq!(applied, [], "{token} is {result:?}"),
             }
+            assert!(*result != WriteResult::NoSpace || !self.spaceless.contains(&token), "{token} needs no space");
+            if *result != WriteResult::Unknown {
+                assert_eq!(journal.get(&token), applied.first().filter(|_| *journaled), "{token} has its entry, if it says so");
+            }
+            let is_committed = matches!(result, WriteResult::Committed { .. });
+            assert!(*shape != Shape::Puts || *journaled == (is_committed && token.is_multiple_of(3)), "{token} has its entry");
         }
         for (key, tokens) in order {
             assert!(tokens.is_sorted(), "{}: written in the order {tokens:?}", String::from_utf8_lossy(key));
@@ -274,25 +331,17 @@ impl World {
     }
 }
 
-/// The limits of one transaction, and what it touches beside fence and slot.
-fn check(txn: &Txn) -> Touches {
-    assert!(txn.compares.len() <= MAX_OPS && txn.then.len() <= MAX_OPS && txn.otherwise.len() <= MAX_OPS);
-    assert_eq!(txn.compares[0], Compare::CreateRevision { key: FENCE.to_vec(), equals: Revision(1) });
-    let mut touches = Touches::default();
-    let mut bytes = 0;
-    for op in &txn.then {
-        let (key, value) = match op {
-            Op::Put { key, value, .. } => (key, value.len()),
-            Op::Delete { key } => (key, 0),
-            other => panic!("{other:?} in a batch"),
-        };
-        bytes += key.len() + value;
-        assert!(touches.written.insert(key.clone()), "a key twice");
-    }
-    touches.written.retain(|key| !key.starts_with(SLOTS.as_bytes()));
-    touches.compared.extend(txn.compares[2..].iter().map(|compare| compare.key().to_vec()));
-    assert!(bytes < MAX_BYTES);
-    touches
+fn own_key(token: u64) -> String {
+    format!("/own/{token}")
+}
+
+/// Some compare what only others write, some what the pipeline itself writes.
+fn compares_of(keys: &BTreeSet<u8>) -> Vec<Compare> {
+    let compare = |key: &u8| match key {
+        0..3 => Compare::absent(format!("/compared/{key}")),
+        _ => Compare::absent(format!("/k/{key}")),
+    };
+    keys.iter().map(compare).collect()
 }
 
 proptest! {
@@ -318,220 +367,7 @@ proptest! {
         after.into_iter().for_each(|step| world.step(step));
         world.settle();
         world.judge();
-        let late = |(revision, key, _): &&(Revision, Vec<u8>, Vec<u8>)| *revision > lost_at && !key.starts_with(b"/compared/");
+        let late = |logged: &&Logged| logged.revision > lost_at;
         prop_assert!(world.model.log.iter().find(late).is_none(), "nothing is written without the fence");
     }
-}
-
-fn put(token: u64, key: &str, size: usize) -> Write {
-    Write { token, compares: vec![Compare::absent(key)], ops: vec![Op::put(key, vec![b'x'; size])], entry: None }
-}
-
-/// Submits, packs everything without an answer in between, and returns the sizes of the batches.
-fn packed(writes: impl IntoIterator<Item = Write>) -> Vec<usize> {
-    let mut pipeline = pipeline();
-    writes.into_iter().for_each(|write| pipeline.submit(write).unwrap());
-    let mut sizes = Vec::new();
-    while let Some(batch) = pipeline.next_batch() {
-        sizes.push(check(&batch.txn).written.len());
-        let done = pipeline.finished(batch.id, Outcome::Applied { revision: Revision(9) });
-        assert_eq!(done.len(), *sizes.last().unwrap());
-    }
-    sizes
-}
-
-#[test]
-fn batches_are_as_large_as_the_limits_allow() {
-    // 126 compares beside those of fence and slot.
-    assert_eq!(packed((0..300).map(|n| put(n, &format!("/k/{n}"), 10))), [126, 126, 48]);
-    // The same compare in all of them is made once: now 127 puts beside the slot's are the limit.
-    let same = |n| Write { token: n, compares: vec![Compare::absent("/one")], ops: vec![Op::put(format!("/k/{n}"), "")], entry: None };
-    assert_eq!(packed((0..300).map(same)), [127, 127, 46]);
-    // 64 KiB each: fifteen of them are under a MiB.
-    assert_eq!(packed((0..20).map(|n| put(n, &format!("/k/{n}"), 64 << 10))), [15, 5]);
-}
-
-#[test]
-fn a_write_that_fits_no_transaction_is_refused_at_once() {
-    let mut pipeline = pipeline();
-    let too_large = |write| matches!(write, Err(SubmitError::TooLarge { .. }));
-    assert!(too_large(pipeline.submit(put(1, "/k", MAX_BYTES))));
-    let many = |n: usize| (0..n).map(|n| Op::put(format!("/k/{n}"), "")).collect();
-    assert!(too_large(pipeline.submit(Write { token: 1, compares: vec![], ops: many(128), entry: None })));
-    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: many(127), entry: None }), Ok(()));
-    let twice = Write { token: 1, compares: vec![], ops: vec![Op::put("/a", ""), Op::delete("/a")], entry: None };
-    assert_eq!(pipeline.submit(twice), Err(SubmitError::KeyTwice { key: b"/a".to_vec() }));
-    assert_eq!(pipeline.submit(Write { token: 1, compares: vec![], ops: vec![Op::get("/a")], entry: None }), Err(SubmitError::NotAWrite));
-    assert_eq!(pipeline.len(), 1);
-}
-
-#[test]
-fn a_write_goes_at_once_when_idle_and_together_with_others_when_not() {
-    let mut pipeline = pipeline();
-    let mut batches = Vec::new();
-    for n in 0..10 {
-        pipeline.submit(put(n, &format!("/k/{n}"), 1)).unwrap();
-        batches.extend(pipeline.next_batch());
-    }
-    assert_eq!(batches.len(), 3, "as many as may be in flight, and no more");
-    assert_eq!(pipeline.finished(batches[1].id, Outcome::Applied { revision: Revision(5) }).len(), 1);
-    let next = pipeline.next_batch().unwrap();
-    assert_eq!(check(&next.txn).written.len(), 7, "all that have waited");
-    assert!(pipeline.finished(batches[1].id, Outcome::Void { slot: Revision(6) }).is_empty(), "it is no longer in flight");
-}
-
-#[test]
-fn what_etcd_rejects_is_found_among_many() {
-    let mut pipeline = pipeline();
-    (0..5).for_each(|n| pipeline.submit(put(n, &format!("/k/{n}"), 1)).unwrap());
-    let mut results = BTreeMap::new();
-    while let Some(batch) = pipeline.next_batch() {
-        let culprit = batch.txn.then.iter().any(|op| matches!(op, Op::Put { key, .. } if key == b"/k/3"));
-        let outcome = if culprit { Outcome::Rejected { reason: "no".into() } } else { Outcome::Applied { revision: Revision(4) } };
-        results.extend(pipeline.finished(batch.id, outcome).into_iter().map(|done| (done.token, done.result)));
-    }
-    let rejected: Vec<_> = results.iter().filter(|(_, result)| matches!(result, WriteResult::Rejected { .. })).collect();
-    assert_eq!((results.len(), rejected.len(), *rejected[0].0), (5, 1, 3));
-}
-
-/// Sends what there is and answers it, until all is done; returns how many batches it took.
-fn carried_out(model: &mut Model, pipeline: &mut Pipeline) -> usize {
-    let mut sent = 0;
-    while let Some(batch) = pipeline.next_batch() {
-        sent += 1;
-        assert!(sent < 100, "it goes round in circles");
-        for done in pipeline.finished(batch.id, Batch::judge(model.apply(&batch.txn))) {
-            assert!(matches!(done.result, WriteResult::Committed { .. }), "{done:?}");
-        }
-    }
-    sent
-}
-
-#[test]
-fn each_slot_goes_on_where_the_batch_before_has_left_it() {
-    let (mut model, mut pipeline) = (Model::new(), pipeline());
-    for n in 0..5 {
-        pipeline.submit(put(n, &format!("/k/{n}"), 1)).unwrap();
-        assert_eq!(carried_out(&mut model, &mut pipeline), 1, "no batch is refused for its slot");
-    }
-    pipeline.submit(put(5, "/k/5", 1)).unwrap();
-    let lost = pipeline.next_batch().unwrap();
-    let void = lost.resolution.judge(&model.apply(&lost.resolution.txn()));
-    assert!(pipeline.finished(lost.id, void).is_empty());
-    assert_eq!(carried_out(&mut model, &mut pipeline), 1, "not even after a void one");
-}
-
-#[test]
-fn a_pipeline_that_comes_upon_used_slots_takes_them_as_they_are() {
-    let (mut model, mut before) = (Model::new(), pipeline());
-    for n in 0..2 {
-        before.submit(put(n, &format!("/k/{n}"), 1)).unwrap();
-        carried_out(&mut model, &mut before);
-    }
-    // The slot now names batch 2 of the first pipeline. The second one's batch 1 is refused for it, and batch 2 goes.
-    let mut after = pipeline();
-    after.submit(put(2, "/k/2", 1)).unwrap();
-    let refused = after.next_batch().unwrap();
-    assert!(after.finished(refused.id, Batch::judge(model.apply(&refused.txn))).is_empty());
-    let second = after.next_batch().unwrap();
-    let slot = model.kvs.get(second.resolution.slot_key());
-    assert_eq!(second.resolution.judge_slot(slot), None, "what a batch of the same number has left is not this one's mark");
-    assert!(matches!(Batch::judge(model.apply(&second.txn)), Outcome::Applied { .. }));
-}
-
-fn with_entry(token: u64, key: &str) -> Write {
-    Write { token, compares: vec![], ops: vec![Op::put(key, "")], entry: Some(format!("{{\"n\":{token}}}").into_bytes()) }
-}
-
-#[test]
-fn entries_are_written_with_their_writes_as_one_list_under_one_key() {
-    let (mut model, mut pipeline) = (Model::new(), pipeline());
-    for n in 0..4 {
-        let write = with_entry(n, &format!("/k/{n}"));
-        pipeline.submit(Write { entry: write.entry.filter(|_| n != 1), ..write }).unwrap();
-    }
-    let mut batches = vec![];
-    let mut done = BTreeMap::new();
-    while let Some(batch) = pipeline.next_batch() {
-        let outcome = Batch::judge(model.apply(&batch.txn));
-        done.extend(pipeline.finished(batch.id, outcome).into_iter().map(|done| (done.token, (done.result, done.journaled))));
-        batches.push(batch.id);
-    }
-    assert_eq!(batches.len(), 1);
-    let journal = model.kvs.get(b"/events/0000000000000001".as_slice()).unwrap();
-    assert_eq!(String::from_utf8_lossy(&journal.value), r#"[{"n":0},{"n":2},{"n":3}]"#);
-    let committed = WriteResult::Committed { revision: journal.created };
-    assert!((0..4).all(|n| done[&n] == (committed.clone(), n != 1)), "{done:?}");
-
-    pipeline.submit(put(4, "/k/4", 1)).unwrap();
-    let batch = pipeline.next_batch().unwrap();
-    assert_eq!(check(&batch.txn).written.len(), 1, "without entries nothing is put for them");
-}
-
-#[test]
-fn an_entry_takes_its_place_in_the_batch() {
-    // One operation for all entries of a batch: 126 puts beside slot and entries.
-    let sizes = |entry: fn(u64) -> bool| {
-        let writes = (0..140).map(|n| with_entry(n, &format!("/k/{n}"))).map(|write| {
-            let entry = write.entry.filter(|_| entry(write.token));
-            Write { entry, ..write }
-        });
-        let mut pipeline = pipeline();
-        writes.for_each(|write| pipeline.submit(write).unwrap());
-        std::iter::from_fn(|| pipeline.next_batch()).map(|batch| batch.txn.then.len()).collect::<Vec<_>>()
-    };
-    assert_eq!(sizes(|_| true), [MAX_OPS, 14 + 2]);
-    assert_eq!(sizes(|n| n == 126), [MAX_OPS - 1, 14 + 2], "one that comes last finds no room for its entry");
-    // Its bytes count: 64 KiB each, fifteen of them under a MiB.
-    let long = |token| Write { entry: Some(vec![b'x'; 64 << 10]), ..with_entry(token, &format!("/k/{token}")) };
-    let mut pipeline = pipeline();
-    (0..20).for_each(|n| pipeline.submit(long(n)).unwrap());
-    let sizes: Vec<usize> = std::iter::from_fn(|| pipeline.next_batch()).map(|batch| batch.txn.then.len() - 2).collect();
-    assert_eq!(sizes, [15, 5]);
-    let too_large = |write| matches!(write, Err(SubmitError::TooLarge { .. }));
-    let many = |n: usize| (0..n).map(|n| Op::put(format!("/m/{n}"), "")).collect();
-    assert!(too_large(pipeline.submit(Write { ops: many(127), ..with_entry(30, "") })));
-    assert_eq!(pipeline.submit(Write { ops: many(126), ..with_entry(30, "") }), Ok(()));
-    assert!(too_large(pipeline.submit(Write { entry: Some(vec![b'x'; MAX_BYTES]), ..with_entry(31, "/n") })));
-}
-
-#[test]
-fn a_conflict_tells_what_stands_and_at_which_revision() {
-    let (mut model, mut pipeline) = (Model::new(), pipeline());
-    model.apply(&Txn { then: vec![Op::put("/taken", "by another")], ..Txn::default() });
-    let modified = Compare::ModRevision { key: b"/taken".to_vec(), equals: Revision(0) };
-    let compares = vec![Compare::absent("/taken"), Compare::absent("/free"), modified];
-    pipeline.submit(Write { token: 1, compares, ops: vec![Op::put("/k/1", "")], entry: None }).unwrap();
-    pipeline.submit(Write { token: 2, compares: vec![Compare::absent("/other")], ops: vec![], entry: None }).unwrap();
-    let batch = pipeline.next_batch().unwrap();
-    let at = Revision(model.revision);
-    let done = pipeline.finished(batch.id, Batch::judge(model.apply(&batch.txn)));
-    let found = |key: &str| Found { key: key.into(), kv: model.kvs.get(key.as_bytes()).cloned() };
-    let result = WriteResult::Conflict { at, found: vec![found("/taken"), found("/free")] };
-    assert_eq!(done, [Done { token: 1, result, journaled: false }], "each key once, and none of the other write's");
-    assert_eq!(carried_out(&mut model, &mut pipeline), 1, "the other one goes again");
-}
-
-#[test]
-fn what_is_in_no_batch_under_way_can_be_taken_back() {
-    let mut pipeline = Pipeline::new(PipelineConfig { in_flight: 1, ..config() });
-    pipeline.submit(put(1, "/k/1", 1)).unwrap();
-    let batch = pipeline.next_batch().unwrap();
-    // One waits for a batch, one for the key that is under way, one for both and for the key of another that waits.
-    pipeline.submit(put(2, "/k/2", 1)).unwrap();
-    pipeline.submit(put(3, "/k/1", 1)).unwrap();
-    let both = vec![Op::put("/k/1", ""), Op::put("/k/2", ""), Op::put("/k/4", "")];
-    pipeline.submit(Write { token: 4, compares: vec![], ops: both, entry: None }).unwrap();
-    assert_eq!(pipeline.withdraw_unsent(), [2, 3, 4]);
-    assert_eq!((pipeline.len(), pipeline.withdraw_unsent()), (1, vec![]));
-    // Their keys are free again; that of the write under way is not.
-    pipeline.submit(put(5, "/k/1", 1)).unwrap();
-    pipeline.submit(put(6, "/k/4", 1)).unwrap();
-    let done = pipeline.finished(batch.id, Outcome::Void { slot: Revision(4) });
-    assert_eq!(done, []);
-    let again = pipeline.next_batch().unwrap();
-    assert_eq!(check(&again.txn).written.len(), 2, "the write of the void batch, and the one whose key is free");
-    let done = pipeline.finished(again.id, Outcome::Applied { revision: Revision(5) });
-    assert_eq!(done.iter().map(|done| done.token).collect::<Vec<_>>(), [1, 6]);
-    assert!(pipeline.next_batch().is_some_and(|last| check(&last.txn).written.len() == 1));
 }
