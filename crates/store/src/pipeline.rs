@@ -80,7 +80,7 @@ pub struct Done {
     pub token: u64,
     /// What has become of it.
     pub result: WriteResult,
-    /// Whether its entry was written with it; of a write that has none it was not.
+    /// Whether its entry was written with it: not if it has none or was not committed, nor if it was committed while etcd had no space.
     pub journaled: bool,
 }
 
@@ -98,7 +98,8 @@ pub struct Found {
 pub enum WriteResult {
     /// It is written.
     Committed {
-        /// The revision of all its keys.
+        /// The revision of all its keys. If it deletes, and was sent again since an answer was lost: one at which they were all seen to be
+        /// gone, which may be later.
         revision: Revision,
     },
     /// One of its own compares failed; nothing was written.
@@ -110,14 +111,16 @@ pub enum WriteResult {
     },
     /// The leader's fence is lost; nothing was written.
     FenceLost,
-    /// etcd has no space; nothing was written.
+    /// etcd has no space; nothing was written. Without space are done: writes that only compare, and those that delete, compare one at least
+    /// of the keys that they delete, and compare none with nothing.
     NoSpace,
     /// etcd will not do it; nothing was written.
     Rejected {
         /// etcd's words.
         reason: String,
     },
-    /// It is not known, because the fence was lost or the executor given up before it could be found out. It may even be written later.
+    /// It is not known: the fence was lost or the executor given up before it could be found out, and it may even be written later; or
+    /// something new stands under a key that it deletes, after its answer was lost without space.
     Unknown,
 }
 
