@@ -234,7 +234,7 @@ mod tests {
         for (outcome, name) in [
             (Outcome::FenceLost, "fence_lost"),
             (Outcome::GivenUp, "unknown"),
-            (Outcome::Refused { revision: evenkeel_store::Revision(0), reads: vec![] }, "refused"),
+            (Outcome::Refused { revision: evenkeel_store::Revision(0), reads: vec![], repeated: false }, "refused"),
         ] {
             measures.finished(&outcome, Duration::ZERO);
             assert!(evenkeel_metrics::page(&registry).contains(&format!("{{outcome=\"{name}\"}} 1\n")), "{name} is one of OUTCOMES");

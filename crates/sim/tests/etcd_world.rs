@@ -10,8 +10,8 @@ use std::{
 
 use evenkeel_sim::etcd::{Direction, Etcd, Link, Settings, Version};
 use evenkeel_store::{
-    Client, Error, KeyChange, KeyName, KeyRange, LeaseState, LeasedKey, NewLeasedKey, Op, RangeRequest, Revision, Txn, Update,
-    WatchMessage, mirror,
+    Client, Compare, Error, Executor, Finished, KeyChange, KeyName, KeyRange, LeaseState, LeasedKey, NewLeasedKey, Op, Pipeline,
+    PipelineConfig, RangeRequest, Revision, Txn, Update, WatchMessage, Write, WriteResult, mirror,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -477,4 +477,122 @@ async fn a_watch_that_was_held_up_goes_on_and_leaves_nothing_out() {
         }
         assert!(revisions.into_iter().eq(first.0..=first.0 + 40), "seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leased_key_is_confirmed_by_requests_that_were_answered_as_of_their_sending() {
+    let etcd = etcd(31, 3);
+    let link = etcd.link("caller");
+    let client = client(&link);
+    // A message takes 300 ms, so that sending and answer are told apart.
+    link.delay(SECOND * 3 / 10);
+    let asked = Instant::now();
+    let key = leased(&client, "/session").await;
+    assert_eq!(key.confirmed(), asked, "the grant, when it was asked for");
+    let created = Instant::now();
+    sleep(SECOND / 2).await;
+    assert_eq!(key.confirmed(), asked, "the first extension is not answered yet");
+    sleep(SECOND / 5).await;
+    assert_eq!(key.confirmed(), created, "it is, and counts from when it was sent");
+
+    // The lease is extended all the same, but nobody here knows.
+    link.cut(Direction::FromEtcd);
+    let last = key.confirmed();
+    sleep(3 * SECOND).await;
+    assert_eq!(key.confirmed(), last);
+    link.heal();
+    let healed = Instant::now();
+    sleep(3 * SECOND).await;
+    assert!(key.confirmed() >= healed && *key.state().borrow() == LeaseState::Alive);
+}
+
+/// A leader as far as committing is concerned. What keeps its key alive has a network of its own.
+struct Leader {
+    _key: LeasedKey,
+    pipeline: Pipeline,
+    executor: Executor,
+    finished: mpsc::UnboundedReceiver<Finished>,
+}
+
+impl Leader {
+    async fn elect(etcd: &Etcd, link: &Link) -> Self {
+        let key = leased(&client(&etcd.link("keeper")), "/election").await;
+        let pipeline = Pipeline::new(PipelineConfig {
+            fence_key: key.key().to_vec(),
+            fence: key.created(),
+            lease: key.lease(),
+            slot_prefix: b"/commit/".to_vec(),
+            journal_prefix: b"/events/".to_vec(),
+            in_flight: 3,
+        });
+        let (executor, finished) = Executor::new(client(link), SECOND);
+        Self { _key: key, pipeline, executor, finished }
+    }
+
+    fn submit(&mut self, token: u64, compares: Vec<Compare>, op: Op) {
+        self.pipeline.submit(Write { token, compares, ops: vec![op], entry: None }).unwrap();
+    }
+
+    /// Until everything is done; in the order of the tokens.
+    async fn carried_out(&mut self) -> Vec<WriteResult> {
+        let mut done = Vec::new();
+        loop {
+            while let Some(batch) = self.pipeline.next_batch() {
+                self.executor.execute(batch);
+            }
+            if self.pipeline.is_empty() {
+                done.sort_by_key(|(token, _)| *token);
+                return done.into_iter().map(|(_, result)| result).collect();
+            }
+            let Finished { batch, outcome, .. } = self.finished.recv().await.unwrap();
+            done.extend(self.pipeline.finished(batch, outcome).into_iter().map(|done| (done.token, done.result)));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overload_delays_writes_and_repeats_none() {
+    let etcd = etcd(32, 3);
+    let mut leader = Leader::elect(&etcd, &etcd.link("leader")).await;
+    (0..300).for_each(|n| leader.submit(n, vec![], Op::put(format!("/k/{n}"), "")));
+    etcd.overload(true);
+    let before = etcd.peek(|store| store.revision());
+    let waits = timeout(10 * SECOND, leader.carried_out()).await;
+    assert!(waits.is_err() && etcd.peek(|store| store.revision()) == before);
+    etcd.overload(false);
+    let results = leader.carried_out().await;
+    assert_eq!(results.len(), 300);
+    for (n, result) in results.into_iter().enumerate() {
+        let kv = etcd.peek(|store| store.get(format!("/k/{n}").as_bytes()).cloned()).unwrap();
+        assert_eq!((result, kv.created), (WriteResult::Committed { revision: kv.modified }, kv.modified), "written once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_space_deletions_are_done_once_whatever_answers_are_lost() {
+    let etcd = etcd(33, 3);
+    let link = etcd.link("leader");
+    let mut leader = Leader::elect(&etcd, &link).await;
+    let other = client(&etcd.link("other"));
+    let kept = other.put("/k/1", "").await.unwrap();
+    etcd.no_space(true);
+    leader.submit(0, vec![], Op::put("/k/0", ""));
+    assert_eq!(leader.carried_out().await, [WriteResult::NoSpace]);
+
+    let changes = Arc::new(Mutex::new(0));
+    let counted = changes.clone();
+    etcd.on_applied(move |_, _, _| *counted.lock().unwrap() += 1);
+    let as_it_was = || vec![Compare::ModRevision { key: b"/k/1".to_vec(), equals: kept }];
+    link.lose_next_answer();
+    leader.submit(1, as_it_was(), Op::delete("/k/1"));
+    let revision = etcd.peek(|store| Revision(store.revision().0 + 1));
+    assert_eq!(leader.carried_out().await, [WriteResult::Committed { revision }]);
+    assert!(!stands(&etcd, "/k/1") && *changes.lock().unwrap() == 1);
+
+    leader.submit(2, as_it_was(), Op::delete("/k/1"));
+    assert!(matches!(leader.carried_out().await[..], [WriteResult::Conflict { at, .. }] if at == revision));
+    etcd.no_space(false);
+    leader.submit(3, vec![], Op::put("/k/3", ""));
+    assert!(matches!(leader.carried_out().await[..], [WriteResult::Committed { .. }]));
+    assert_eq!(etcd.peek(|store| store.iter(&KeyRange::prefix("/commit/")).count()), 1, "with a mark again");
 }

@@ -17,24 +17,48 @@
 //!
 //! It costs one compare and one small put in a transaction that has room for 128 of each, and no read. The slots are bound to the
 //! leader's lease and go with it.
+//!
+//! # Why a batch without a mark can be sent again
+//!
+//! Without space etcd refuses a transaction that has a put in either branch, and so every batch with a slot. As long as it has none, writes
+//! that put nothing go in *unmarked* batches, without slot and entries. When the answer to one is lost, the batch itself is sent again.
+//! What may be in it makes that harmless, and any refusal final:
+//!
+//! - A batch that only compares has no effect, whenever and however often it is carried out. The last answer is as good as any.
+//! - A batch that deletes has no other compares than those of revisions at which keys stood: that of the fence, and those of its writes.
+//!   No revision is given twice, so that once such a compare has failed it fails for ever. After one refusal no copy of the batch, late as
+//!   it may come, is applied any more.
+//! - Each of its writes compares a key that it deletes. After the first copy that is applied that compare fails, whatever is put under the
+//!   key then: no other copy is applied.
+//!
+//! So when a copy is refused after an answer was lost, the batch was applied before or never will be. If one of those compared and deleted
+//! keys is as it is to be, it was not applied: what is refused is a conflict, as ever. Else it probably was. A write whose keys are all gone
+//! counts as done then, at the revision of the refusal; in between, somebody else may have deleted them, which comes to the same. Of one
+//! under whose keys something stands anew it is not known.
+//!
+//! A write that deletes goes into no such batch if it compares a key with nothing, since that may hold again when a late copy comes, or if
+//! it compares no key that it deletes, since a late copy would delete what was put there meanwhile. It waits for space, as puts do.
 
 use evenkeel_model::Revision;
 
-use crate::types::{Compare, Kv, Op, Txn, TxnReply};
+use crate::{
+    packing::witnesses,
+    types::{Compare, Kv, Op, Txn, TxnReply},
+};
 
 /// Names a batch; grows from batch to batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
 
-/// A transaction to be sent once, and what to send when its answer is lost.
+/// A transaction, and what to send when its answer is lost.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Names the batch in [`Pipeline::finished`](crate::Pipeline::finished).
     pub id: BatchId,
-    /// To be sent exactly once.
+    /// To be sent once; again only if etcd has certainly not taken it on.
     pub txn: Txn,
-    /// Finds out what became of it.
-    pub resolution: Resolution,
+    /// Finds out what became of it when the answer is lost. None: the batch is unmarked, and is sent again itself.
+    pub resolution: Option<Resolution>,
 }
 
 /// Finds out for certain whether a batch was applied, and if it was not, makes certain that it never will be.
@@ -57,12 +81,14 @@ pub enum Outcome {
         /// The revision of all its writes.
         revision: Revision,
     },
-    /// A compare failed, in the one answer to the one sending; nothing was written.
+    /// A compare failed; unless the batch was repeated, nothing was written.
     Refused {
         /// The store's revision at which it was refused.
         revision: Revision,
         /// What the other branch has read.
         reads: Vec<Vec<Kv>>,
+        /// Whether an answer to an earlier copy of the batch was lost, which is unmarked then.
+        repeated: bool,
     },
     /// It was not applied and never will be.
     Void {
@@ -83,12 +109,36 @@ pub enum Outcome {
 }
 
 impl Batch {
-    /// Reads the answer to the batch's transaction.
+    /// Reads the answer to the batch's transaction. `repeated`: an answer to an earlier copy of it was lost.
     #[must_use]
-    pub fn judge(reply: TxnReply) -> Outcome {
+    pub fn judge(reply: TxnReply, repeated: bool) -> Outcome {
         let TxnReply { succeeded, revision, reads } = reply;
-        if succeeded { Outcome::Applied { revision } } else { Outcome::Refused { revision, reads } }
+        if succeeded { Outcome::Applied { revision } } else { Outcome::Refused { revision, reads, repeated } }
     }
+
+    /// A compare that fails for ever once an unmarked batch was applied, if that has an effect.
+    #[must_use]
+    pub fn witness(&self) -> Option<&Compare> {
+        witnesses(&self.txn.compares, &self.txn.then).next()
+    }
+}
+
+/// A transaction that can be sent again: a batch without slot.
+pub(crate) fn unmarked_txn(
+    fence_key: &[u8],
+    fence: Revision,
+    compares: Vec<Compare>,
+    ops: Vec<Op>,
+    reads: impl Iterator<Item = Op>,
+) -> Txn {
+    let mut txn = Txn {
+        compares: vec![Compare::CreateRevision { key: fence_key.to_vec(), equals: fence }],
+        then: ops,
+        otherwise: vec![Op::get(fence_key)],
+    };
+    txn.compares.extend(compares);
+    txn.otherwise.extend(reads);
+    txn
 }
 
 impl Resolution {

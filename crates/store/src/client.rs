@@ -176,6 +176,11 @@ impl Client {
         self.call(deadline, Repeat::Unsent, |member| member.txn(copy())).await
     }
 
+    /// The same for a caller who may have to send it once more.
+    pub(crate) async fn send(&self, txn: &Txn, deadline: Duration) -> Result<TxnReply, Error> {
+        self.call(deadline, Repeat::Unsent, |member| member.txn(txn.clone())).await
+    }
+
     /// Puts one key that is bound to no lease, and returns the revision of the write.
     ///
     /// # Errors

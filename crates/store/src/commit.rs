@@ -1,7 +1,9 @@
 //! Carries out the batches of the [`Pipeline`](crate::Pipeline) on etcd.
 //!
 //! In the wheel this is the second half of store::commit, the one that does IO. It sends each batch once, and where the answer is lost it
-//! asks until the outcome is certain; what follows from an outcome is decided by the pipeline.
+//! asks until the outcome is certain; what follows from an outcome is decided by the pipeline. A batch that etcd has not taken on, since it
+//! has too many requests, is sent again as it is after a pause: as long as it waits it holds one of the pipeline's places, so that fewer
+//! batches are sent.
 
 use std::time::Duration;
 
@@ -19,9 +21,23 @@ use crate::{
     task::of_this_process,
 };
 
-/// The first and the longest pause between two attempts to find out what became of a batch.
+/// The first and the longest pause between two attempts to send a batch, or to find out what became of it.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pauses that grow.
+struct Pauses(Duration);
+
+impl Pauses {
+    fn new() -> Self {
+        Self(PAUSE)
+    }
+
+    async fn next(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+    }
+}
 
 /// A batch whose outcome is certain.
 #[derive(Clone, Debug)]
@@ -59,7 +75,10 @@ impl Executor {
         self.tasks.spawn(of_this_process(async move {
             let id = batch.id;
             let begun = Instant::now();
-            let outcome = carry_out(&client, batch, deadline).await;
+            let outcome = match &batch.resolution {
+                Some(resolution) => carry_out(&client, &batch, resolution, deadline).await,
+                None => carry_out_unmarked(&client, &batch, deadline).await,
+            };
             // Nobody listens any more only when the owner has given up.
             let _ = finished.send(Finished { batch: id, outcome, took: begun.elapsed() });
         }));
@@ -67,25 +86,46 @@ impl Executor {
 }
 
 /// Sends the batch, and makes certain of its outcome.
-async fn carry_out(client: &Client, batch: Batch, deadline: Duration) -> Outcome {
-    let Batch { id, txn, resolution } = batch;
-    match client.txn(txn, deadline).await {
-        Ok(reply) => Batch::judge(reply),
-        Err(error @ Error::NoSpace { .. }) => {
-            warn!(%error, "a batch of writes was refused");
-            after_no_space(client, &resolution).await
+async fn carry_out(client: &Client, batch: &Batch, resolution: &Resolution, deadline: Duration) -> Outcome {
+    let mut pauses = Pauses::new();
+    loop {
+        match client.send(&batch.txn, deadline).await {
+            Ok(reply) => return Batch::judge(reply, false),
+            Err(error @ Error::Overloaded { .. }) => debug!(batch = batch.id.0, %error, "a batch of writes is sent again"),
+            Err(error @ Error::NoSpace { .. }) => {
+                warn!(%error, "a batch of writes was refused");
+                return after_no_space(client, resolution).await;
+            }
+            Err(error) if error.outcome_unknown() || error.blames_member() => {
+                warn!(batch = batch.id.0, %error, "the answer to a batch of writes is lost: finding out what became of it");
+                return resolve(client, resolution, deadline).await;
+            }
+            Err(error) => return Outcome::Rejected { reason: error.to_string() },
         }
-        Err(error) if error.outcome_unknown() || error.blames_member() => {
-            warn!(batch = id.0, %error, "the answer to a batch of writes is lost: finding out what became of it");
-            resolve(client, &resolution, deadline).await
+        pauses.next().await;
+    }
+}
+
+/// Sends a batch that can be sent again until there is an answer.
+async fn carry_out_unmarked(client: &Client, batch: &Batch, deadline: Duration) -> Outcome {
+    let (mut pauses, mut repeated) = (Pauses::new(), false);
+    loop {
+        match client.send(&batch.txn, deadline).await {
+            Ok(reply) => return Batch::judge(reply, repeated),
+            Err(Error::NoSpace { .. }) if !repeated => return unmarked_after_no_space(client, batch).await,
+            Err(error) if repeated || error.outcome_unknown() || error.blames_member() || matches!(error, Error::Overloaded { .. }) => {
+                repeated |= error.outcome_unknown();
+                debug!(batch = batch.id.0, %error, "a batch of deletions is sent again");
+            }
+            Err(error) => return Outcome::Rejected { reason: error.to_string() },
         }
-        Err(error) => Outcome::Rejected { reason: error.to_string() },
+        pauses.next().await;
     }
 }
 
 /// Asks until it is certain.
 async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration) -> Outcome {
-    let mut pause = PAUSE;
+    let mut pauses = Pauses::new();
     loop {
         match client.txn(resolution.txn(), deadline).await {
             Ok(reply) => return resolution.judge(&reply),
@@ -97,8 +137,7 @@ async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration) -
             }
             Err(error) => debug!(%error, "it is not known yet what became of a batch"),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pauses.next().await;
     }
 }
 
@@ -117,4 +156,16 @@ async fn after_no_space(client: &Client, resolution: &Resolution) -> Outcome {
 async fn read_slot(client: &Client, resolution: &Resolution) -> Option<Option<Outcome>> {
     let read = client.get(resolution.slot_key()).await.ok()?;
     Some(resolution.judge_slot(read.kv.as_ref()))
+}
+
+/// The same of a batch without a slot, of versions of etcd before 3.4.19 and 3.5.2: others take it without space.
+async fn unmarked_after_no_space(client: &Client, batch: &Batch) -> Outcome {
+    let Some(witness) = batch.witness() else { return Outcome::NoSpace };
+    loop {
+        match client.get(witness.key()).await {
+            Ok(read) if witness.holds(read.kv.as_ref()) => return Outcome::NoSpace,
+            Ok(_) => return Outcome::GivenUp,
+            Err(_) => sleep(PAUSE).await,
+        }
+    }
 }

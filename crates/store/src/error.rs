@@ -44,6 +44,12 @@ pub enum Error {
         /// The member's URL.
         endpoint: String,
     },
+    /// etcd has more requests than it can work off, and has not taken this one on: ask again, and more slowly.
+    #[error("etcd at {endpoint} has too many requests to work off, and did not take this one on; ask again later")]
+    Overloaded {
+        /// The member's URL.
+        endpoint: String,
+    },
     /// The lease does not exist: it has expired or was revoked.
     #[error("the lease is gone: it has expired or was revoked")]
     LeaseNotFound,
@@ -97,6 +103,7 @@ impl Error {
             Self::Unavailable { sent, .. } => *sent,
             Self::Deadline { .. } | Self::NoSpace { .. } => true,
             Self::Compacted { .. }
+            | Self::Overloaded { .. }
             | Self::LeaseNotFound
             | Self::Refused { .. }
             | Self::InvalidEndpoint { .. }
@@ -164,6 +171,7 @@ impl Error {
 fn known_refusal(status: &Status, endpoint: &str) -> Option<Error> {
     match (status.code(), status.message()) {
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded") => Some(Error::NoSpace { endpoint: endpoint.into() }),
+        (Code::ResourceExhausted, "etcdserver: too many requests") => Some(Error::Overloaded { endpoint: endpoint.into() }),
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Some(Error::Compacted { revision: Revision(0) }),
         (Code::NotFound, "etcdserver: requested lease not found") => Some(Error::LeaseNotFound),
         _ => None,
@@ -203,7 +211,8 @@ mod tests {
     #[test]
     fn statuses_are_sorted_by_what_a_caller_can_do() {
         assert!(matches!(of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"), Error::NoSpace { .. }));
-        assert!(matches!(of(Code::ResourceExhausted, "etcdserver: too many requests"), Error::Refused { .. }));
+        assert!(matches!(of(Code::ResourceExhausted, "etcdserver: too many requests"), Error::Overloaded { .. }));
+        assert!(matches!(of(Code::ResourceExhausted, "grpc: received message larger than max"), Error::Refused { .. }));
         assert!(matches!(of(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"), Error::Compacted { .. }));
         assert!(matches!(of(Code::OutOfRange, "etcdserver: too large lease TTL"), Error::Refused { .. }));
         assert!(matches!(of(Code::NotFound, "etcdserver: requested lease not found"), Error::LeaseNotFound));
@@ -214,6 +223,8 @@ mod tests {
     #[test]
     fn only_what_was_surely_not_done_is_known_not_to_be_done() {
         assert!(!of(Code::InvalidArgument, "etcdserver: duplicate key given in txn request").outcome_unknown());
+        let overloaded = of(Code::ResourceExhausted, "etcdserver: too many requests");
+        assert!(!overloaded.outcome_unknown() && !overloaded.blames_member());
         assert!(of(Code::Unavailable, "etcdserver: leader changed").outcome_unknown());
         assert!(of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded").outcome_unknown());
         assert!(Error::Deadline { endpoint: "e".into(), after: Duration::from_secs(1) }.outcome_unknown());

@@ -356,7 +356,7 @@ async fn claim(client: &Client, key: &[u8], value: &[u8], lease: i64, end: Insta
 async fn until<T, Fut: Future<Output = Result<T, Error>>>(end: Instant, mut call: impl FnMut() -> Fut) -> Result<T, Error> {
     loop {
         match call().await {
-            Err(error) if error.blames_member() && Instant::now() + PAUSE < end => {
+            Err(error) if (error.blames_member() || matches!(error, Error::Overloaded { .. })) && Instant::now() + PAUSE < end => {
                 debug!(%error, "asking etcd again");
                 sleep(PAUSE).await;
             }

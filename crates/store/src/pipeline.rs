@@ -4,28 +4,16 @@
 //!
 //! In the wheel this is the first half of store::commit.
 
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
-
 use evenkeel_model::Revision;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+pub use crate::packing::{MAX_BYTES, MAX_OPS};
 use crate::{
-    batch::{Batch, BatchId, Outcome, Resolution},
-    locks::{KeyLocks, Mode, Taken},
-    types::{Compare, Kv, Op, Txn},
+    batch::{Batch, BatchId, Outcome, Resolution, unmarked_txn},
+    locks::{KeyLocks, Taken},
+    packing::{Item, Kind, OVERHEAD, OWN_COMPARES, OWN_OPS, Packing, Ready, bytes_of, keys_of, ops_of, witnesses},
+    types::{Compare, Kv, Op},
 };
-
-/// The most operations, and the most compares, in one transaction; what the slot and the fence need is part of it.
-pub const MAX_OPS: usize = 128;
-/// The most bytes in one transaction, as estimated. etcd takes 1.5 MiB.
-pub const MAX_BYTES: usize = 1 << 20;
-
-/// The operation that puts the slot.
-const OWN_OPS: usize = 1;
-/// The compares of the fence and of the slot.
-const OWN_COMPARES: usize = 2;
-/// What an operation or a compare takes beside its key and value, generously.
-const OVERHEAD: usize = 32;
 
 /// Whose writes these are.
 #[derive(Clone, Debug)]
@@ -92,7 +80,7 @@ pub struct Done {
     pub token: u64,
     /// What has become of it.
     pub result: WriteResult,
-    /// Whether its entry was written with it; of a write that has none it was not.
+    /// Whether its entry was written with it: not if it has none or was not committed, nor if it was committed while etcd had no space.
     pub journaled: bool,
 }
 
@@ -110,7 +98,8 @@ pub struct Found {
 pub enum WriteResult {
     /// It is written.
     Committed {
-        /// The revision of all its keys.
+        /// The revision of all its keys. If it deletes, and was sent again since an answer was lost: one at which they were all seen to be
+        /// gone, which may be later.
         revision: Revision,
     },
     /// One of its own compares failed; nothing was written.
@@ -122,14 +111,16 @@ pub enum WriteResult {
     },
     /// The leader's fence is lost; nothing was written.
     FenceLost,
-    /// etcd has no space; nothing was written.
+    /// etcd has no space; nothing was written. Without space are done: writes that only compare, and those that delete, compare one at least
+    /// of the keys that they delete, and compare none with nothing.
     NoSpace,
     /// etcd will not do it; nothing was written.
     Rejected {
         /// etcd's words.
         reason: String,
     },
-    /// It is not known, because the fence was lost or the executor given up before it could be found out. It may even be written later.
+    /// It is not known: the fence was lost or the executor given up before it could be found out, and it may even be written later; or
+    /// something new stands under a key that it deletes, after its answer was lost without space.
     Unknown,
 }
 
@@ -140,9 +131,10 @@ pub struct Pipeline {
     /// The writes that are not done, by the order of their submission.
     writes: FxHashMap<u64, Waiting>,
     locks: KeyLocks,
-    /// The writes that have all their keys and are not in flight, the earliest first.
-    ready: BinaryHeap<Reverse<u64>>,
+    ready: Ready,
     slots: Vec<Slot>,
+    /// etcd has said that it has no space, and no batch with a mark was applied since: what puts nothing goes without one.
+    no_space: bool,
     next_write: u64,
     last_batch: u64,
     fence_lost: bool,
@@ -151,6 +143,7 @@ pub struct Pipeline {
 struct Waiting {
     write: Write,
     keys: Vec<Taken>,
+    kind: Kind,
     bytes: usize,
     /// At how many keys it still has to wait.
     waits: usize,
@@ -168,6 +161,43 @@ struct Slot {
 struct Flight {
     batch: BatchId,
     writes: Vec<u64>,
+    /// Whether it puts the slot, and the entries of its writes.
+    marked: bool,
+}
+
+/// The answer to a batch of which a compare has failed.
+struct Refusal {
+    at: Revision,
+    found: FxHashMap<Vec<u8>, Kv>,
+    /// An answer to an earlier copy of the batch was lost.
+    repeated: bool,
+}
+
+impl Refusal {
+    fn holds(&self, compare: &Compare) -> bool {
+        compare.holds(self.found.get(compare.key()))
+    }
+
+    /// What stood under the keys that are compared, each once.
+    fn found(&self, compares: &[Compare]) -> Vec<Found> {
+        let mut seen = FxHashSet::default();
+        let keys = compares.iter().map(Compare::key).filter(|key| seen.insert(*key));
+        keys.map(|key| Found { key: key.to_vec(), kv: self.found.get(key).cloned() }).collect()
+    }
+
+    /// What has become of a write; none: it has not been carried out, and nothing speaks against doing so. `undone`: the batch was not applied.
+    fn judge(&self, write: &Write, undone: bool) -> Option<WriteResult> {
+        if write.compares.iter().all(|compare| self.holds(compare)) {
+            return None;
+        }
+        Some(if undone {
+            WriteResult::Conflict { at: self.at, found: self.found(&write.compares) }
+        } else if write.ops.iter().all(|op| !self.found.contains_key(op.first_key())) {
+            WriteResult::Committed { revision: self.at }
+        } else {
+            WriteResult::Unknown
+        })
+    }
 }
 
 impl Pipeline {
@@ -183,8 +213,9 @@ impl Pipeline {
             config,
             writes: FxHashMap::default(),
             locks: KeyLocks::default(),
-            ready: BinaryHeap::new(),
+            ready: Ready::default(),
             slots,
+            no_space: false,
             next_write: 0,
             last_batch: 0,
             fence_lost: false,
@@ -208,33 +239,40 @@ impl Pipeline {
         }
         let number = self.next_write;
         self.next_write += 1;
+        let kind = Kind::of(&write, keys.len());
         let waits = self.locks.queue(number, &keys);
         if waits == 0 {
-            self.ready.push(Reverse(number));
+            self.ready.push(number, kind);
         }
-        self.writes.insert(number, Waiting { write, keys, bytes, waits, alone: false });
+        self.writes.insert(number, Waiting { write, keys, kind, bytes, waits, alone: false });
         Ok(())
     }
 
     /// The next batch to send, if there is something to write and a slot is free.
     pub fn next_batch(&mut self) -> Option<Batch> {
-        let slot = self.slots.iter().position(|slot| slot.flight.is_none())?;
-        if self.fence_lost || self.ready.is_empty() {
-            return None;
-        }
-        let mut packing = Packing::new(self.own_bytes());
-        while let Some(Reverse(number)) = self.ready.peek() {
-            let Some(waiting) = self.writes.get(number) else { break };
-            if !packing.add(*number, waiting) {
+        let slot = self.slots.iter().position(|slot| slot.flight.is_none()).filter(|_| !self.fence_lost)?;
+        let (_, first) = self.ready.earliest(None)?;
+        let only = self.no_space.then_some(first);
+        let marked = only.is_none_or(|kind| kind == Kind::Put);
+        let mut packing = Packing::new(marked, self.own_bytes());
+        while let Some((number, kind)) = self.ready.earliest(only) {
+            let Some(Waiting { write, keys, bytes, alone, .. }) = self.writes.get(&number) else { break };
+            if !packing.add(&Item { number, write, keys, bytes: *bytes, alone: *alone }) {
                 break;
             }
-            self.ready.pop();
+            self.ready.pop(kind);
         }
         self.last_batch += 1;
         let id = BatchId(self.last_batch);
-        let resolution = self.resolution(id, slot);
-        let (txn, writes) = packing.finish(&resolution, &self.config.journal_prefix, &self.writes);
-        self.slots[slot].flight = Some(Flight { batch: id, writes });
+        let journal_key = || [self.config.journal_prefix.as_slice(), format!("{:016x}", id.0).as_bytes()].concat();
+        let (compares, ops, reads) = (packing.compares(), packing.ops(journal_key), packing.reads());
+        let resolution = marked.then(|| self.resolution(id, slot));
+        let txn = match &resolution {
+            Some(resolution) => resolution.batch_txn(compares, ops, reads),
+            None => unmarked_txn(&self.config.fence_key, self.config.fence, compares, ops, reads),
+        };
+        let writes = packing.writes.iter().map(|(number, _)| *number).collect();
+        self.slots[slot].flight = Some(Flight { batch: id, writes, marked });
         Some(Batch { id, txn, resolution })
     }
 
@@ -248,10 +286,18 @@ impl Pipeline {
         let mut done = Vec::with_capacity(flight.writes.len());
         match outcome {
             Outcome::Applied { revision } => {
-                self.slots[at].modified = revision;
-                self.all_done(&flight.writes, &WriteResult::Committed { revision }, &mut done);
+                if flight.marked {
+                    self.slots[at].modified = revision;
+                    self.no_space = false;
+                }
+                for number in &flight.writes {
+                    self.done(*number, WriteResult::Committed { revision }, flight.marked, &mut done);
+                }
             }
-            Outcome::Refused { revision, reads } => self.refused(at, &flight.writes, revision, &reads, &mut done),
+            Outcome::Refused { revision, reads, repeated } => {
+                let found = reads.into_iter().flatten().map(|kv| (kv.key.clone(), kv)).collect();
+                self.refused(at, &flight, &Refusal { at: revision, found, repeated }, &mut done);
+            }
             Outcome::Void { slot } => {
                 self.slots[at].modified = slot;
                 self.again(&flight.writes);
@@ -260,7 +306,7 @@ impl Pipeline {
                 self.fence_lost = true;
                 self.all_done(&flight.writes, &WriteResult::Unknown, &mut done);
             }
-            Outcome::NoSpace => self.all_done(&flight.writes, &WriteResult::NoSpace, &mut done),
+            Outcome::NoSpace => self.without_space(&flight, &mut done),
             Outcome::Rejected { reason } => self.rejected(&flight.writes, reason, &mut done),
             Outcome::GivenUp => self.all_done(&flight.writes, &WriteResult::Unknown, &mut done),
         }
@@ -279,7 +325,7 @@ impl Pipeline {
         let mut unsent: Vec<u64> = self.writes.keys().copied().filter(|number| sent.binary_search(number).is_err()).collect();
         unsent.sort_unstable();
         let withdrawn = unsent.iter().filter_map(|number| self.writes.remove(number)).map(|waiting| waiting.write.token).collect();
-        self.ready.clear();
+        self.ready = Ready::default();
         // What is under way has all of its keys, and now nobody waits behind it.
         self.locks = KeyLocks::default();
         for number in sent {
@@ -314,26 +360,48 @@ impl Pipeline {
         self.fence_lost
     }
 
-    /// Finds out who is to blame for a refusal. The batch was sent once and this is its answer, so it will not be applied later.
-    fn refused(&mut self, at: usize, writes: &[u64], revision: Revision, reads: &[Vec<Kv>], done: &mut Vec<Done>) {
-        let found: FxHashMap<&[u8], &Kv> = reads.iter().flatten().map(|kv| (kv.key.as_slice(), kv)).collect();
-        let fence = found.get(self.config.fence_key.as_slice()).map_or(Revision(0), |kv| kv.created);
+    /// Finds out who is to blame for a refusal. What was refused will not be applied later: see [`batch`](crate::batch).
+    fn refused(&mut self, at: usize, flight: &Flight, refusal: &Refusal, done: &mut Vec<Done>) {
+        let undone = !refusal.repeated || self.is_undone(&flight.writes, refusal);
+        let fence = refusal.found.get(&self.config.fence_key).map_or(Revision(0), |kv| kv.created);
         if fence != self.config.fence {
             self.fence_lost = true;
-            self.all_done(writes, &WriteResult::FenceLost, done);
+            let result = if undone { WriteResult::FenceLost } else { WriteResult::Unknown };
+            self.all_done(&flight.writes, &result, done);
             return;
         }
-        // A slot that is not as it was left is one whose batch was given up, or one of a pipeline before this: it is taken as it is.
-        self.slots[at].modified = found.get(self.slots[at].key.as_slice()).map_or(Revision(0), |kv| kv.modified);
-        let holds = |compare: &Compare| compare.holds(found.get(compare.key()).copied());
-        let conflicting = |number: &u64| self.writes.get(number).is_some_and(|waiting| !waiting.write.compares.iter().all(holds));
-        let (conflicts, others): (Vec<u64>, Vec<u64>) = writes.iter().copied().partition(conflicting);
-        for number in conflicts {
-            let compares = self.writes.get(&number).map_or(&[][..], |waiting| &waiting.write.compares);
-            let found = found_of(compares, &found);
-            self.all_done(&[number], &WriteResult::Conflict { at: revision, found }, done);
+        if flight.marked {
+            // A slot that is not as it was left is one whose batch was given up, or one of a pipeline before this: it is taken as it is.
+            self.slots[at].modified = refusal.found.get(&self.slots[at].key).map_or(Revision(0), |kv| kv.modified);
         }
-        self.again(&others);
+        for number in &flight.writes {
+            match self.writes.get(number).and_then(|waiting| refusal.judge(&waiting.write, undone)) {
+                Some(result) => self.done(*number, result, false, done),
+                None => self.again(&[*number]),
+            }
+        }
+    }
+
+    /// Whether no copy of a batch was applied: one of its writes has no effect, and so has none, or a key that one of them deletes is still as
+    /// that one compares it.
+    fn is_undone(&self, writes: &[u64], refusal: &Refusal) -> bool {
+        writes.iter().filter_map(|number| self.writes.get(number)).any(|Waiting { write, .. }| {
+            write.ops.is_empty() || witnesses(&write.compares, &write.ops).any(|compare| refusal.holds(compare))
+        })
+    }
+
+    /// etcd has no space for a batch: those of its writes that need none go again, without a mark.
+    fn without_space(&mut self, flight: &Flight, done: &mut Vec<Done>) {
+        self.no_space = true;
+        for number in &flight.writes {
+            let needs_space = self.writes.get(number).is_none_or(|waiting| waiting.kind == Kind::Put);
+            // Early versions of etcd refuse those as well.
+            if needs_space || !flight.marked {
+                self.done(*number, WriteResult::NoSpace, false, done);
+            } else {
+                self.again(&[*number]);
+            }
+        }
     }
 
     fn rejected(&mut self, writes: &[u64], reason: String, done: &mut Vec<Done>) {
@@ -351,30 +419,40 @@ impl Pipeline {
 
     /// Queues writes that keep their keys, so that they come before all that wait for those.
     fn again(&mut self, writes: &[u64]) {
-        self.ready.extend(writes.iter().copied().map(Reverse));
+        for number in writes {
+            if let Some(waiting) = self.writes.get(number) {
+                self.ready.push(*number, waiting.kind);
+            }
+        }
     }
 
     fn all_done(&mut self, writes: &[u64], result: &WriteResult, done: &mut Vec<Done>) {
         for number in writes {
-            let Some(finished) = self.writes.remove(number) else { continue };
-            let journaled = finished.write.entry.is_some() && matches!(result, WriteResult::Committed { .. });
-            done.push(Done { token: finished.write.token, result: result.clone(), journaled });
-            let (writes, ready) = (&mut self.writes, &mut self.ready);
-            self.locks.give_back(&finished.keys, |number| {
-                if let Some(waiting) = writes.get_mut(&number) {
-                    waiting.waits -= 1;
-                    if waiting.waits == 0 {
-                        ready.push(Reverse(number));
-                    }
-                }
-            });
+            self.done(*number, result.clone(), false, done);
         }
+    }
+
+    /// A write is done with. `journaled`: if it has an entry, that was written as well.
+    fn done(&mut self, number: u64, result: WriteResult, journaled: bool, done: &mut Vec<Done>) {
+        let Some(finished) = self.writes.remove(&number) else { return };
+        let journaled = journaled && finished.write.entry.is_some();
+        done.push(Done { token: finished.write.token, result, journaled });
+        let (writes, ready) = (&mut self.writes, &mut self.ready);
+        self.locks.give_back(&finished.keys, |number| {
+            if let Some(waiting) = writes.get_mut(&number) {
+                waiting.waits -= 1;
+                if waiting.waits == 0 {
+                    ready.push(number, waiting.kind);
+                }
+            }
+        });
     }
 
     /// The fence is lost: nothing that is not in flight will ever be sent.
     fn give_up_queued(&mut self, done: &mut Vec<Done>) {
-        while let Some(Reverse(number)) = self.ready.pop() {
-            self.all_done(&[number], &WriteResult::FenceLost, done);
+        while let Some((number, kind)) = self.ready.earliest(None) {
+            self.ready.pop(kind);
+            self.done(number, WriteResult::FenceLost, false, done);
         }
     }
 
@@ -394,116 +472,4 @@ impl Pipeline {
         let slot = 3 * (self.config.slot_prefix.len() + 2 * OVERHEAD);
         2 * (self.config.fence_key.len() + OVERHEAD) + slot + self.config.journal_prefix.len() + 2 * OVERHEAD
     }
-}
-
-/// A batch while it is being filled.
-struct Packing<'a> {
-    numbers: Vec<u64>,
-    ops: usize,
-    bytes: usize,
-    /// Whether one of the writes has an entry: then one more key is put.
-    journal: bool,
-    /// Each compare once, in order: many writes may have the same one.
-    compares: Vec<&'a Compare>,
-    known: FxHashSet<&'a Compare>,
-    /// Each compared key once.
-    keys: FxHashSet<&'a [u8]>,
-    closed: bool,
-}
-
-impl<'a> Packing<'a> {
-    fn new(bytes: usize) -> Self {
-        Self {
-            numbers: Vec::new(),
-            ops: OWN_OPS,
-            bytes,
-            journal: false,
-            compares: Vec::new(),
-            known: FxHashSet::default(),
-            keys: FxHashSet::default(),
-            closed: false,
-        }
-    }
-
-    /// Adds a write if it fits. The first one always does: [`Pipeline::submit`] has seen to that.
-    fn add(&mut self, number: u64, waiting: &'a Waiting) -> bool {
-        let compares = waiting.write.compares.iter().filter(|compare| !self.known.contains(compare)).count();
-        let journal = self.journal || waiting.write.entry.is_some();
-        let fits = self.ops + waiting.write.ops.len() + usize::from(journal) <= MAX_OPS
-            && self.compares.len() + OWN_COMPARES + compares <= MAX_OPS
-            && self.bytes + waiting.bytes <= MAX_BYTES;
-        if !self.numbers.is_empty() && (self.closed || waiting.alone || !fits) {
-            return false;
-        }
-        self.closed = waiting.alone;
-        self.numbers.push(number);
-        self.ops += waiting.write.ops.len();
-        self.journal = journal;
-        self.bytes += waiting.bytes;
-        for compare in &waiting.write.compares {
-            if self.known.insert(compare) {
-                self.compares.push(compare);
-                self.keys.insert(compare.key());
-            }
-        }
-        true
-    }
-
-    /// The batch's transaction, and the writes in it.
-    fn finish(self, resolution: &Resolution, journal_prefix: &[u8], writes: &FxHashMap<u64, Waiting>) -> (Txn, Vec<u64>) {
-        let compares = self.compares.into_iter().cloned().collect();
-        let writes = || self.numbers.iter().filter_map(|number| writes.get(number)).map(|waiting| &waiting.write);
-        let mut ops: Vec<Op> = writes().flat_map(|write| write.ops.iter().cloned()).collect();
-        let entries: Vec<&[u8]> = writes().filter_map(|write| write.entry.as_deref()).collect();
-        if !entries.is_empty() {
-            let key = [journal_prefix, format!("{:016x}", resolution.id.0).as_bytes()].concat();
-            ops.push(Op::put(key, [b"[", entries.join(&b',').as_slice(), b"]"].concat()));
-        }
-        let reads = self.keys.into_iter().map(Op::get);
-        (resolution.batch_txn(compares, ops, reads), self.numbers)
-    }
-}
-
-/// What stood under the keys that are compared, each once.
-fn found_of(compares: &[Compare], found: &FxHashMap<&[u8], &Kv>) -> Vec<Found> {
-    let mut seen = FxHashSet::default();
-    let keys = compares.iter().map(Compare::key).filter(|key| seen.insert(*key));
-    keys.map(|key| Found { key: key.to_vec(), kv: found.get(key).map(|kv| (*kv).clone()) }).collect()
-}
-
-/// How many operations of a transaction a write takes, if it is the only one with an entry.
-fn ops_of(write: &Write) -> usize {
-    write.ops.len() + usize::from(write.entry.is_some())
-}
-
-/// The keys that a write takes, each once.
-fn keys_of(write: &Write) -> Result<Vec<Taken>, SubmitError> {
-    let mut keys: Vec<Taken> = Vec::with_capacity(write.ops.len() + write.compares.len());
-    let mut seen: FxHashSet<&[u8]> = FxHashSet::default();
-    for op in &write.ops {
-        let (Op::Put { key, .. } | Op::Delete { key }) = op else { return Err(SubmitError::NotAWrite) };
-        if !seen.insert(key) {
-            return Err(SubmitError::KeyTwice { key: key.clone() });
-        }
-        keys.push(Taken { key: Arc::from(key.as_slice()), mode: Mode::Alone });
-    }
-    for compare in &write.compares {
-        if seen.insert(compare.key()) {
-            keys.push(Taken { key: Arc::from(compare.key()), mode: Mode::Shared });
-        }
-    }
-    Ok(keys)
-}
-
-/// What a write takes in a transaction, estimated from above. A compared key is there twice: the other branch reads it.
-fn bytes_of(write: &Write) -> usize {
-    let ops = write.ops.iter().map(|op| match op {
-        Op::Put { key, value, .. } => key.len() + value.len() + OVERHEAD,
-        Op::Delete { key } | Op::Get { key } => key.len() + OVERHEAD,
-        Op::DeleteRange { range } | Op::Range { range } => range.start.len() + range.end.len() + OVERHEAD,
-    });
-    let compares = write.compares.iter().map(|compare| 2 * (compare.key().len() + OVERHEAD));
-    // An entry is in a list: a comma goes before it.
-    let entry = write.entry.as_ref().map_or(0, |entry| entry.len() + 1);
-    ops.sum::<usize>() + compares.sum::<usize>() + entry
 }

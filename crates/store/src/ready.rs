@@ -93,7 +93,7 @@ impl Client {
 }
 
 /// Whether a version such as `3.4.23` is older than the given major and minor. What is no version is not called old.
-pub(crate) fn is_older(version: &str, oldest: (u32, u32)) -> bool {
+fn is_older(version: &str, oldest: (u32, u32)) -> bool {
     let mut parts = version.split('.').map(str::parse::<u32>);
     match (parts.next(), parts.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < oldest,

@@ -102,6 +102,14 @@ impl Compare {
         }
     }
 
+    /// The revision that the key must have.
+    #[must_use]
+    pub fn equals(&self) -> Revision {
+        match self {
+            Self::CreateRevision { equals, .. } | Self::ModRevision { equals, .. } => *equals,
+        }
+    }
+
     /// Whether the condition holds for what stands under the key.
     #[must_use]
     pub fn holds(&self, found: Option<&Kv>) -> bool {

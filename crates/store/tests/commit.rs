@@ -4,7 +4,8 @@
 mod common;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    process::Command,
     time::Duration,
 };
 
@@ -24,6 +25,8 @@ struct Leader {
     executor: Executor,
     finished: mpsc::UnboundedReceiver<Finished>,
     results: HashMap<u64, WriteResult>,
+    /// Those whose entries were written.
+    journaled: BTreeSet<u64>,
 }
 
 impl Leader {
@@ -40,7 +43,7 @@ impl Leader {
             in_flight: 3,
         });
         let (executor, finished) = Executor::new(client.clone(), deadline);
-        Self { key, pipeline, executor, finished, results: HashMap::new() }
+        Self { key, pipeline, executor, finished, results: HashMap::new(), journaled: BTreeSet::new() }
     }
 
     fn submit(&mut self, write: Write) {
@@ -59,6 +62,7 @@ impl Leader {
         while !self.pipeline.is_empty() {
             let Finished { batch, outcome, .. } = within(LONG, "a batch", self.finished.recv()).await.unwrap();
             for done in self.pipeline.finished(batch, outcome) {
+                self.journaled.extend(done.journaled.then_some(done.token));
                 assert_eq!(self.results.insert(done.token, done.result), None, "{} is done twice", done.token);
             }
             self.send();
@@ -256,4 +260,79 @@ async fn what_etcd_will_not_take_is_rejected_by_itself() {
     // The order of things is kept for those who come after.
     let late = Txn { compares: vec![leader.key.compare()], then: vec![Op::put("/k/7", "")], otherwise: vec![] };
     assert!(eventually(LONG, "a write", async || client.txn(late.clone(), SECOND).await.ok()).await.succeeded);
+}
+
+/// Deletes a key as it was last written, and has an entry.
+fn delete(token: u64, key: &str, equals: Revision) -> Write {
+    let compares = vec![Compare::ModRevision { key: key.into(), equals }];
+    Write { token, compares, ops: vec![Op::delete(key)], entry: Some(format!("{{\"n\":{token}}}").into_bytes()) }
+}
+
+/// Puts until etcd says that it has no space. It counts its size some time after the writes.
+async fn fill_up(client: &Client) {
+    let fill = async {
+        for n in 0.. {
+            let then = vec![Op::put(format!("/fill/{n}"), vec![b'x'; 100 << 10])];
+            if matches!(client.txn(Txn { then, ..Txn::default() }, LONG).await, Err(evenkeel_store::Error::NoSpace { .. })) {
+                return;
+            }
+        }
+    };
+    within(LONG, "a full database", fill).await;
+}
+
+/// What a person does to make room.
+async fn make_room(etcd: &Etcd, client: &Client) {
+    let then = vec![Op::DeleteRange { range: KeyRange::prefix("/fill/") }];
+    let revision = client.txn(Txn { then, ..Txn::default() }, LONG).await.unwrap().revision;
+    let etcdctl = |arguments: &[&str]| {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", etcd.cluster.endpoint(0))).args(arguments);
+        assert!(command.output().unwrap().status.success(), "{arguments:?}");
+    };
+    etcdctl(&["compact", "--physical", &revision.to_string()]);
+    etcdctl(&["defrag"]);
+    etcdctl(&["alarm", "disarm"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_space_what_needs_none_is_done() {
+    let etcd = Etcd::with_flags(1, &["--quota-backend-bytes=4194304"]).await;
+    let client = etcd.client();
+    let mut leader = Leader::elect(&client, Duration::from_millis(300)).await;
+    let mut stands = Vec::new();
+    for n in 0..4 {
+        stands.push(client.put(format!("/d/{n}"), "").await.unwrap());
+    }
+    fill_up(&client).await;
+
+    // All in one batch.
+    let check = Write { token: 2, compares: vec![Compare::absent("/none")], ops: vec![], entry: None };
+    for write in [put(0, "/k/0"), delete(1, "/d/1", stands[1]), check] {
+        leader.pipeline.submit(write).unwrap();
+    }
+    leader.send();
+    assert_eq!(leader.pipeline.in_flight(), 1);
+    leader.drain().await;
+    assert_eq!(leader.results[&0], WriteResult::NoSpace);
+    assert!(leader.committed(1).is_some() && leader.committed(2).is_some(), "{:?}", leader.results);
+    assert!(client.get(b"/d/1").await.unwrap().kv.is_none() && leader.journaled.is_empty());
+
+    // The member comes to it when the first answer is given up already, and finds the request again in what has come since.
+    etcd.cluster.stop(0).unwrap();
+    leader.submit(delete(3, "/d/2", stands[2]));
+    tokio::time::sleep(SECOND).await;
+    etcd.cluster.cont(0).unwrap();
+    leader.drain().await;
+    assert!(leader.committed(3).is_some_and(|revision| revision > stands[2]), "{:?}", leader.results);
+    assert!(client.get(b"/d/2").await.unwrap().kv.is_none());
+
+    make_room(&etcd, &client).await;
+    leader.submit(put(4, "/k/4"));
+    leader.drain().await;
+    leader.submit(delete(5, "/d/3", stands[3]));
+    leader.drain().await;
+    assert!(leader.committed(4).is_some() && leader.journaled == BTreeSet::from([5]), "{:?}", leader.results);
+    let journal = client.list(&KeyRange::prefix("/events/")).await.unwrap();
+    assert!(matches!(&journal.kvs[..], [kv] if kv.value == br#"[{"n":5}]"#), "{journal:?}");
 }

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{Registration, WorkerId};
 use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
-use evenkeel_store::{Client, Config, KeyName, LeasedKey, LocalCluster, LocalOptions, NewLeasedKey, codec, keys::Keys};
+use evenkeel_store::{Client, Config, KeyName, LeasedKey, NewLeasedKey, codec, keys::Keys};
 use tonic::transport::{Channel, Endpoint};
 
 /// How many workers there are.

@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{
     Definition, ResourceName,
     manifest::{self, File},
 };
 use evenkeel_proto::v1::{ListMastersRequest, ListResourcesRequest, ListWorkersRequest};
-use evenkeel_store::{LocalCluster, LocalOptions};
 use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 
@@ -186,7 +186,7 @@ pub(super) fn examples() -> Result<BTreeMap<ResourceName, Definition>, DevError>
 
 async fn start_etcd(folder: &Path) -> Result<LocalCluster, DevError> {
     let mut options = LocalOptions::new(folder.join("etcd"));
-    options.ports = evenkeel_store::Ports::Prefer { client: 2379, peer: 2380 };
+    options.ports = evenkeel_local_etcd::Ports::Prefer { client: 2379, peer: 2380 };
     Ok(LocalCluster::start(options).await?)
 }
 

@@ -44,7 +44,7 @@ enum DevError {
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
     #[error(transparent)]
-    Etcd(#[from] evenkeel_store::LocalError),
+    Etcd(#[from] evenkeel_local_etcd::LocalError),
     #[error("no free ports near 8081, 8181, 9091 and 9191; end what uses them")]
     Ports,
     /// Nobody reads what it shows.

@@ -12,8 +12,9 @@ use std::{
     time::Duration,
 };
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions, MemberPorts, Ports};
 use evenkeel_proto::v1::{AddResourceRequest, PlanRequest, Resource};
-use evenkeel_store::{Client, Config, KeyRange, LocalCluster, LocalOptions, MemberPorts, Ports};
+use evenkeel_store::{Client, Config, KeyRange};
 use nix::sys::signal::Signal;
 
 use crate::{

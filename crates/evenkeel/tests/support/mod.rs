@@ -11,11 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions, unused_port};
 use evenkeel_model::{Revision, WorkerId};
 use evenkeel_proto::v1::{
     GetResourceRequest, ListMastersRequest, ListWorkersRequest, PlanRequest, ResourceState, WorkerState, master_client::MasterClient,
 };
-use evenkeel_store::{Client, Config, KeyRange, LocalCluster, LocalOptions, keys::Key, keys::Keys, unused_port};
+use evenkeel_store::{Client, Config, KeyRange, keys::Key, keys::Keys};
 use nix::{
     errno::Errno,
     sys::signal::{self, Signal},

@@ -77,6 +77,8 @@ pub(super) struct Core {
     pub(super) parked: BTreeMap<i64, Vec<u64>>,
     /// Leases for which [`Event::LeaseDue`] is planned.
     pub(super) armed: BTreeSet<i64>,
+    /// It takes on no request that would change something.
+    pub(super) is_overloaded: bool,
     hook: Option<Hook>,
     started: Instant,
     queue: BTreeMap<(Duration, u64), Event>,
@@ -108,6 +110,7 @@ impl World {
             watches: BTreeMap::new(),
             parked: BTreeMap::new(),
             armed: BTreeSet::new(),
+            is_overloaded: false,
             hook: None,
             started: Instant::now(),
             queue: BTreeMap::new(),

@@ -112,6 +112,7 @@ impl Member {
         T: Send + 'static,
         F: FnOnce(&mut Core) -> Result<T, Refusal> + Send + 'static,
     {
+        let run = move |core: &mut Core| if kind == Kind::Write && core.is_overloaded { Err(Refusal::TooManyRequests) } else { run(core) };
         self.call(kind, move |core, endpoint| run(core).map_err(|refusal| refusal.error(endpoint))).boxed()
     }
 }

@@ -155,6 +155,11 @@ impl Etcd {
         self.world.core().store.set_no_space(no_space);
     }
 
+    /// From now on, or no longer, every request that would change something is answered with "too many requests" and not carried out.
+    pub fn overload(&self, is_overloaded: bool) {
+        self.world.core().is_overloaded = is_overloaded;
+    }
+
     /// Compacts the history, as if somebody else had asked for it.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ pub enum Refusal {
     FutureRevision,
     /// The database is full.
     NoSpace,
+    /// More requests are under way than the members can work off; this one was not taken on.
+    TooManyRequests,
     /// There is no such lease.
     LeaseNotFound,
     /// A lease for longer than etcd keeps any.
@@ -34,6 +36,7 @@ impl Refusal {
         let (code, message) = match self {
             Self::Compacted => return Error::Compacted { revision: Revision(0) },
             Self::NoSpace => return Error::NoSpace { endpoint: endpoint.into() },
+            Self::TooManyRequests => return Error::Overloaded { endpoint: endpoint.into() },
             Self::LeaseNotFound => return Error::LeaseNotFound,
             Self::FutureRevision => ("OutOfRange", "etcdserver: mvcc: required revision is a future revision"),
             Self::TtlTooLarge => ("OutOfRange", "etcdserver: too large lease TTL"),

@@ -3,8 +3,9 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_sim::etcd::{Etcd, Settings, Store, Version};
-use evenkeel_store::{Error, KeyRange, LocalCluster, LocalOptions, Op, RangeRequest, Revision, Transport, Txn, connect};
+use evenkeel_store::{Error, KeyRange, Op, RangeRequest, Revision, Transport, Txn, connect};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use tempfile::TempDir;
 use tokio::{
@@ -108,6 +109,7 @@ pub(crate) fn kind(error: &Error) -> String {
         Error::Refused { code, message, .. } => format!("refused: {code}, {message}"),
         Error::Compacted { .. } => "compacted".to_owned(),
         Error::NoSpace { .. } => "no space".to_owned(),
+        Error::Overloaded { .. } => "too many requests".to_owned(),
         Error::LeaseNotFound => "no such lease".to_owned(),
         Error::Unavailable { .. } => "unavailable".to_owned(),
         other => format!("{other:?}"),

@@ -3,7 +3,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use evenkeel_store::{Client, Config, KeyChange, KeyRange, Kv, LocalCluster, LocalOptions, Op, Revision, Txn, Update};
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
+use evenkeel_store::{Client, Config, KeyChange, KeyRange, Kv, Op, Revision, Txn, Update};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, time::timeout};
 

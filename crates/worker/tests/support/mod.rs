@@ -14,11 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{
     Admission, Assignment, Epoch, Hash, Observed, Phase, Registration, ResourceName, Revision, Selector, Session, Spec, Status, StopReason,
     WorkerId,
 };
-use evenkeel_store::{Client, Config, Kv, LocalCluster, LocalOptions, Op, Txn, keys::Keys};
+use evenkeel_store::{Client, Config, Kv, Op, Txn, keys::Keys};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

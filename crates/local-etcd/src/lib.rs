@@ -18,14 +18,13 @@ use std::{
     time::Duration,
 };
 
+use evenkeel_store::{Client, Config, Error};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::time::{Instant, sleep};
 use tracing::debug;
-
-use crate::client::{Client, Config};
 
 /// How long a member may take to answer after its start.
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -283,7 +282,7 @@ impl LocalCluster {
     }
 
     /// Waits until the member answers, as long as its process lives.
-    async fn wait(&mut self, member: usize, answers: impl AsyncFn() -> Result<(), crate::Error>) -> Result<(), LocalError> {
+    async fn wait(&mut self, member: usize, answers: impl AsyncFn() -> Result<(), Error>) -> Result<(), LocalError> {
         let end = Instant::now() + START_BOUND;
         loop {
             let Err(error) = answers().await else { return Ok(()) };
@@ -413,8 +412,10 @@ fn version_of(binary: &Path) -> Result<String, LocalError> {
     version.map(|version| version.trim().to_owned()).ok_or_else(not_etcd)
 }
 
+/// Whether a version such as `3.5.16` has `--unsafe-no-fsync`.
 fn has_no_fsync(version: &str) -> bool {
-    !crate::ready::is_older(version, NO_FSYNC_SINCE)
+    let mut parts = version.split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= NO_FSYNC_SINCE)
 }
 
 fn choose_ports(options: &LocalOptions, first_try: bool) -> Result<Vec<Member>, LocalError> {
@@ -466,4 +467,16 @@ fn free_port() -> Option<(u16, TcpListener)> {
 
 fn listen(port: u16) -> Option<TcpListener> {
     TcpListener::bind(("127.0.0.1", port)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (version, has) in [("3.4.23", false), ("3.5.0", true), ("3.10.1", true), ("2.9.9", false), ("?", false)] {
+            assert_eq!(has_no_fsync(version), has, "{version}");
+        }
+    }
 }

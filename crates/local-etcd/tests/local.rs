@@ -1,21 +1,24 @@
 //! The etcd of our own: it comes up, says why when it does not, and never outlives us.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
 use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     path::PathBuf,
     process::{Command, Stdio},
+    time::Duration,
 };
 
-use common::{Etcd, LONG, eventually};
-use evenkeel_store::{LocalCluster, LocalError, LocalOptions, Ports};
+use evenkeel_local_etcd::{LocalCluster, LocalError, LocalOptions, Ports};
+use evenkeel_store::{Client, Config};
+
+/// Within this anything must have happened that is to happen.
+const LONG: Duration = Duration::from_secs(30);
 
 fn options(dir: &tempfile::TempDir) -> LocalOptions {
     let mut options = LocalOptions::new(dir.path());
     options.binary = std::env::var_os("EVENKEEL_TEST_ETCD").map(PathBuf::from);
+    options.no_fsync = true;
     options
 }
 
@@ -27,20 +30,21 @@ fn alive(pid: u32) -> bool {
 
 #[tokio::test]
 async fn a_member_is_killed_frozen_restarted_and_gone_in_the_end() {
-    let mut etcd = Etcd::start(1).await;
-    let client = etcd.client();
+    let dir = tempfile::tempdir().unwrap();
+    let mut etcd = LocalCluster::start(options(&dir)).await.unwrap();
+    let client = Client::new(Config::new(etcd.endpoints())).unwrap();
     let status = client.wait_ready(LONG).await.unwrap();
-    assert_eq!(status.version, etcd.cluster.version());
+    assert_eq!(status.version, etcd.version());
     assert!(status.leads && status.db_size > 0);
     client.put("/kept", "1").await.unwrap();
-    let first = etcd.cluster.pid(0).unwrap();
-    etcd.cluster.kill(0).unwrap();
-    assert!(!alive(first) && etcd.cluster.pid(0).is_none());
-    assert!(matches!(etcd.cluster.stop(0), Err(LocalError::Process { member: 0, .. })));
-    etcd.cluster.restart(0).await.unwrap();
-    let second = etcd.cluster.pid(0).unwrap();
+    let first = etcd.pid(0).unwrap();
+    etcd.kill(0).unwrap();
+    assert!(!alive(first) && etcd.pid(0).is_none());
+    assert!(matches!(etcd.stop(0), Err(LocalError::Process { member: 0, .. })));
+    etcd.restart(0).await.unwrap();
+    let second = etcd.pid(0).unwrap();
     assert!(client.get(b"/kept").await.unwrap().kv.is_some(), "the data is kept, and the port");
-    etcd.cluster.stop(0).unwrap();
+    etcd.stop(0).unwrap();
     assert!(client.get(b"/kept").await.is_err());
     drop(etcd);
     assert!(!alive(second), "also a frozen one");
@@ -79,8 +83,9 @@ async fn helper_that_is_killed() {
     if std::env::var_os("EVENKEEL_TEST_HELPER").is_none() {
         return;
     }
-    let etcd = Etcd::start(1).await;
-    println!("pid {}", etcd.cluster.pid(0).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = LocalCluster::start(options(&dir)).await.unwrap();
+    println!("pid {}", etcd.pid(0).unwrap());
     std::future::pending::<()>().await;
 }
 
@@ -99,5 +104,10 @@ async fn a_member_does_not_outlive_the_process_that_started_it() {
     assert!(alive(pid));
     helper.kill().unwrap();
     helper.wait().unwrap();
-    eventually(LONG, "the member's end", async || (!alive(pid)).then_some(())).await;
+    let ended = async {
+        while alive(pid) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, ended).await.unwrap();
 }
