@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{Compare, KeyChange, Kv, Op, keys::Keys};
 
 /// What one key of the watched range means.
+#[allow(clippy::large_enum_variant, reason = "nearly all are changes, and none is kept: a box would be one allocation more a key")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meaning {
     /// Something of the cluster.
