@@ -149,6 +149,8 @@ struct Held {
     created: Revision,
     lease: i64,
     ttl: Duration,
+    /// See [`LeasedKey::confirmed`].
+    confirmed: watch::Sender<Instant>,
     state: watch::Sender<LeaseState>,
 }
 
@@ -166,6 +168,7 @@ impl LeasedKey {
         if let (KeyName::Exact(key), Some(old)) = (&new.key, new.replaces) {
             delete_old(client, key, old, end).await?;
         }
+        let asked = Instant::now();
         let Granted { lease, ttl } = until(end, || client.grant(new.ttl, client.deadline())).await?;
         let key = match new.key {
             KeyName::Exact(key) => key,
@@ -176,7 +179,8 @@ impl LeasedKey {
         };
         match claim(client, &key, &new.value, lease, end).await {
             Ok(created) => {
-                Ok(Self::keep(Held { client: client.clone(), key, created, lease, ttl, state: watch::Sender::new(LeaseState::Alive) }))
+                let (confirmed, state) = (watch::Sender::new(asked), watch::Sender::new(LeaseState::Alive));
+                Ok(Self::keep(Held { client: client.clone(), key, created, lease, ttl, confirmed, state }))
             }
             Err(error) => {
                 if let Err(error) = client.revoke(lease, client.deadline()).await {
@@ -215,6 +219,13 @@ impl LeasedKey {
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.held.ttl
+    }
+
+    /// When the last keep-alive that etcd has answered with time to live was sent, or what granted the lease. From then on the lease lasts
+    /// for its time to live at least, unless it is revoked. It never goes back.
+    #[must_use]
+    pub fn confirmed(&self) -> Instant {
+        *self.held.confirmed.borrow()
     }
 
     /// Tells when the key is lost.
@@ -282,6 +293,11 @@ impl Held {
             }
             first
         });
+    }
+
+    /// What was sent then has extended the lease.
+    fn confirm(&self, sent: Instant) {
+        self.confirmed.send_modify(|confirmed| *confirmed = sent.max(*confirmed));
     }
 
     fn is_lost(&self) -> bool {
@@ -365,9 +381,13 @@ async fn keep_alive(held: Arc<Held>) {
 async fn step(held: &Held, at: Keeping) -> Keeping {
     match at {
         Keeping::Opening => {
-            let due = Instant::now() + held.period();
+            let sent = Instant::now();
+            let due = sent + held.period();
             match LeaseStream::open(&held.client, held.lease, held.answer()).await {
-                Ok(stream) => Keeping::Resting { stream: Box::new(stream), due },
+                Ok(stream) => {
+                    held.confirm(sent);
+                    Keeping::Resting { stream: Box::new(stream), due }
+                }
                 Err(error) => failed(held, &error).await,
             }
         }
@@ -377,9 +397,13 @@ async fn step(held: &Held, at: Keeping) -> Keeping {
             if stream.member() != held.client.current() {
                 return Keeping::Opening;
             }
-            let due = Instant::now() + held.period();
+            let sent = Instant::now();
+            let due = sent + held.period();
             match stream.extend(held.answer()).await {
-                Ok(()) => Keeping::Resting { stream, due },
+                Ok(()) => {
+                    held.confirm(sent);
+                    Keeping::Resting { stream, due }
+                }
                 Err(error) => {
                     held.client.left_because(stream.member(), &error);
                     failed(held, &error).await
