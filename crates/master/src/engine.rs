@@ -44,8 +44,8 @@ impl Engine {
     #[must_use]
     pub fn new(config: Arc<MasterConfig>, client: Client, record: MasterRecord, clock: Arc<dyn Clock>) -> Self {
         let keys = Keys::new(config.prefix.clone());
-        let candidacy = Candidacy::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
-        let shared = Arc::new(Shared::new(clock));
+        let shared = Arc::new(Shared::new(Arc::clone(&clock)));
+        let candidacy = Candidacy::new(client.clone(), &keys, record, config.lease, clock, Arc::clone(&shared.lease));
         let (handle, queues) = Handle::new(Arc::clone(&shared));
         Self { control: Control::new(config, client, shared, queues, candidacy), handle }
     }
@@ -87,9 +87,9 @@ impl Handle {
         })
     }
 
-    /// Who leads, as far as this master knows.
+    /// Who leads, as far as this master knows: itself only while another cannot.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
-        self.shared.leadership.borrow().clone()
+        self.shared.leader()
     }
 }

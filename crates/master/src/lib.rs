@@ -12,6 +12,7 @@ pub use api::fuzzing;
 mod config;
 mod control;
 pub mod engine;
+mod leader_lease;
 mod measures;
 mod source;
 mod state;

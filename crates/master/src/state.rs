@@ -10,9 +10,9 @@ use std::{
 };
 
 use evenkeel_model::{Brake, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use crate::{measures::Measures, time::Clock};
+use crate::{leader_lease::LeaderLease, measures::Measures, time::Clock};
 
 /// How many entries of the history are kept in memory.
 const HISTORY: usize = 20_000;
@@ -20,13 +20,17 @@ const HISTORY: usize = 20_000;
 const CHANGES: usize = 65_536;
 /// A control loop that has not turned for so long hangs: a timer turns it every few seconds, whatever else happens or does not.
 const HANGS: Duration = Duration::from_secs(30);
+/// How often a leader whose lease has ended looks whether it is confirmed again: callers wait for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The shared knowledge with the wake-ups of those who wait for it to change. A wake-up carries no data.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: RwLock<State>,
-    /// Who leads.
+    /// Who leads, as the control loop sees it. Whoever answers callers asks [`Shared::leader`].
     pub(crate) leadership: watch::Sender<Leadership>,
+    /// Until when this master may answer as the leader.
+    pub(crate) lease: Arc<LeaderLease>,
     /// Grows with every change of a resource.
     pub(crate) changed: watch::Sender<u64>,
     /// Grows with every entry of the history.
@@ -82,6 +86,7 @@ impl Shared {
         Self {
             state: RwLock::default(),
             leadership: watch::Sender::new(Leadership::Nobody),
+            lease: Arc::default(),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
             measures: Measures::default(),
@@ -138,6 +143,40 @@ impl Shared {
             }
             is_new
         });
+    }
+
+    /// Who leads now: this master only while its lease has been confirmed. Asked whenever something is answered, since a master that was
+    /// stopped for a while hears of nothing before it goes on.
+    pub(crate) fn leader(&self) -> Leadership {
+        match &*self.leadership.borrow() {
+            Leadership::Mine if self.lease.until(&*self.clock).is_none() => Leadership::Nobody,
+            leadership => leadership.clone(),
+        }
+    }
+
+    /// Whether this master leads now.
+    pub(crate) fn leads(&self) -> bool {
+        *self.leadership.borrow() == Leadership::Mine && self.lease.until(&*self.clock).is_some()
+    }
+
+    /// Wakes those who wait for a change of leadership when the lease has ended, or is confirmed again after it had: nobody else says so.
+    pub(crate) async fn keep_looking_at_lease(&self) {
+        let mut leadership = self.leadership.subscribe();
+        let mut did_hold = false;
+        loop {
+            let is_mine = *leadership.borrow_and_update() == Leadership::Mine;
+            let until = self.lease.until(&*self.clock).filter(|_| is_mine);
+            if did_hold != until.is_some() {
+                did_hold = until.is_some();
+                self.leadership.send_modify(|_| {});
+                leadership.mark_unchanged();
+            }
+            let look = until.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
+            tokio::select! {
+                _ = leadership.changed() => {}
+                () = tokio::time::sleep_until(look), if is_mine => {}
+            }
+        }
     }
 
     /// Wakes those who watch, after the lock has been given back.

@@ -56,16 +56,17 @@ impl ForwardLayer {
     async fn leader(&self, is_marked: bool) -> Result<Leadership, Status> {
         let deadline = Instant::now() + PATIENCE;
         let mut leadership = self.shared.leadership.subscribe();
-        let usable = |l: &Leadership| match l {
+        let usable = |leader: &Leadership| match leader {
             Leadership::Nobody => false,
             Leadership::Mine => true,
             // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
             Leadership::Other { .. } => !is_marked,
         };
-        let found = timeout_at(deadline, leadership.wait_for(usable)).await;
-        match found {
-            Ok(Ok(leadership)) => Ok(leadership.clone()),
-            Ok(Err(_)) | Err(_) => {
+        // What wakes carries nothing: who leads is looked up.
+        let found = timeout_at(deadline, leadership.wait_for(|_| usable(&self.shared.leader()))).await.is_ok();
+        match self.shared.leader() {
+            leader if found && usable(&leader) => Ok(leader),
+            _ => {
                 let why =
                     self.shared.waits_for().map_or_else(|| "no master leads at the moment".to_owned(), |what| format!("not ready: {what}"));
                 Err(Status::unavailable(format!("{why}; try again")))
@@ -177,7 +178,7 @@ where
         // The service that was polled ready is the one that is called; its clone waits for the next call.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let is_mine = *self.layer.shared.leadership.borrow() == Leadership::Mine;
+        let is_mine = self.layer.shared.leads();
         if is_mine || !LEADERS.iter().any(|service| path.starts_with(service)) {
             return Box::pin(inner.call(request));
         }

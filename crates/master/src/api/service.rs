@@ -27,7 +27,7 @@ use crate::{
     },
     engine::Handle,
     source::SourceHandle,
-    state::{Leadership, Shared, State},
+    state::{Shared, State},
 };
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
@@ -395,9 +395,4 @@ impl Master for Service {
         let output = super::logs::read(&state, request, &self.config).await?;
         Ok(output.map(|output| with_place(output, place).boxed()))
     }
-}
-
-/// Whether this master leads.
-pub(crate) fn leads(shared: &Shared) -> bool {
-    *shared.leadership.borrow() == Leadership::Mine
 }
