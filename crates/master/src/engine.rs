@@ -14,7 +14,7 @@ use tokio::sync::{
 
 use crate::{
     config::MasterConfig,
-    control::{Control, OPERATIONS, Queues, candidacy::Candidacy, intake::Intake},
+    control::{Control, OPERATIONS, Queues, candidacy::Candidacy, intake::Intake, request::Queue},
     state::Shared,
 };
 pub use crate::{
@@ -72,7 +72,7 @@ impl Handle {
         let (operations, operations_asked) = mpsc::channel(OPERATIONS);
         let (requests, requests_asked) = mpsc::channel(MAX_WAITING);
         let handle = Self { shared, intake: Intake::default(), operations, requests };
-        (handle, Queues { operations: operations_asked, requests: requests_asked })
+        (handle, Queues { operations: Queue::of(operations_asked), requests: Queue::of(requests_asked) })
     }
 
     /// Asks for something. It is answered by the request's own channel, after the commit.

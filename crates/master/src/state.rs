@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) leadership: watch::Sender<Leadership>,
     /// Until when this master may answer as the leader.
     pub(crate) lease: Arc<LeaderLease>,
+    /// Until when this master answers, once it ends.
+    ends: watch::Sender<Option<Instant>>,
     /// Grows with every change of a resource.
     pub(crate) changed: watch::Sender<u64>,
     /// Grows with every entry of the history.
@@ -87,6 +89,7 @@ impl Shared {
             state: RwLock::default(),
             leadership: watch::Sender::new(Leadership::Nobody),
             lease: Arc::default(),
+            ends: watch::Sender::new(None),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
             measures: Measures::default(),
@@ -175,6 +178,24 @@ impl Shared {
             tokio::select! {
                 _ = leadership.changed() => {}
                 () = tokio::time::sleep_until(look), if is_mine => {}
+            }
+        }
+    }
+
+    /// This master ends, and answers until then.
+    pub(crate) fn end_by(&self, at: Instant) {
+        self.ends.send_replace(Some(at));
+    }
+
+    /// Waits until this master ends; then says until when it answers.
+    pub(crate) async fn ends(&self) -> Instant {
+        let mut ends = self.ends.subscribe();
+        loop {
+            let at = *ends.borrow_and_update();
+            match at {
+                Some(at) => return at,
+                // The sender lives as long as this.
+                None => drop(ends.changed().await),
             }
         }
     }

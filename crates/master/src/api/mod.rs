@@ -7,6 +7,8 @@ mod crawler;
 mod door_tests;
 mod explain;
 mod forward;
+#[cfg(test)]
+mod forward_tests;
 pub mod fuzzing;
 mod lanes;
 mod lists;
@@ -40,8 +42,9 @@ use tonic_health::server::HealthReporter;
 use tower::{Layer, util::BoxCloneSyncService};
 
 use self::{
-    forward::{Forward, ForwardLayer},
+    forward::{Forward, ForwardLayer, Kinds},
     measured::{Measured, MeasuredLayer},
+    routes::Routes as HttpRoutes,
     service::Service,
     transcode::Transcoder,
 };
@@ -90,7 +93,8 @@ async fn services(service: Service) -> Result<Services<Measured<Forward<Routes>>
     let routes = grpc_routes(&service).await.map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
     let streams = paths(&pool, |call| call.is_client_streaming() || call.is_server_streaming());
-    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), streams);
+    let kinds = Kinds { streams: streams.into_iter().collect(), reads: HttpRoutes::of(&pool).reads() };
+    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), kinds);
     let grpc = MeasuredLayer::new(shared.measures.clone(), &pool).layer(forward.layer(routes));
     let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(grpc.clone()));
     let http = http_router(shared, &service.config.version, transcoder);

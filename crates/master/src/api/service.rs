@@ -15,7 +15,9 @@ use tokio::{sync::oneshot, time::timeout};
 use tonic::{Response, Status, Streaming};
 
 use super::{
-    convert, lists,
+    convert,
+    forward::without_effect,
+    lists,
     room::{Turns, with_place},
     sources, states,
 };
@@ -53,7 +55,8 @@ impl From<Refusal> for Status {
             Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
             Refusal::AlreadyExists(_) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
-            Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Self::unavailable(message),
+            Refusal::NotLeader => without_effect(Self::unavailable(message)),
+            Refusal::Unknown(_) | Refusal::UnknownOf(_) | Refusal::UnknownOutcome => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
             Refusal::TooLarge(_) => Self::invalid_argument(message),
             Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
@@ -336,7 +339,7 @@ impl Master for Service {
     async fn release_brake(&self, _: tonic::Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
         let (reply, answer) = Reply::new(Ticket::default());
         self.engine.ask(Request::ReleaseBrake { reply })?;
-        let sessions = settled(answer, || Refusal::NotLeader).await?;
+        let sessions = settled(answer, || Refusal::UnknownOutcome).await?;
         Ok(Response::new(v1::ReleaseBrakeResponse { workers: sessions.keys().map(ToString::to_string).collect() }))
     }
 

@@ -1,17 +1,21 @@
 //! Candidacy: a key of this master's own under `/election/`, bound to a lease. The one that was created first leads. Becoming the leader is a
 //! transaction that is guarded by the key; nothing is decided here about what a leader does.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use evenkeel_model::{MasterId, MasterRecord, Revision};
 use evenkeel_store::{
-    Client, Error, Holder, KeyName, KeyRange, Kv, LeaseState, LeasedKey, LostReason, NewLeasedKey, codec, keys::Keys,
+    Client, Error, Holder, KeyName, KeyRange, Kv, LeaseState, LeasedKey, LostReason, NewLeasedKey, Update,
+    codec::{self, Meaning},
+    keys::Keys,
+    mirror,
 };
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     leader_lease::{Confirmed, LeaderLease},
+    state::{Leadership, Shared},
     time::Clock,
 };
 
@@ -245,6 +249,37 @@ impl Campaign {
         }
         Ok(None)
     }
+}
+
+/// Tells who leads, as the election says, for a master that does not stand in it any more and still has callers.
+pub(crate) async fn follow_election(client: &Client, prefix: &str, shared: &Shared) -> Infallible {
+    let keys = Keys::new(prefix);
+    let mut updates = mirror(client, KeyRange::prefix(keys.election()));
+    let mut leaders: BTreeMap<String, (Revision, MasterRecord)> = BTreeMap::new();
+    while let Some(update) = updates.recv().await {
+        let meanings: Vec<Meaning> = match update {
+            Update::Reset { kvs, .. } => {
+                leaders.clear();
+                kvs.iter().map(|kv| codec::meaning(&keys, kv)).collect()
+            }
+            Update::Changes { changes, .. } => changes.iter().map(|change| codec::meaning_of_change(&keys, change)).collect(),
+            Update::Lost { .. } | Update::Recovered => continue,
+        };
+        for meaning in meanings {
+            match meaning {
+                Meaning::Candidate { lease, value: Some(value) } => drop(leaders.insert(lease, (value.revision, value.value))),
+                Meaning::Candidate { lease, value: None } => drop(leaders.remove(&lease)),
+                _ => {}
+            }
+        }
+        let first = leaders.values().min_by_key(|(created, _)| *created).map(|(_, record)| record);
+        shared.set_leadership(match first.filter(|record| record.leads_since != 0) {
+            Some(MasterRecord { id, address, .. }) => Leadership::Other { id: id.to_string(), address: address.clone() },
+            None => Leadership::Nobody,
+        });
+    }
+    // The mirror ends only with its receiver.
+    std::future::pending().await
 }
 
 /// The key, or the one of another master of the same id.

@@ -29,7 +29,7 @@ use tokio::{
 use self::{
     candidacy::{Candidacy, CandidacyEvent, IdTaken},
     own_writes::Sight,
-    request::{Refusal, Request},
+    request::{Queue, Refusal, Request},
     term::{ListVerdict, Term},
 };
 use crate::{
@@ -68,8 +68,8 @@ pub(crate) struct Control {
 
 /// What is asked of the loop: operators do not wait behind callers.
 pub(crate) struct Queues {
-    pub(crate) operations: mpsc::Receiver<Request>,
-    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) operations: Queue,
+    pub(crate) requests: Queue,
 }
 
 /// What this master is at the moment.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use evenkeel_model::{Definition, Epoch, IntentKind, Pending, PlaceReason, Record, ResourceName, Session, WorkerId};
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::intake::Ticket;
 
@@ -134,8 +137,8 @@ pub enum Refusal {
     /// A source asks for what it does not keep.
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
-    /// It led when it was asked, perhaps, and does not any more: it may have been written all the same.
-    #[error("this master is no longer the leader; try again")]
+    /// It does not lead, and has written nothing of it: the next leader may be asked.
+    #[error("this master is no longer the leader, and nothing was written; try again")]
     NotLeader,
     /// A guard of the write failed.
     #[error("another writer changed {0} at the same moment, and nothing was written; try again")]
@@ -155,9 +158,43 @@ pub enum Refusal {
     /// The same, of what was wanted of a worker.
     #[error("it is not known whether what is wanted of {0} was written; trying again is safe")]
     UnknownOf(WorkerId),
+    /// The same, of what has no name.
+    #[error("it is not known whether this was done, since the leader changed; trying again is safe")]
+    UnknownOutcome,
     /// Too much waits already.
     #[error("too many requests are waiting; try again in a moment")]
     Busy,
+}
+
+/// Requests that wait to be taken on. Those that are left when it goes have not been begun, and are told so.
+pub(crate) struct Queue(mpsc::Receiver<Request>);
+
+impl Queue {
+    pub(crate) fn of(requests: mpsc::Receiver<Request>) -> Self {
+        Self(requests)
+    }
+
+    pub(crate) async fn recv(&mut self) -> Option<Request> {
+        self.0.recv().await
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Result<Request, TryRecvError> {
+        self.0.try_recv()
+    }
+
+    /// Takes no more, and refuses those that wait: nothing was done for them.
+    pub(crate) fn close(&mut self) {
+        self.0.close();
+        while let Ok(request) = self.0.try_recv() {
+            request.refuse(Refusal::NotLeader);
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Request {

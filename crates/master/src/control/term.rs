@@ -427,7 +427,7 @@ impl Term {
             WriteResult::Conflict => name.map_or(Refusal::NotLeader, Refusal::Conflict),
             WriteResult::NoSpace => Refusal::NoSpace,
             WriteResult::Rejected { reason } => Refusal::Rejected(reason.clone()),
-            WriteResult::Unknown => name.map_or(Refusal::NotLeader, Refusal::Unknown),
+            WriteResult::Unknown => name.map_or(Refusal::UnknownOutcome, Refusal::Unknown),
         };
         if *result != WriteResult::FenceLost {
             tracing::warn!(?result, name = ?pending.name, "a decision was not written; the cluster is read anew");
@@ -504,7 +504,7 @@ impl Term {
     /// The term is over: whoever waits for an answer gets this one.
     pub(super) fn abandon(self, refusal: Refusal) {
         for pending in self.pending.into_values() {
-            let refusal = pending.name.map_or_else(|| refusal.clone(), Refusal::Unknown);
+            let refusal = pending.name.map_or(Refusal::UnknownOutcome, Refusal::Unknown);
             pending.answers.into_iter().for_each(|answer| answer.refuse(refusal.clone()));
         }
         for busy in self.busy.into_values() {

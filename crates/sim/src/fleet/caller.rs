@@ -174,9 +174,13 @@ fn of_refusal(refusal: &Refusal) -> Reply {
     match refusal {
         Refusal::NotFound(_) | Refusal::NoWorker(_) => Reply::Certain(Answer::NotFound),
         Refusal::AlreadyExists(_) => Reply::Certain(Answer::AlreadyExists),
-        Refusal::Conflict(_) | Refusal::NoSpace | Refusal::Rejected(_) | Refusal::TooLarge(_) | Refusal::OfAnother(..) | Refusal::Busy => {
-            Reply::Certain(Answer::Refused)
-        }
-        Refusal::NotLeader | Refusal::Unknown(_) | Refusal::UnknownOf(_) => Reply::Unknown,
+        Refusal::Conflict(_)
+        | Refusal::NoSpace
+        | Refusal::Rejected(_)
+        | Refusal::TooLarge(_)
+        | Refusal::OfAnother(..)
+        | Refusal::Busy
+        | Refusal::NotLeader => Reply::Certain(Answer::Refused),
+        Refusal::Unknown(_) | Refusal::UnknownOf(_) | Refusal::UnknownOutcome => Reply::Unknown,
     }
 }
