@@ -69,6 +69,10 @@ pub(crate) struct State {
     pub(crate) cluster: Cluster,
     /// The masters by their create revisions: the first leads.
     pub(crate) masters: BTreeMap<Revision, (String, MasterRecord)>,
+    /// Up to which revision of etcd this has been followed.
+    pub(crate) followed: Revision,
+    /// The revision of the last write that this master has answered.
+    pub(crate) answered: Revision,
     /// Whether a whole list has been taken in.
     pub(crate) is_synced: bool,
     /// etcd cannot be followed at the moment.
@@ -212,6 +216,11 @@ fn millis(moment: Moment) -> u64 {
 }
 
 impl State {
+    /// Whether everything that was answered has been followed.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.answered <= self.followed
+    }
+
     /// Remembers that a resource has changed.
     pub(crate) fn touch(&mut self, name: &ResourceName) {
         if self.changes.len() == CHANGES {

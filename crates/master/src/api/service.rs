@@ -353,7 +353,7 @@ impl Master for Service {
     }
 
     async fn list_events(&self, request: tonic::Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
-        lists::events(self, request.get_ref()).map(Response::new)
+        lists::events(self.shared(), request.get_ref()).await.map(Response::new)
     }
 
     type WatchEventsStream = Answers<v1::WatchEventsResponse>;
