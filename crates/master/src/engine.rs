@@ -14,7 +14,7 @@ use tokio::sync::{
 
 use crate::{
     config::MasterConfig,
-    control::{Control, OPERATIONS, Queues, candidacy::Candidacy, intake::Intake},
+    control::{Control, OPERATIONS, Queues, candidacy::Candidacy, intake::Intake, request::Queue},
     state::Shared,
 };
 pub use crate::{
@@ -46,8 +46,8 @@ impl Engine {
     #[must_use]
     pub fn new(config: Arc<MasterConfig>, client: Client, record: MasterRecord, clock: Arc<dyn Clock>) -> Self {
         let keys = Keys::new(config.prefix.clone());
-        let candidacy = Candidacy::new(client.clone(), &keys, record, config.lease, Arc::clone(&clock));
-        let shared = Arc::new(Shared::new(clock));
+        let shared = Arc::new(Shared::new(Arc::clone(&clock)));
+        let candidacy = Candidacy::new(client.clone(), &keys, record, config.lease, clock, Arc::clone(&shared.lease));
         let (handle, queues) = Handle::new(Arc::clone(&shared));
         Self { control: Control::new(config, client, shared, queues, candidacy), handle }
     }
@@ -74,7 +74,7 @@ impl Handle {
         let (operations, operations_asked) = mpsc::channel(OPERATIONS);
         let (requests, requests_asked) = mpsc::channel(MAX_WAITING);
         let handle = Self { shared, intake: Intake::default(), operations, requests };
-        (handle, Queues { operations: operations_asked, requests: requests_asked })
+        (handle, Queues { operations: Queue::of(operations_asked), requests: Queue::of(requests_asked) })
     }
 
     /// Asks for something. It is answered by the request's own channel, after the commit.
@@ -89,9 +89,9 @@ impl Handle {
         })
     }
 
-    /// Who leads, as far as this master knows.
+    /// Who leads, as far as this master knows: itself only while another cannot.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
-        self.shared.leadership.borrow().clone()
+        self.shared.leader()
     }
 }

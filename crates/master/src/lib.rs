@@ -12,6 +12,7 @@ pub use api::fuzzing;
 mod config;
 mod control;
 pub mod engine;
+mod leader_lease;
 mod measures;
 mod source;
 mod state;
@@ -26,12 +27,13 @@ use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
     api::{room::Turns, service::Service},
+    control::candidacy::follow_election,
     engine::Engine,
     source::FileSource,
     state::Shared,
@@ -42,6 +44,8 @@ use self::{
 const ETCD_PATIENCE: Duration = Duration::from_secs(20);
 /// How long calls that are under way may take when the master ends.
 const LAST_CALLS: Duration = Duration::from_secs(2);
+/// Of that, how long they may wait for the next leader: then they are told, while there is time for it.
+const LAST_WAITS: Duration = Duration::from_millis(1_500);
 
 /// Runs a master until `stop` completes; then hands leadership over, finishes the calls under way, and returns.
 ///
@@ -94,11 +98,16 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     // The control loop may have ended already; then there is nothing to hand over.
     let _ = stop_control.send(());
     let _ = control.await;
+    // What is still under way here is passed on to the next leader.
+    shared.end_by(Instant::now() + LAST_WAITS);
     let _ = stop_servers.send(true);
     match ended {
         Some(ended) => flatten(ended),
         // A caller that does not end its stream is left behind.
-        None => timeout(LAST_CALLS, servers.join_next()).await.map_or(Ok(()), flatten),
+        None => tokio::select! {
+            ended = timeout(LAST_CALLS, servers.join_next()) => ended.map_or(Ok(()), flatten),
+            never = follow_election(&client, &config.prefix, &shared) => match never {},
+        },
     }
 }
 

@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::state::{Leadership, Shared};
+use crate::state::Shared;
 
 /// What is counted and timed. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
@@ -185,7 +185,7 @@ struct Sight(Arc<Shared>);
 
 impl Collector for Sight {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let leads = *self.0.leadership.borrow() == Leadership::Mine;
+        let leads = self.0.leads();
         let state = self.0.read();
         let ready = state.cluster.workers().filter(|(_, w)| w.standing() == Standing::Ready).count();
         let lost = state.cluster.workers().filter(|(_, w)| matches!(w.standing(), Standing::Lost | Standing::Returning)).count();

@@ -27,10 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{
-        room::Step,
-        service::{Service, leads},
-    },
+    api::{room::Step, service::Service},
     config::MasterError,
     control::resources::PutMode,
 };
@@ -137,7 +134,7 @@ impl FileSource {
     pub(crate) async fn run(mut self, service: Service) {
         let mut leadership = service.shared().leadership.subscribe();
         loop {
-            if !leads(service.shared()) {
+            if !service.shared().leads() {
                 self.forget();
                 if leadership.changed().await.is_err() {
                     return;
@@ -158,7 +155,7 @@ impl FileSource {
                 _ = leadership.changed() => None,
             };
             match order {
-                Some(order) if leads(service.shared()) => self.obey(&service, order).await,
+                Some(order) if service.shared().leads() => self.obey(&service, order).await,
                 // The caller is answered by the closed channel: this master does not lead.
                 Some(_) | None => {}
             }

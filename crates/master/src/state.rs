@@ -10,9 +10,9 @@ use std::{
 };
 
 use evenkeel_model::{Brake, Change, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use crate::{measures::Measures, time::Clock};
+use crate::{leader_lease::LeaderLease, measures::Measures, time::Clock};
 
 /// How many entries of the history are kept, in memory and in etcd, and how many keys those may take in etcd: 200 bytes an entry make 4 MB, and where
 /// one thing happens at a time each has a key of its own.
@@ -26,13 +26,19 @@ const NUMBERS: i64 = 1000;
 const CHANGES: usize = 65_536;
 /// A control loop that has not turned for so long hangs: a timer turns it every few seconds, whatever else happens or does not.
 const HANGS: Duration = Duration::from_secs(30);
+/// How often a leader whose lease has ended looks whether it is confirmed again: callers wait for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The shared knowledge with the wake-ups of those who wait for it to change. A wake-up carries no data.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: RwLock<State>,
-    /// Who leads.
+    /// Who leads, as the control loop sees it. Whoever answers callers asks [`Shared::leader`].
     pub(crate) leadership: watch::Sender<Leadership>,
+    /// Until when this master may answer as the leader.
+    pub(crate) lease: Arc<LeaderLease>,
+    /// Until when this master answers, once it ends.
+    ends: watch::Sender<Option<Instant>>,
     /// Grows with every change of a resource.
     pub(crate) changed: watch::Sender<u64>,
     /// Grows with every entry of the history.
@@ -75,7 +81,7 @@ pub(crate) struct State {
     pub(crate) is_cut_off: bool,
     /// Up to which revision list and watch have brought everything.
     pub(crate) followed: Revision,
-    /// The highest revision that this leader has committed. Of that, too, the cluster has everything.
+    /// The highest revision at which this leader has committed something that the watch brings. The cluster has all of that, too.
     pub(crate) answered: Revision,
     /// Since when the watch has yet to bring a commit of this leader; none: it has brought all.
     pub(crate) lags_since: Option<Moment>,
@@ -107,6 +113,8 @@ impl Shared {
         Self {
             state: RwLock::default(),
             leadership: watch::Sender::new(Leadership::Nobody),
+            lease: Arc::default(),
+            ends: watch::Sender::new(None),
             changed: watch::Sender::new(0),
             happened: watch::Sender::new(0),
             measures: Measures::default(),
@@ -163,6 +171,58 @@ impl Shared {
             }
             is_new
         });
+    }
+
+    /// Who leads now: this master only while its lease has been confirmed. Asked whenever something is answered, since a master that was
+    /// stopped for a while hears of nothing before it goes on.
+    pub(crate) fn leader(&self) -> Leadership {
+        match &*self.leadership.borrow() {
+            Leadership::Mine if self.lease.until(&*self.clock).is_none() => Leadership::Nobody,
+            leadership => leadership.clone(),
+        }
+    }
+
+    /// Whether this master leads now.
+    pub(crate) fn leads(&self) -> bool {
+        *self.leadership.borrow() == Leadership::Mine && self.lease.until(&*self.clock).is_some()
+    }
+
+    /// Wakes those who wait for a change of leadership when the lease has ended, or is confirmed again after it had: nobody else says so.
+    pub(crate) async fn keep_looking_at_lease(&self) {
+        let mut leadership = self.leadership.subscribe();
+        let mut did_hold = false;
+        loop {
+            let is_mine = *leadership.borrow_and_update() == Leadership::Mine;
+            let until = self.lease.until(&*self.clock).filter(|_| is_mine);
+            if did_hold != until.is_some() {
+                did_hold = until.is_some();
+                self.leadership.send_modify(|_| {});
+                leadership.mark_unchanged();
+            }
+            let look = until.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
+            tokio::select! {
+                _ = leadership.changed() => {}
+                () = tokio::time::sleep_until(look), if is_mine => {}
+            }
+        }
+    }
+
+    /// This master ends, and answers until then.
+    pub(crate) fn end_by(&self, at: Instant) {
+        self.ends.send_replace(Some(at));
+    }
+
+    /// Waits until this master ends; then says until when it answers.
+    pub(crate) async fn ends(&self) -> Instant {
+        let mut ends = self.ends.subscribe();
+        loop {
+            let at = *ends.borrow_and_update();
+            match at {
+                Some(at) => return at,
+                // The sender lives as long as this.
+                None => drop(ends.changed().await),
+            }
+        }
     }
 
     /// Wakes those who watch, after the lock has been given back.

@@ -21,17 +21,23 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn after(&self, span: Duration) -> Instant {
         Instant::now() + span
     }
+
+    /// For how long the machine has slept since this master began: so long the runtime's timers have stood still. They do not everywhere.
+    fn slept(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The machine's clock.
 #[derive(Debug)]
 pub(crate) struct SystemClock {
     started: Instant,
+    slept_before: Duration,
 }
 
 impl SystemClock {
     pub(crate) fn start() -> Self {
-        Self { started: Instant::now() }
+        Self { started: Instant::now(), slept_before: slept() }
     }
 }
 
@@ -44,4 +50,24 @@ impl Clock for SystemClock {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
     }
+
+    fn slept(&self) -> Duration {
+        slept().saturating_sub(self.slept_before)
+    }
+}
+
+/// For how long the machine has slept since it was booted.
+#[cfg(target_os = "linux")]
+fn slept() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    // The one that stands still is read first, so that the difference is no less than the sleep.
+    let awake = read(ClockId::Monotonic);
+    read(ClockId::Boottime).saturating_sub(awake)
+}
+
+/// Elsewhere it cannot be told.
+#[cfg(not(target_os = "linux"))]
+fn slept() -> Duration {
+    Duration::ZERO
 }

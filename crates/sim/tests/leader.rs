@@ -181,10 +181,14 @@ async fn a_list_that_lacks_own_writes_is_not_believed() {
 
 /// One more master on an etcd: how it ends, if it does, and the way to ask it.
 fn one_more(etcd: &Etcd, link: &str, address: &str) -> (tokio::task::JoinHandle<Result<(), IdTaken>>, Handle, oneshot::Sender<()>) {
-    let id = MasterId::new("master-1").unwrap();
+    master("master-1", &etcd.link(link), address)
+}
+
+fn master(id: &str, link: &Link, address: &str) -> (tokio::task::JoinHandle<Result<(), IdTaken>>, Handle, oneshot::Sender<()>) {
+    let id = MasterId::new(id).unwrap();
     let config = MasterConfig::new(id.clone(), Vec::new());
     let record = MasterRecord { id, address: address.to_owned(), http: String::new(), version: String::new(), leads_since: 0 };
-    let engine = Engine::new(Arc::new(config), etcd.link(link).client(SECOND), record, Arc::new(MachineClock::boot(0)));
+    let engine = Engine::new(Arc::new(config), link.client(SECOND), record, Arc::new(MachineClock::boot(0)));
     let handle = engine.handle();
     let (stop, stops) = oneshot::channel();
     (tokio::spawn(engine.run(stops)), handle, stop)
@@ -267,4 +271,79 @@ async fn a_longer_lease_of_the_one_before_is_waited_for() {
     })
     .await
     .expect("it leads when the lease of the one before has ended");
+}
+
+/// For some seconds it took itself for the leader although another one led, and answered reads.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_cut_off_alone_ceases_to_lead_before_another_begins() {
+    let mut seen_between = 0;
+    // The cut falls at any time between two keep-alives, in each direction.
+    for round in 0..24 {
+        let etcd = Etcd::start(Settings { members: 3, ..Settings::default() }, generator(round, "etcd"));
+        let (old_link, new_link) = (etcd.link("old"), etcd.link("new"));
+        let (_old, old, _stop_old) = master("old", &old_link, "old:1");
+        while old.leadership() != Leadership::Mine {
+            sleep(TICK).await;
+        }
+        let (_new, new, _stop_new) = master("new", &new_link, "new:1");
+        sleep(5 * SECOND + SECOND / 24 * u32::try_from(round).unwrap()).await;
+        old_link.cut([Direction::Both, Direction::ToEtcd, Direction::FromEtcd][usize::try_from(round).unwrap() % 3]);
+        let begun = Instant::now();
+        while begun.elapsed() < 12 * SECOND {
+            let both = (old.leadership(), new.leadership());
+            assert_ne!(both, (Leadership::Mine, Leadership::Mine), "round {round}, {:?} after the cut", begun.elapsed());
+            seen_between += usize::from(both.0 == Leadership::Nobody && both.1 != Leadership::Mine);
+            sleep(TICK).await;
+        }
+        old_link.heal();
+        sleep(10 * SECOND).await;
+        let other = |id: &str| Leadership::Other { id: id.to_owned(), address: format!("{id}:1") };
+        let settled = (old.leadership(), new.leadership());
+        assert!(settled == (Leadership::Mine, other("old")) || settled == (other("new"), Leadership::Mine), "round {round}: {settled:?}");
+    }
+    assert!(seen_between > 0, "it ceases to lead before it hears of another");
+}
+
+/// The lease may be extended by etcd as long as the master does not hear of it; when it does, it leads again, and nobody else has.
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_lease_is_confirmed_again_in_time_leads_on() {
+    let glass = Glass::start(1);
+    glass.within(10 * SECOND, "leads", |glass| glass.leads().then_some(())).await;
+    let [(_, fence)] = glass.candidacies().try_into().unwrap();
+    // Its keep-alives arrive, and their answers do not.
+    glass.link.cut(Direction::FromEtcd);
+    glass.within(5 * SECOND, "does not answer", |glass| (!glass.leads()).then_some(())).await;
+    glass.link.heal();
+    glass.within(5 * SECOND, "leads again", |glass| glass.leads().then_some(())).await;
+    let [(_, now)] = glass.candidacies().try_into().unwrap();
+    assert_eq!(fence, now, "by the same candidacy");
+    assert!(glass.add("a").await);
+}
+
+/// A master that was told to end left a key to expire that it was just creating, or with which it was about to lead: nobody led for 3 s.
+#[tokio::test(start_paused = true)]
+async fn who_ends_leaves_no_candidacy_behind_whatever_it_is() {
+    let mut ended_as = std::collections::BTreeMap::<&str, usize>::new();
+    for step in 0..80 {
+        let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(step, "etcd"));
+        let link = etcd.link("master");
+        // Each step of the campaign takes a tenth of a second.
+        link.delay(SECOND / 20);
+        let (ends, handle, stop) = master("master-1", &link, "one:1");
+        sleep(SECOND / 80 * u32::try_from(step).unwrap()).await;
+        let keys = || etcd.peek(|store| store.iter(&KeyRange::prefix("/election/")).map(|kv| kv.value.clone()).collect::<Vec<_>>());
+        let role = match keys().pop() {
+            None => "without a key",
+            Some(_) if handle.leadership() == Leadership::Mine => "leader",
+            Some(value) if serde_json::from_slice::<MasterRecord>(&value).unwrap().leads_since != 0 => "about to lead",
+            Some(_) => "candidate",
+        };
+        *ended_as.entry(role).or_default() += 1;
+        stop.send(()).unwrap();
+        timeout(5 * SECOND, ends).await.expect("it ends").unwrap().unwrap();
+        // What it had sent may still be under way.
+        sleep(SECOND / 5).await;
+        assert_eq!(keys(), Vec::<Vec<u8>>::new(), "step {step}, {role}: a key is left");
+    }
+    assert_eq!(ended_as.len(), 4, "{ended_as:?}");
 }

@@ -1,13 +1,14 @@
 //! The door before a master's HTTP port, over every route that there is: those of the descriptors, and the pages beside them. Who gets in is
 //! answered that nobody leads, since there is no etcd; no request reaches a control loop.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use evenkeel_model::MasterId;
 use evenkeel_net::{Body, Front, Keeper, Limits, Names, OpenEnded, Ports, boxed};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use prost_reflect::DescriptorPool;
+use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 
 use super::{Services, room::Turns, routes::Routes, service::Service as Master, services};
@@ -15,6 +16,7 @@ use crate::{
     config::MasterConfig,
     control::Queues,
     engine::Handle,
+    leader_lease::Confirmed,
     state::{Leadership, Shared},
     time::SystemClock,
 };
@@ -100,6 +102,7 @@ async fn the_door_is_before_every_route() {
     }
     assert!(asked.requests.try_recv().is_err() && asked.operations.try_recv().is_err());
     // A request that is let in comes as far as the control loop: so nothing of the above would have been overlooked.
+    shared.lease.hold(|| Some(Confirmed { sent: Instant::now(), ttl: Duration::from_secs(3) }));
     shared.set_leadership(Leadership::Mine);
     let let_in = async |path: &str, body: &str| ask(&web, &Method::POST, path, &[host, JSON], body).await;
     tokio::select! {

@@ -1,5 +1,6 @@
 //! Any master takes any call: a standby passes it on to the leader, whole and byte for byte, and the leader's answer back. Reads too, so
-//! that a caller reads its own writes. Decision 0002. The connections to the leader are in `lanes`.
+//! that a caller reads its own writes. When leadership changes under a call that certainly had no effect, it goes to the next leader.
+//! Decision 0002. The connections to the leader are in `lanes`.
 
 use std::{
     collections::BTreeSet,
@@ -9,11 +10,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use evenkeel_model::limits::MAX_MESSAGE;
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::{Instant, timeout_at};
-use tonic::{Status, body::Body, transport::Channel};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, request::Parts};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::{ConnectError, Status, body::Body, metadata::MetadataValue, transport::Channel};
 use tower::{Layer, Service, ServiceExt};
 
 use super::lanes::{Lanes, Place};
@@ -21,56 +23,98 @@ use crate::state::{Leadership, Shared};
 
 /// How long a call waits for a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that was passed on does: as long as a new leader needs to see by itself that it leads. After that who passed it on looks
+/// again who leads.
+const PASSED_ON: Duration = Duration::from_millis(250);
+/// The first and the longest pause before a call is sent again while nothing is heard of another leader. The first is longer than etcd needs
+/// to tell of one; the longest leaves a leader that has just begun some peace from thousands of callers.
+const AGAIN: std::ops::RangeInclusive<Duration> = Duration::from_millis(25)..=Duration::from_millis(400);
+/// How long a leader that has been replaced may take to answer: as one that ends in order, finishing what it has begun. One that hangs is
+/// not waited for.
+const REPLACED: Duration = Duration::from_secs(1);
 /// What comes before a message in a body of gRPC.
 const PREFIX: usize = 5;
 /// Marks a call that was passed on once: it is not passed on again.
-const MARK: &str = "evenkeel-forwarded-by";
+pub(super) const MARK: &str = "evenkeel-forwarded-by";
+/// Marks the answer to a call that certainly had no effect, because who was asked does not lead: another may be asked.
+pub(super) const NO_EFFECT: &str = "evenkeel-no-effect";
 /// The services whose calls only the leader can answer.
 const LEADERS: [&str; 2] = ["/evenkeel.v1.Master/", "/CrawlerMaster/"];
+
+/// The paths of the calls that are not passed on as any other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kinds {
+    /// Those that stream their requests or their answers: they cannot be sent again.
+    pub(crate) streams: BTreeSet<String>,
+    /// Those that only read: they never have an effect.
+    pub(crate) reads: BTreeSet<String>,
+}
 
 /// Wraps the services of a master.
 #[derive(Clone)]
 pub(crate) struct ForwardLayer {
     shared: Arc<Shared>,
     id: HeaderValue,
-    /// The paths of calls that stream their requests or their answers.
-    streams: Arc<BTreeSet<String>>,
+    kinds: Arc<Kinds>,
     lanes: Arc<Mutex<Option<Lanes>>>,
 }
 
-/// See the module.
+/// The services of a master, asked by itself while it leads, and those of the leader otherwise.
 #[derive(Clone)]
 pub(crate) struct Forward<S> {
     inner: S,
     layer: ForwardLayer,
 }
 
+/// A call that does not stream, read as a whole: so it can be sent again.
+struct Call {
+    parts: Parts,
+    message: Bytes,
+}
+
 impl ForwardLayer {
-    /// For a master of this id; `streams` are the paths of the calls that stream their requests or their answers.
-    pub(crate) fn new(shared: Arc<Shared>, id: &str, streams: impl IntoIterator<Item = String>) -> Self {
+    /// For a master of this id.
+    pub(crate) fn new(shared: Arc<Shared>, id: &str, kinds: Kinds) -> Self {
         let id = HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("master"));
-        Self { shared, id, streams: Arc::new(streams.into_iter().collect()), lanes: Arc::default() }
+        Self { shared, id, kinds: Arc::new(kinds), lanes: Arc::default() }
     }
 
     /// Waits for somebody to lead.
-    async fn leader(&self, is_marked: bool) -> Result<Leadership, Status> {
-        let deadline = Instant::now() + PATIENCE;
+    async fn leader(&self, is_passed_on: bool, deadline: Instant) -> Result<Leadership, Status> {
         let mut leadership = self.shared.leadership.subscribe();
-        let usable = |l: &Leadership| match l {
-            Leadership::Nobody => false,
-            Leadership::Mine => true,
-            // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
-            Leadership::Other { .. } => !is_marked,
-        };
-        let found = timeout_at(deadline, leadership.wait_for(usable)).await;
-        match found {
-            Ok(Ok(leadership)) => Ok(leadership.clone()),
-            Ok(Err(_)) | Err(_) => {
-                let why =
-                    self.shared.waits_for().map_or_else(|| "no master leads at the moment".to_owned(), |what| format!("not ready: {what}"));
-                Err(Status::unavailable(format!("{why}; try again")))
+        let found = async {
+            loop {
+                let leader = self.shared.leader();
+                let usable = match &leader {
+                    Leadership::Nobody => false,
+                    Leadership::Mine => true,
+                    // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
+                    Leadership::Other { .. } => !is_passed_on,
+                };
+                if usable {
+                    return leader;
+                }
+                if leadership.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
             }
+        };
+        // A master that ends does not become the leader: what was passed on to it is sent back at once, and its own callers are told while
+        // its servers still run.
+        let ends = async {
+            let last_answers = self.shared.ends().await;
+            if !is_passed_on {
+                sleep_until(last_answers).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            leader = found => return Ok(leader),
+            () = ends => {}
+            () = sleep_until(deadline) => {}
         }
+        let why = self.shared.waits_for().map_or_else(|| "no master leads at the moment".to_owned(), |what| format!("not ready: {what}"));
+        Err(without_effect(Status::unavailable(format!("{why}; try again"))))
     }
 
     /// What asks the lanes to this address; they are new where the leader is.
@@ -83,54 +127,186 @@ impl ForwardLayer {
         choose(lanes.insert(current))
     }
 
-    async fn pass_on(&self, id: &str, address: &str, mut request: Request<Body>) -> Result<Response<Body>, Status> {
-        let is_stream = self.streams.contains(request.uri().path());
+    /// Answers a call that does not stream: by the leader, or by the next one while it certainly had no effect.
+    async fn answer<S>(&self, mut inner: S, call: Call) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let is_passed_on = call.parts.headers.contains_key(MARK);
+        let deadline = Instant::now() + if is_passed_on { PASSED_ON } else { PATIENCE };
+        let mut pause = *AGAIN.start();
+        loop {
+            let mut leadership = self.shared.leadership.subscribe();
+            let answer = match self.leader(is_passed_on, deadline).await {
+                Ok(Leadership::Other { id, address }) => {
+                    let leader = Leader { id: &id, address: &address };
+                    self.pass_on(leader, &call).await.unwrap_or_else(Status::into_http)
+                }
+                Ok(Leadership::Mine | Leadership::Nobody) => inner.ready().await?.call(call.request()).await?,
+                Err(status) => return Ok(status.into_http()),
+            };
+            // Who passed it on looks for the next leader itself.
+            if is_passed_on || !had_no_effect(answer.headers()) || Instant::now() + pause >= deadline {
+                return Ok(answer);
+            }
+            // Told of a change or not: who leads is looked up.
+            let _ = timeout(pause, leadership.changed()).await;
+            pause = (pause * 2).min(*AGAIN.end());
+        }
+    }
+
+    /// Answers a call that streams: once, since what was read of it is gone.
+    async fn answer_stream<S>(&self, mut inner: S, request: Request<Body>) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let is_passed_on = request.headers().contains_key(MARK);
+        let deadline = Instant::now() + if is_passed_on { PASSED_ON } else { PATIENCE };
+        let answer = match self.leader(is_passed_on, deadline).await {
+            Ok(Leadership::Other { id, address }) => self.pass_on_stream(Leader { id: &id, address: &address }, request).await,
+            Ok(Leadership::Mine | Leadership::Nobody) => return inner.ready().await?.call(request).await,
+            Err(status) => Err(status),
+        };
+        Ok(answer.unwrap_or_else(Status::into_http))
+    }
+
+    async fn pass_on(&self, leader: Leader<'_>, call: &Call) -> Result<Response<Body>, Status> {
+        let is_read = self.kinds.reads.contains(call.parts.uri.path());
+        let failed = |failure: Failure| leader.failed(&failure, is_read);
+        let channel = self.lane(leader.address, |lanes| Ok(lanes.unary()))?;
+        let answer = async {
+            let (parts, body) = ask(channel, self.marked(call.request())).await?.into_parts();
+            // Who reads slowly keeps its answer here, and no place on the connection.
+            let body = body.collect().await.map_err(|error| Failure::of(&error))?;
+            Ok(Response::from_parts(parts, Body::new(body)))
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(failed),
+            () = self.replaced(leader) => {
+                Err(failed(Failure { why: "it has not answered, and another master leads now".to_owned(), sent: true }))
+            }
+        }
+    }
+
+    /// Waits until another master leads, and for the last answers of this one.
+    async fn replaced(&self, leader: Leader<'_>) {
+        let mut leadership = self.shared.leadership.subscribe();
+        loop {
+            let is_another = match self.shared.leader() {
+                Leadership::Nobody => false,
+                Leadership::Mine => true,
+                Leadership::Other { address, .. } => address != leader.address,
+            };
+            if is_another {
+                return sleep(REPLACED).await;
+            }
+            if leadership.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    async fn pass_on_stream(&self, leader: Leader<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let (channel, place) = self.lane(leader.address, Lanes::stream)?;
+        let answer = ask(channel, self.marked(request)).await.map_err(|failure| leader.failed(&failure, false))?;
+        Ok(answer.map(|body| held(body, place)))
+    }
+
+    /// A request as another master takes it.
+    fn marked(&self, mut request: Request<Body>) -> Request<Body> {
         request.headers_mut().insert(MARK, self.id.clone());
         let path = request.uri().path_and_query().cloned();
         if let Some(path) = path {
             *request.uri_mut() = Uri::from(path);
         }
-        let leader = Leader { id, address };
-        if is_stream {
-            let (channel, place) = self.lane(address, Lanes::stream)?;
-            return Ok(leader.ask(channel, request).await?.map(|body| held(body, place)));
-        }
+        request
+    }
+}
+
+impl Call {
+    /// All of a call: one that comes slowly has no place on a connection before it is there.
+    async fn read(request: Request<Body>) -> Result<Self, Status> {
         let (parts, body) = request.into_parts();
-        let request = Request::from_parts(parts, whole(body).await?);
-        let channel = self.lane(address, |lanes| Ok(lanes.unary()))?;
-        let (parts, body) = leader.ask(channel, request).await?.into_parts();
-        // Who reads slowly keeps its answer here, and no place on the connection.
-        let body = body.collect().await.map_err(|error| leader.unreachable(&innermost(&error)))?;
-        Ok(Response::from_parts(parts, Body::new(body)))
+        match Limited::new(body, MAX_MESSAGE + PREFIX).collect().await {
+            Ok(body) => Ok(Self { parts, message: body.to_bytes() }),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(Status::out_of_range(format!("the message is larger than {MAX_MESSAGE} bytes; send less at once")))
+            }
+            Err(error) => Err(Status::cancelled(format!("the request cannot be read: {error}"))),
+        }
+    }
+
+    fn request(&self) -> Request<Body> {
+        Request::from_parts(self.parts.clone(), Body::new(Full::new(self.message.clone())))
     }
 }
 
 /// Who leads, as it is named when it does not answer.
+#[derive(Clone, Copy)]
 struct Leader<'a> {
     id: &'a str,
     address: &'a str,
 }
 
 impl Leader<'_> {
-    fn unreachable(&self, why: &str) -> Status {
-        Status::unavailable(format!("the leader {} at {} cannot be reached: {why}; try again", self.id, self.address))
-    }
-
-    async fn ask(&self, mut channel: Channel, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let ready = channel.ready().await.map_err(|e| self.unreachable(&e.to_string()))?;
-        ready.call(request).await.map_err(|e| self.unreachable(&innermost(&e)))
+    fn failed(&self, failure: &Failure, is_read: bool) -> Status {
+        let (Self { id, address }, Failure { why, sent }) = (self, failure);
+        if !sent || is_read {
+            let status = Status::unavailable(format!("the leader {id} at {address} cannot be reached: {why}; try again"));
+            return without_effect(status);
+        }
+        Status::unavailable(format!("it is not known whether the leader {id} at {address} did this: {why}; trying again is safe"))
     }
 }
 
-/// All of a call's request: one that comes slowly has no place on a connection before it is there.
-async fn whole(body: Body) -> Result<Body, Status> {
-    match Limited::new(body, MAX_MESSAGE + PREFIX).collect().await {
-        Ok(body) => Ok(Body::new(body)),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::out_of_range(format!("the message is larger than {MAX_MESSAGE} bytes; send less at once")))
-        }
-        Err(error) => Err(Status::cancelled(format!("the request cannot be read: {error}"))),
+/// Why there is no answer.
+struct Failure {
+    why: String,
+    /// The leader may have got the call, and done what it asks for.
+    sent: bool,
+}
+
+impl Failure {
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { why: innermost(error), sent: !is_unsent(error) }
     }
+}
+
+async fn ask(mut channel: Channel, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let ready = channel.ready().await.map_err(|error| Failure { why: innermost(&error), sent: false })?;
+    ready.call(request).await.map_err(|error| Failure::of(&error))
+}
+
+/// Whether the call certainly did not come to where it was sent: there was no connection, the connection had ended before the call had its
+/// turn on it, or the other side has said that it does not look at it (RFC 9113, 6.8 and 8.7).
+fn is_unsent(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is_refused = |error: &h2::Error| {
+        let goes_in_order = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        goes_in_order || error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let is_unsent = error.is::<ConnectError>()
+            || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+            || error.downcast_ref::<h2::Error>().is_some_and(is_refused);
+        if is_unsent {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A refusal that says for certain that nothing was done.
+pub(super) fn without_effect(mut status: Status) -> Status {
+    status.metadata_mut().insert(NO_EFFECT, MetadataValue::from_static("true"));
+    status
+}
+
+/// Errors stand in the headers, with what goes with them.
+fn had_no_effect(headers: &HeaderMap) -> bool {
+    headers.contains_key(NO_EFFECT)
 }
 
 /// A stream's answer keeps its place until it ends or is dropped.
@@ -177,19 +353,19 @@ where
         // The service that was polled ready is the one that is called; its clone waits for the next call.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let is_mine = *self.layer.shared.leadership.borrow() == Leadership::Mine;
-        if is_mine || !LEADERS.iter().any(|service| path.starts_with(service)) {
+        if !LEADERS.iter().any(|service| path.starts_with(service)) {
             return Box::pin(inner.call(request));
         }
         let layer = self.layer.clone();
+        let is_stream = layer.kinds.streams.contains(path);
         Box::pin(async move {
-            let is_marked = request.headers().contains_key(MARK);
-            let answer = match layer.leader(is_marked).await {
-                Ok(Leadership::Other { id, address }) => layer.pass_on(&id, &address, request).await,
-                Ok(Leadership::Mine | Leadership::Nobody) => return inner.call(request).await,
-                Err(status) => Err(status),
-            };
-            Ok(answer.unwrap_or_else(Status::into_http))
+            if is_stream {
+                return layer.answer_stream(inner, request).await;
+            }
+            match Call::read(request).await {
+                Ok(call) => layer.answer(inner, call).await,
+                Err(status) => Ok(status.into_http()),
+            }
         })
     }
 }

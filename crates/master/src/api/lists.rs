@@ -1,9 +1,12 @@
 //! Pages of resources, workers and events. They are made in steps, so that the control loop waits for none of them, and end before they are
 //! larger than a client takes.
 
-use evenkeel_model::{Labels, ResourceName, Selector, WorkerId, limits::MAX_PAGE};
+use std::time::Duration;
+
+use evenkeel_model::{HistoryEntry, Labels, ResourceName, Selector, WorkerId, limits::MAX_PAGE};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 use super::{
@@ -16,6 +19,10 @@ use crate::state::Shared;
 
 /// The usual number of entries on one page.
 const USUAL_PAGE: usize = 500;
+/// How long a list of events waits for the watch to bring what was answered last. It is behind by milliseconds, or etcd is in trouble.
+const FOLLOWED: Duration = Duration::from_secs(1);
+/// Between two looks at that.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A page of resources by name.
 pub(super) async fn resources(service: &Service, request: &v1::ListResourcesRequest) -> Result<v1::ListResourcesResponse, Status> {
@@ -116,18 +123,38 @@ pub(super) async fn workers(service: &Service, request: &v1::ListWorkersRequest)
     }
 }
 
-/// The newest events that are asked for, oldest first. The history is bounded, so one step is enough.
-pub(super) fn events(service: &Service, request: &v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Status> {
+/// The newest events that are asked for; after a number, those that follow it, so that who goes on behind the last gets each of them once.
+/// Oldest first in any case. The history is bounded, so one step is enough.
+pub(super) async fn events(shared: &Shared, request: &v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Status> {
     let size = page_size(request.page_size, USUAL_PAGE)?;
-    let state = service.shared().read();
+    // Who was answered that something was done finds it in the history.
+    let answered = shared.read().answered;
+    until(FOLLOWED, || answered <= shared.read().followed).await;
+    let state = shared.read();
     let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
     let wanted = state.history_after(request.after);
     let wanted = wanted.filter(|(_, h)| about(&request.resource, &[&h.resource]) && about(&request.worker, &[&h.worker, &h.from]));
-    let mut events: Vec<v1::Event> = wanted.rev().take(size).map(|(sequence, entry)| convert::event(*sequence, entry)).collect();
+    let shown = |(sequence, entry): &(i64, HistoryEntry)| convert::event(*sequence, entry);
+    let goes_on = request.after != 0;
+    let mut events: Vec<v1::Event> =
+        if goes_on { wanted.take(size).map(shown).collect() } else { wanted.rev().take(size).map(shown).collect() };
     drop(state);
     Room::of_a_page().cut(&mut events);
-    events.reverse();
+    if !goes_on {
+        events.reverse();
+    }
     Ok(v1::ListEventsResponse { events })
+}
+
+/// Waits until something is, and no longer than that.
+async fn until(span: Duration, is: impl Fn() -> bool) {
+    // Whether it is or not: the caller is answered with what there is.
+    let _ = timeout(span, async {
+        while !is() {
+            sleep(LOOK).await;
+        }
+    })
+    .await;
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
@@ -149,7 +176,7 @@ fn page_token<T, E>(text: &str, parse: fn(&str) -> Result<T, E>) -> Result<Optio
 mod tests {
     use std::sync::Arc;
 
-    use evenkeel_model::{Change, Definition, Entry, Record, Revision};
+    use evenkeel_model::{Change, Definition, Entry, EntryKind, Epoch, HistoryEntry, Record, Revision};
 
     use super::*;
     use crate::time::SystemClock;
@@ -190,5 +217,73 @@ mod tests {
         let mut first = page("");
         while !first.step(&shared, &planner) {}
         assert_eq!((first.found.len(), first.last.map(|name| name.to_string())), (10, Some("r10004".to_owned())));
+    }
+    /// What is asked for of the history, by the numbers of the entries.
+    async fn page(shared: &Shared, after: i64, page_size: i32, resource: &str) -> Vec<i64> {
+        let request = v1::ListEventsRequest { after, page_size, resource: resource.to_owned(), worker: String::new() };
+        events(shared, &request).await.expect("a page").events.iter().map(|event| event.sequence).collect()
+    }
+
+    fn entry(resource: &str) -> HistoryEntry {
+        HistoryEntry {
+            time: 0,
+            kind: EntryKind::Added,
+            resource: resource.to_owned(),
+            worker: String::new(),
+            from: String::new(),
+            reason: "x".repeat(20_000),
+            master: String::new(),
+            epoch: Epoch::default(),
+        }
+    }
+
+    /// The middle of what came after a number was skipped when it was more than one page.
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_on_behind_the_last_event_gets_each_once() {
+        let shared = Shared::new(Arc::new(SystemClock::start()));
+        for batch in 1..=50 {
+            shared.write().take_history(
+                batch.to_string().into(),
+                Revision(batch),
+                (0..8).map(|n| entry(if n % 2 == 0 { "even" } else { "odd" })).collect(),
+            );
+        }
+        let all: Vec<i64> = shared.read().history_after(0).map(|(sequence, _)| *sequence).collect();
+        assert_eq!(all.len(), 400);
+        // The numbers bound a page, or the bytes do: 400 entries are some 8 MB.
+        for size in [7, 5000] {
+            let (mut seen, mut pages) = (vec![all[0]], 0);
+            loop {
+                let more = page(&shared, *seen.last().expect("one"), size, "").await;
+                if more.is_empty() {
+                    break;
+                }
+                pages += 1;
+                seen.extend(more);
+            }
+            assert_eq!(seen, all, "pages of {size}");
+            assert!(pages > 1, "pages of {size}");
+        }
+        assert_eq!(page(&shared, 0, 3, "").await, all[397..], "without a number the newest");
+        assert_eq!(page(&shared, all[0], 2, "even").await, [all[2], all[4]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_events_waits_for_what_was_answered_and_not_for_ever() {
+        let shared = Arc::new(Shared::new(Arc::new(SystemClock::start())));
+        shared.write().answered = Revision(7);
+        let begun = tokio::time::Instant::now();
+        let reader = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { page(&shared, 0, 10, "").await }
+        });
+        sleep(FOLLOWED / 2).await;
+        assert!(!reader.is_finished(), "what was answered has not come yet");
+        shared.write().take_history("7".into(), Revision(7), vec![entry("a")]);
+        shared.write().followed = Revision(7);
+        assert_eq!(reader.await.expect("no panic"), [7000]);
+        assert!(begun.elapsed() < FOLLOWED, "{:?}", begun.elapsed());
+        shared.write().answered = Revision(8);
+        assert_eq!(page(&shared, 0, 10, "").await, [7000], "after a while with what there is");
     }
 }

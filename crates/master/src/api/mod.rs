@@ -7,6 +7,8 @@ mod crawler;
 mod door_tests;
 mod explain;
 mod forward;
+#[cfg(test)]
+mod forward_tests;
 pub mod fuzzing;
 mod lanes;
 mod lists;
@@ -21,7 +23,7 @@ mod states;
 mod transcode;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use axum::{
     Router,
@@ -40,8 +42,9 @@ use tonic_health::server::HealthReporter;
 use tower::{Layer, util::BoxCloneSyncService};
 
 use self::{
-    forward::{Forward, ForwardLayer},
+    forward::{Forward, ForwardLayer, Kinds},
     measured::{Measured, MeasuredLayer},
+    routes::Routes as HttpRoutes,
     service::Service,
     transcode::Transcoder,
 };
@@ -61,7 +64,7 @@ pub(crate) async fn serve(
     http: TcpListener,
     stop: signal::Receiver<bool>,
 ) -> Result<(), MasterError> {
-    let config = service.config.clone();
+    let (config, shared) = (service.config.clone(), service.engine.shared.clone());
     let Services { grpc: calls, http: web, streaming } = services(service).await?;
     let front = Front {
         // Half of the files are for etcd, other masters and workers.
@@ -70,8 +73,10 @@ pub(crate) async fn serve(
         names: config.http_names.clone().with(&config.http_host),
         open_ended: OpenEnded::of(streaming),
     };
-    front.serve((grpc, calls), (http, web), stop).await;
-    Ok(())
+    tokio::select! {
+        () = front.serve((grpc, calls), (http, web), stop) => Ok(()),
+        () = shared.keep_looking_at_lease() => Ok(()),
+    }
 }
 
 /// What is served, on which port.
@@ -88,7 +93,8 @@ async fn services(service: Service) -> Result<Services<Measured<Forward<Routes>>
     let routes = grpc_routes(&service).await.map_err(|e| failed("gRPC")(e.into()))?;
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
     let streams = paths(&pool, |call| call.is_client_streaming() || call.is_server_streaming());
-    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), streams);
+    let kinds = Kinds { streams: streams.into_iter().collect(), reads: HttpRoutes::of(&pool).reads() };
+    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), kinds);
     let grpc = MeasuredLayer::new(shared.measures.clone(), &pool).layer(forward.layer(routes));
     let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(grpc.clone()));
     let http = http_router(shared, &service.config.version, transcoder);
@@ -118,10 +124,10 @@ async fn grpc_routes(service: &Service) -> Result<Routes, tonic_reflection::serv
         .add_service(health_service.max_decoding_message_size(MAX_QUESTION))
         .add_service(reflection().build_v1()?.max_decoding_message_size(MAX_QUESTION))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MAX_QUESTION));
-    let leadership = service.engine.shared.leadership.subscribe();
-    let now = leadership.borrow().clone();
-    report_health(&now, &health).await;
-    tokio::spawn(keep_reporting_health(leadership, health));
+    let shared = service.engine.shared.clone();
+    let leadership = shared.leadership.subscribe();
+    report_health(&shared.leader(), &health).await;
+    tokio::spawn(keep_reporting_health(Arc::downgrade(&shared), leadership, health));
     Ok(routes.routes().prepare())
 }
 
@@ -136,13 +142,11 @@ async fn report_health(leadership: &Leadership, health: &HealthReporter) {
     }
 }
 
-async fn keep_reporting_health(mut leadership: signal::Receiver<Leadership>, health: HealthReporter) {
-    loop {
-        let now = leadership.borrow_and_update().clone();
+/// Ends with what is shared.
+async fn keep_reporting_health(shared: Weak<Shared>, mut leadership: signal::Receiver<Leadership>, health: HealthReporter) {
+    while leadership.changed().await.is_ok() {
+        let Some(now) = shared.upgrade().map(|shared| shared.leader()) else { return };
         report_health(&now, &health).await;
-        if leadership.changed().await.is_err() {
-            return;
-        }
     }
 }
 
@@ -174,7 +178,7 @@ async fn readiness(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if !shared.read().is_synced {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the state of the cluster has not been read from etcd yet\n".to_owned());
     }
-    match &*shared.leadership.borrow() {
+    match shared.leader() {
         Leadership::Nobody => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no master leads at the moment\n".to_owned()),
         Leadership::Mine => (StatusCode::OK, "ready: this master leads\n".to_owned()),
         Leadership::Other { id, address } => (StatusCode::OK, format!("ready: {id} at {address} leads\n")),

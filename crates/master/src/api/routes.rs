@@ -1,6 +1,6 @@
 //! The table of HTTP routes, read from the `google.api.http` options of the protos, and how a request's parts become a message's fields.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::shown::{bare, shown};
 use http::{Method, StatusCode};
@@ -62,6 +62,11 @@ impl Routes {
             }
         }
         Self { routes }
+    }
+
+    /// The paths of the calls that only read: those that HTTP has under GET.
+    pub(super) fn reads(&self) -> BTreeSet<String> {
+        self.routes.iter().filter(|route| route.method == Method::GET).map(Route::call).collect()
     }
 
     /// HEAD is GET: only what is sent of the answer differs.
@@ -148,9 +153,14 @@ impl Route {
         Some(fields)
     }
 
+    /// The path of the gRPC call.
+    fn call(&self) -> String {
+        format!("/{}/{}", self.rpc.parent_service().full_name(), self.rpc.name())
+    }
+
     fn found(&self, fields: Vec<(String, String)>) -> Found {
         Found {
-            path: format!("/{}/{}", self.rpc.parent_service().full_name(), self.rpc.name()),
+            path: self.call(),
             is_streaming: self.rpc.is_server_streaming(),
             output: self.rpc.output(),
             input: self.rpc.input(),

@@ -15,7 +15,9 @@ use tokio::{sync::oneshot, time::timeout};
 use tonic::{Response, Status, Streaming};
 
 use super::{
-    convert, lists,
+    convert,
+    forward::without_effect,
+    lists,
     room::{Turns, with_place},
     sources, states,
 };
@@ -29,7 +31,7 @@ use crate::{
     },
     engine::Handle,
     source::SourceHandle,
-    state::{Leadership, Shared, State},
+    state::{Shared, State},
 };
 
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
@@ -55,7 +57,8 @@ impl From<Refusal> for Status {
             Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
             Refusal::AlreadyExists(_) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
-            Refusal::NotLeader | Refusal::Unknown(_) => Self::unavailable(message),
+            Refusal::NotLeader => without_effect(Self::unavailable(message)),
+            Refusal::Unknown(_) | Refusal::UnknownOutcome => Self::unavailable(message),
             Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
             Refusal::TooLarge(_) => Self::invalid_argument(message),
             Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
@@ -352,7 +355,7 @@ impl Master for Service {
     }
 
     async fn list_events(&self, request: tonic::Request<v1::ListEventsRequest>) -> Result<Response<v1::ListEventsResponse>, Status> {
-        lists::events(self, request.get_ref()).map(Response::new)
+        lists::events(self.shared(), request.get_ref()).await.map(Response::new)
     }
 
     type WatchEventsStream = Answers<v1::WatchEventsResponse>;
@@ -397,9 +400,4 @@ impl Master for Service {
         let output = super::logs::read(&state, request, &self.config).await?;
         Ok(output.map(|output| with_place(output, place).boxed()))
     }
-}
-
-/// Whether this master leads.
-pub(crate) fn leads(shared: &Shared) -> bool {
-    *shared.leadership.borrow() == Leadership::Mine
 }

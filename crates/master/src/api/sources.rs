@@ -37,7 +37,7 @@ pub(super) async fn sync(service: &Service, name: &str) -> Result<v1::SourceStat
     let handle = find(service, name)?;
     let (reply, answer) = oneshot::channel();
     order(handle, Order::Sync(reply))?;
-    Ok(shown(handle, &answer.await.map_err(|_| Refusal::NotLeader)?))
+    Ok(shown(handle, &answer.await.map_err(|_| Refusal::UnknownOutcome)?))
 }
 
 /// The deletes that are held under a digest are done, and no others.
@@ -49,7 +49,7 @@ pub(super) async fn release(service: &Service, name: &str, digest: &str) -> Resu
     })?;
     let (reply, answer) = oneshot::channel();
     order(handle, Order::Release(digest, reply))?;
-    let released = answer.await.map_err(|_| Refusal::NotLeader)?;
+    let released = answer.await.map_err(|_| Refusal::UnknownOutcome)?;
     let state = released.map_err(|refusal: NotReleased| Status::failed_precondition(refusal.to_string()))?;
     Ok(shown(handle, &state))
 }

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::{
     convert,
     room::Step,
-    service::{Answers, Service, leads},
+    service::{Answers, Service},
     states,
 };
 use crate::state::{Leadership, State};
@@ -68,7 +68,7 @@ pub(super) fn resources(
             if let Some(answer) = watcher.ready.pop_front() {
                 return Some((Ok(answer), Some(watcher)));
             }
-            if !leads(watcher.service.shared()) {
+            if !watcher.service.shared().leads() {
                 return Some((Err(Status::unavailable("this master is no longer the leader; watch again")), None));
             }
             watcher.step().await;
@@ -200,6 +200,12 @@ pub(super) fn events(service: Service, after: i64, place: OwnedSemaphorePermit) 
         let (service, mut happened, mut leadership, after, place) = state?;
         loop {
             happened.mark_unchanged();
+            leadership.mark_unchanged();
+            // Asked before the history is read: what a leader knew while it led is true.
+            if !service.shared().leads() {
+                let ended = Err(Status::unavailable("this master is no longer the leader; watch again"));
+                return Some((stream::iter(vec![ended]), None));
+            }
             let found: Vec<v1::Event> = {
                 let state = service.shared().read();
                 state.history_after(after).take(EVENTS).map(|(sequence, entry)| convert::event(*sequence, entry)).collect()
@@ -207,10 +213,6 @@ pub(super) fn events(service: Service, after: i64, place: OwnedSemaphorePermit) 
             if let Some(last) = found.last().map(|event| event.sequence) {
                 let answers = found.into_iter().map(|event| Ok(v1::WatchEventsResponse { event: Some(event) }));
                 return Some((stream::iter(answers.collect::<Vec<_>>()), Some((service, happened, leadership, last, place))));
-            }
-            if !leads(service.shared()) {
-                let ended = Err(Status::unavailable("this master is no longer the leader; watch again"));
-                return Some((stream::iter(vec![ended]), None));
             }
             tokio::select! {
                 _ = happened.changed() => {}

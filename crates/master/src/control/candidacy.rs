@@ -1,17 +1,30 @@
 //! Candidacy: a key of this master's own under `/election/`, bound to a lease. The one that was created first leads. Becoming the leader is a
 //! transaction that is guarded by the key; nothing is decided here about what a leader does.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use evenkeel_model::{MasterId, MasterRecord, Revision};
-use evenkeel_store::{Client, Error, Holder, KeyName, KeyRange, Kv, LeaseState, LeasedKey, NewLeasedKey, codec, keys::Keys};
+use evenkeel_store::{
+    Client, Error, Holder, KeyName, KeyRange, Kv, LeaseState, LeasedKey, LostReason, NewLeasedKey, Update,
+    codec::{self, Meaning},
+    keys::Keys,
+    mirror,
+};
 use futures::{FutureExt, future::BoxFuture};
+use tokio::{sync::watch, time::timeout};
 
-use crate::time::Clock;
+use crate::{
+    leader_lease::{Confirmed, LeaderLease},
+    state::{Leadership, Shared},
+    time::Clock,
+};
 
 /// How long one attempt to campaign may take, and the pause after one that failed.
 const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a key that is being created when the candidacy is given up is waited for. It takes milliseconds; an etcd that does not answer for
+/// so long does not revoke it either.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// This master's candidacy.
 pub(crate) struct Candidacy {
@@ -20,12 +33,16 @@ pub(crate) struct Candidacy {
     record: MasterRecord,
     lease: Duration,
     clock: Arc<dyn Clock>,
+    /// Is told of the key that is held.
+    shown: Arc<LeaderLease>,
+    /// True when it is given up for good.
+    resigns: watch::Sender<bool>,
     state: State,
 }
 
 enum State {
-    /// A key is being created, again and again until etcd grants it.
-    Campaigning(BoxFuture<'static, Result<LeasedKey, IdTaken>>),
+    /// A key is being created, again and again until etcd grants it; none: it was given up in between.
+    Campaigning(BoxFuture<'static, Result<Option<LeasedKey>, IdTaken>>),
     /// The key stands.
     Candidate(Arc<LeasedKey>),
     /// The guarded transaction is under way.
@@ -61,10 +78,31 @@ pub(super) enum CandidacyEvent {
 }
 
 impl Candidacy {
-    pub(crate) fn new(client: Client, keys: &Keys, record: MasterRecord, lease: Duration, clock: Arc<dyn Clock>) -> Self {
-        let election = keys.election();
-        let state = State::Campaigning(campaign(client.clone(), election.clone(), record.clone(), lease).boxed());
-        Self { client, election, record, lease, clock, state }
+    pub(crate) fn new(
+        client: Client,
+        keys: &Keys,
+        record: MasterRecord,
+        lease: Duration,
+        clock: Arc<dyn Clock>,
+        shown: Arc<LeaderLease>,
+    ) -> Self {
+        let (election, resigns) = (keys.election(), watch::Sender::new(false));
+        let state = State::Campaigning(std::future::pending().boxed());
+        let mut candidacy = Self { client, election, record, lease, clock, shown, resigns, state };
+        candidacy.campaign(None);
+        candidacy
+    }
+
+    /// Campaigns anew, after an older key that may still be there has been given up.
+    fn campaign(&mut self, older: Option<LeasedKey>) {
+        let campaign = Campaign {
+            client: self.client.clone(),
+            election: self.election.clone(),
+            record: self.record.clone(),
+            lease: self.lease,
+            resigns: self.resigns.subscribe(),
+        };
+        self.state = State::Campaigning(campaign.run(older).boxed());
     }
 
     /// The create revision of the key, if it stands.
@@ -83,9 +121,16 @@ impl Candidacy {
     pub(super) async fn event(&mut self) -> CandidacyEvent {
         match &mut self.state {
             State::Campaigning(campaign) => match campaign.await {
-                Ok(key) => {
-                    self.state = State::Candidate(Arc::new(key));
+                Ok(Some(key)) => {
+                    let key = Arc::new(key);
+                    let held = Arc::downgrade(&key);
+                    self.shown.hold(move || held.upgrade().map(|key| Confirmed { sent: key.confirmed(), ttl: key.ttl() }));
+                    self.state = State::Candidate(key);
                     CandidacyEvent::Candidate
+                }
+                Ok(None) => {
+                    self.state = State::Campaigning(std::future::pending().boxed());
+                    std::future::pending().await
                 }
                 Err(taken) => {
                     self.state = State::Campaigning(std::future::pending().boxed());
@@ -121,17 +166,40 @@ impl Candidacy {
     /// The key is gone, or is given up: campaign anew.
     pub(super) fn lost(&mut self) {
         self.record.leads_since = 0;
-        let next = campaign(self.client.clone(), self.election.clone(), self.record.clone(), self.lease).boxed();
-        self.state = State::Campaigning(next);
+        let key = self.take_key();
+        let is_gone = |key: &LeasedKey| matches!(*key.state().borrow(), LeaseState::Lost { reason: LostReason::LeaseGone });
+        self.campaign(key.filter(|key| !is_gone(key)));
     }
 
-    /// Deletes the key, so that the next master leads at once.
-    pub(super) async fn resign(self) {
-        let (State::Candidate(key) | State::Taking(key, _)) = self.state else { return };
-        if let Some(key) = Arc::into_inner(key)
-            && let Err(error) = key.end(self.client.deadline()).await
-        {
-            tracing::warn!(%error, "the candidacy could not be given up; it ends with its lease");
+    /// Deletes the key, so that the next master leads at once: whatever this one is, and also if the key is only being created.
+    pub(super) async fn resign(mut self) {
+        self.resigns.send_replace(true);
+        let key = match self.take_key() {
+            Some(key) => Some(key),
+            None => match std::mem::replace(&mut self.state, State::Campaigning(std::future::pending().boxed())) {
+                State::Campaigning(campaign) => timeout(LAST_ATTEMPT, campaign).await.ok().and_then(Result::ok).flatten(),
+                State::Candidate(_) | State::Taking(..) => None,
+            },
+        };
+        if let Some(key) = key {
+            give_up(&self.client, key).await;
+        }
+    }
+
+    /// The key, if it is held; nobody else has it then.
+    fn take_key(&mut self) -> Option<LeasedKey> {
+        if matches!(self.state, State::Campaigning(_)) {
+            return None;
+        }
+        self.shown.give_up();
+        match std::mem::replace(&mut self.state, State::Campaigning(std::future::pending().boxed())) {
+            State::Campaigning(_) => None,
+            State::Candidate(key) => Arc::into_inner(key),
+            State::Taking(key, taking) => {
+                // It has the key as well. What it has sent fails without the key.
+                drop(taking);
+                Arc::into_inner(key)
+            }
         }
     }
 }
@@ -142,18 +210,76 @@ async fn lost(key: &LeasedKey) {
     let _ = state.wait_for(|s| matches!(s, LeaseState::Lost { .. })).await;
 }
 
-/// Creates a key, once no other master of this id has one.
-async fn campaign(client: Client, election: String, record: MasterRecord, lease: Duration) -> Result<LeasedKey, IdTaken> {
-    loop {
-        match campaign_once(&client, &election, &record, lease).await {
-            Ok(Ok(key)) => return Ok(key),
-            Ok(Err(namesake)) => wait_for_end(&client, &namesake, &record, lease).await?,
-            Err(why) => {
-                tracing::warn!(error = why, "cannot campaign for leadership yet");
-                tokio::time::sleep(PAUSE).await;
+/// What a campaign is made with.
+struct Campaign {
+    client: Client,
+    election: String,
+    record: MasterRecord,
+    lease: Duration,
+    resigns: watch::Receiver<bool>,
+}
+
+impl Campaign {
+    /// Creates a key, once no other master of this id has one; none: it is given up. That ends a wait, and never an attempt, which may have
+    /// created a key already.
+    async fn run(mut self, older: Option<LeasedKey>) -> Result<Option<LeasedKey>, IdTaken> {
+        if let Some(older) = older {
+            give_up(&self.client, older).await;
+        }
+        let resigns = self.resigns.clone();
+        while !*resigns.borrow() {
+            let tried = campaign_once(&self.client, &self.election, &self.record, self.lease).await;
+            let wait = async {
+                match tried {
+                    Ok(Ok(key)) => return Ok(Some(key)),
+                    Ok(Err(namesake)) => wait_for_end(&self.client, &namesake, &self.record, self.lease).await?,
+                    Err(why) => {
+                        tracing::warn!(error = why, "cannot campaign for leadership yet");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Ok(None)
+            };
+            tokio::select! {
+                biased;
+                waited = wait => if let Some(key) = waited? { return Ok(Some(key)) },
+                // Its sender may have gone with the candidacy; then this is not asked any more.
+                _ = self.resigns.wait_for(|resigns| *resigns) => {}
             }
         }
+        Ok(None)
     }
+}
+
+/// Tells who leads, as the election says, for a master that does not stand in it any more and still has callers.
+pub(crate) async fn follow_election(client: &Client, prefix: &str, shared: &Shared) -> Infallible {
+    let keys = Keys::new(prefix);
+    let mut updates = mirror(client, KeyRange::prefix(keys.election()));
+    let mut leaders: BTreeMap<String, (Revision, MasterRecord)> = BTreeMap::new();
+    while let Some(update) = updates.recv().await {
+        let meanings: Vec<Meaning> = match update {
+            Update::Reset { kvs, .. } => {
+                leaders.clear();
+                kvs.iter().map(|kv| codec::meaning(&keys, kv)).collect()
+            }
+            Update::Changes { changes, .. } => changes.iter().map(|change| codec::meaning_of_change(&keys, change)).collect(),
+            Update::Lost { .. } | Update::Recovered => continue,
+        };
+        for meaning in meanings {
+            match meaning {
+                Meaning::Candidate { lease, value: Some(value) } => drop(leaders.insert(lease, (value.revision, value.value))),
+                Meaning::Candidate { lease, value: None } => drop(leaders.remove(&lease)),
+                _ => {}
+            }
+        }
+        let first = leaders.values().min_by_key(|(created, _)| *created).map(|(_, record)| record);
+        shared.set_leadership(match first.filter(|record| record.leads_since != 0) {
+            Some(MasterRecord { id, address, .. }) => Leadership::Other { id: id.to_string(), address: address.clone() },
+            None => Leadership::Nobody,
+        });
+    }
+    // The mirror ends only with its receiver.
+    std::future::pending().await
 }
 
 /// The key, or the one of another master of the same id.
@@ -183,7 +309,7 @@ async fn campaign_once(client: &Client, election: &str, record: &MasterRecord, l
 
 async fn give_up(client: &Client, key: LeasedKey) {
     if let Err(error) = key.end(client.deadline()).await {
-        tracing::warn!(%error, "a candidacy could not be given up; it ends with its lease");
+        tracing::warn!(%error, "the candidacy could not be given up; it ends with its lease");
     }
 }
 

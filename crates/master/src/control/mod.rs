@@ -34,7 +34,7 @@ use tokio::{
 
 use self::{
     candidacy::{Candidacy, CandidacyEvent, IdTaken},
-    request::{Refusal, Request},
+    request::{Queue, Refusal, Request},
     term::Term,
 };
 use crate::{
@@ -75,8 +75,8 @@ pub(crate) struct Control {
 
 /// What is asked of the loop: operators do not wait behind callers.
 pub(crate) struct Queues {
-    pub(crate) operations: mpsc::Receiver<Request>,
-    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) operations: Queue,
+    pub(crate) requests: Queue,
 }
 
 /// What this master is at the moment.
@@ -427,7 +427,8 @@ impl Control {
     async fn hand_over(mut self) {
         // Whoever asks from now on is sent to the next leader, and so is who has asked and was not heard yet.
         self.shared.set_leadership(Leadership::Nobody);
-        self.queues.refuse_all();
+        self.queues.operations.close();
+        self.queues.requests.close();
         if let Role::Leading(mut term) = std::mem::replace(&mut self.role, Role::Standby) {
             tracing::info!("handing leadership over");
             let shared = self.shared.clone();
@@ -446,17 +447,5 @@ impl Control {
             term.abandon();
         }
         self.candidacy.resign().await;
-    }
-}
-
-impl Queues {
-    /// Takes nothing more, and refuses what was not heard yet.
-    fn refuse_all(&mut self) {
-        for queue in [&mut self.operations, &mut self.requests] {
-            queue.close();
-            while let Ok(request) = queue.try_recv() {
-                request.refuse(Refusal::NotLeader);
-            }
-        }
     }
 }

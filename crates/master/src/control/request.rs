@@ -4,7 +4,10 @@
 use std::fmt;
 
 use evenkeel_model::{Decision, Guard, HistoryEntry, ResourceName, Revision};
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{intake::Ticket, judge::Judge, subjects::Subject};
 
@@ -171,6 +174,37 @@ impl Request {
     }
 }
 
+/// Requests that wait to be taken on. Those that are left when it goes have not been begun, and are told so.
+pub(crate) struct Queue(mpsc::Receiver<Request>);
+
+impl Queue {
+    pub(crate) fn of(requests: mpsc::Receiver<Request>) -> Self {
+        Self(requests)
+    }
+
+    pub(crate) async fn recv(&mut self) -> Option<Request> {
+        self.0.recv().await
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Result<Request, TryRecvError> {
+        self.0.try_recv()
+    }
+
+    /// Takes no more, and refuses those that wait: nothing was done for them.
+    pub(crate) fn close(&mut self) {
+        self.0.close();
+        while let Ok(request) = self.0.try_recv() {
+            request.refuse(Refusal::NotLeader);
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.asked.fmt(f)
@@ -192,7 +226,7 @@ pub enum Refusal {
     /// A source asks for what it does not keep.
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
-    /// It does not lead, or does not any more. Certainly nothing was done.
+    /// It does not lead, and has written nothing of it: the next leader may be asked.
     #[error("this master is not the leader, and nothing was written; try again")]
     NotLeader,
     /// A guard of the write failed, again and again.
@@ -210,6 +244,9 @@ pub enum Refusal {
     /// The term ended, or the caller's patience, before the commit was known.
     #[error("it is not known whether {0} was written; trying again is safe")]
     Unknown(Subject),
+    /// The same, of what is no subject of the control loop.
+    #[error("it is not known whether this was done, since the leader changed; trying again is safe")]
+    UnknownOutcome,
     /// Too much waits already.
     #[error("too many requests are waiting; try again in a moment")]
     Busy,

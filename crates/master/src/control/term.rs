@@ -404,16 +404,16 @@ impl Term {
 
     /// A decision is written: it becomes part of the state, once, in place of what was reserved.
     fn commit(&mut self, state: &mut State, revision: Revision, (keys, writes): (Vec<Vec<u8>>, Vec<evenkeel_model::Write>), now: Moment) {
-        state.answered = state.answered.max(revision);
         self.echoes.mark(revision, Instant::now());
-        let is_ahead = revision > state.followed;
+        let is_ahead = revision > state.followed && !writes.is_empty();
         if is_ahead {
+            state.answered = state.answered.max(revision);
             for write in &writes {
                 self.take_change(state, write.change(revision), now);
             }
         }
         state.cluster.release(&writes, now);
-        if is_ahead && !writes.is_empty() {
+        if is_ahead {
             self.echoes.committed(keys, writes, revision, now);
         }
     }

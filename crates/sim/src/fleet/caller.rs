@@ -181,6 +181,6 @@ fn of_refusal(refusal: &Refusal) -> Reply {
         | Refusal::OfAnother(..)
         | Refusal::Busy
         | Refusal::NotLeader => Reply::Certain(Answer::Refused),
-        Refusal::Unknown(_) => Reply::Unknown,
+        Refusal::Unknown(_) | Refusal::UnknownOutcome => Reply::Unknown,
     }
 }
