@@ -8,6 +8,7 @@
 
 pub mod etcd;
 pub mod fleet;
+pub mod linearizability;
 pub mod protocol;
 pub mod script;
 pub mod world;

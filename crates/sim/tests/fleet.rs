@@ -20,6 +20,21 @@ fn no_seed_finds_anything() {
     }
 }
 
+/// Three callers of one name at a time: whatever goes wrong, there is one order in which what each was told is true.
+#[test]
+fn what_the_callers_of_one_name_are_told_is_linearizable() {
+    for seed in 0..SEEDS / 2 {
+        let report = run(&Plan::of_shared_names(seed));
+        assert_eq!(
+            report.violation,
+            None,
+            "to see it: cargo run -p evenkeel-sim --bin fleet -- --shared --seed {seed}\n{}",
+            tail(&report.trace)
+        );
+        assert!(report.counts.acknowledged > 50, "seed {seed}: nothing happened");
+    }
+}
+
 #[test]
 fn a_hiccup_of_etcd_stops_nothing() {
     for seed in 0..6 {
@@ -38,7 +53,7 @@ fn a_leader_that_was_stopped_answers_nothing_from_memory() {
         fault: Fault::StopMaster(number % 2, Duration::from_millis(7_500)),
     };
     for seed in 0..8 {
-        let size = Size { workers: 2, masters: 2, members: 1, resources: 12 };
+        let size = Size { workers: 2, masters: 2, members: 1, resources: 12, shared: 0 };
         let plan = Plan { seed, size, quiet: false, rounds: vec![(0..7).map(stop).collect()] };
         let report = run(&plan);
         assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));

@@ -23,6 +23,7 @@ use crate::{
     links::Links,
     oracle::{self, Line, Wanted, What},
     processes::{self, Found, STAGE_MARK},
+    sharers::{self, Sharers},
     summary::Row,
     support::{Assigned, Stage, is_alive},
     work::{Manner, boot_time},
@@ -75,6 +76,7 @@ pub(crate) struct Field {
     row: Arc<Mutex<Row>>,
     setup: Setup,
     callers: Option<Callers>,
+    sharers: Option<Sharers>,
     /// When all of it ran for the first time.
     began: u64,
     healed: u64,
@@ -89,6 +91,8 @@ pub(crate) struct Field {
 struct Record {
     kind: String,
     content: String,
+    /// What its sharers have given it.
+    shared: Option<u64>,
 }
 
 /// The members of etcd, as the network knows them.
@@ -120,6 +124,7 @@ impl Field {
             row: Arc::clone(row),
             setup,
             callers: None,
+            sharers: None,
             began: 0,
             healed: 0,
             lost: None,
@@ -158,6 +163,7 @@ impl Field {
             let callers = Callers::start(self.setup.callers, &self.master_urls(), &folder, 7);
             self.stage.eventually("the callers are at work", async || callers.all_answered_since(0).then_some(())).await;
             self.callers = Some(callers);
+            self.sharers = Some(Sharers::start(&self.master_urls(), 7));
         }
     }
 
@@ -319,6 +325,10 @@ impl Field {
             Some(callers) => callers.end().await,
             None => Vec::new(),
         };
+        let judge_shared = match self.sharers.take() {
+            Some(sharers) => Some(sharers.end().await),
+            None => None,
+        };
         self.stage.eventually("nothing is left to do", async || self.calm().await).await;
         let mut ends = Vec::new();
         // Between a look at etcd and one at the processes something may still be on its way; at the end nothing is.
@@ -330,11 +340,18 @@ impl Field {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let course = oracle::judge_course(&self.log());
-        let lost = history::judge(&histories, &self.called().await);
+        let mut lost = history::judge(&histories, &self.called().await);
+        let mut acknowledged: usize = histories.iter().map(history::History::acknowledged).sum();
+        if let Some(judge) = judge_shared {
+            match judge(self.records().await.get(sharers::NAME).and_then(|record| record.shared)) {
+                Ok(calls) => acknowledged += calls,
+                Err(why) => lost.push(why),
+            }
+        }
         let mut row = self.row();
         row.restarts = self.restarts();
         row.overlaps = course.overlaps.len();
-        row.acknowledged = histories.iter().map(history::History::acknowledged).sum();
+        row.acknowledged = acknowledged;
         row.lost = lost.len();
         let overlaps = if row.meant_to_overlap { Vec::new() } else { [course.overlaps, course.faults].concat() };
         let allowed = &self.may_restart;
@@ -381,7 +398,7 @@ impl Field {
             let value: serde_json::Value = serde_json::from_slice(&kv.value).expect("json");
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
             let content = text(&value["Spec"]["env"][crate::work::CONTENT]);
-            (text(&value["Name"]), Record { kind: text(&value["Kind"]), content })
+            (text(&value["Name"]), Record { kind: text(&value["Kind"]), content, shared: sharers::content_of(&value) })
         };
         list.kvs.into_iter().map(record).collect()
     }

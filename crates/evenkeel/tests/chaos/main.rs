@@ -7,10 +7,14 @@
 mod callers;
 mod field;
 mod history;
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "only what this test needs of it is used")]
+#[path = "../../../sim/src/linearizability.rs"]
+mod linearizability;
 mod links;
 mod oracle;
 mod processes;
 mod scenarios;
+mod sharers;
 mod summary;
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod space;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -312,6 +314,11 @@ impl Stage {
             assert!(Instant::now() < end, "it does not come to be that {what}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// All that a process has logged.
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(&self.processes[name].log).unwrap_or_default()
     }
 
     /// The end of every log, for a test that fails.

@@ -40,9 +40,18 @@ struct Args {
     /// With --seed: show what the processes log as well, by a filter such as "debug".
     #[arg(long, requires = "seed", conflicts_with_all = ["first", "seeds", "hours"])]
     log: Option<String>,
+    /// With some names that several callers share.
+    #[arg(long)]
+    shared: bool,
     /// How many runs may be spent on shrinking what was found.
     #[arg(long, default_value_t = 150)]
     shrink: usize,
+}
+
+impl Args {
+    fn plan(&self, seed: u64) -> Plan {
+        if self.shared { Plan::of_shared_names(seed) } else { Plan::of(seed) }
+    }
 }
 
 /// How much was simulated, by all threads together.
@@ -112,7 +121,7 @@ fn main() -> ExitCode {
 
 /// One run, with all that happens in it.
 fn one(seed: u64, args: &Args) -> ExitCode {
-    let mut plan = Plan::of(seed);
+    let mut plan = args.plan(seed);
     if let Some(rounds) = args.rounds {
         plan = plan.up_to_round(rounds);
     }
@@ -160,7 +169,7 @@ fn many(args: &Args) -> ExitCode {
                 if enough || seed >= last || stop.load(Ordering::Relaxed) {
                     return None;
                 }
-                let plan = Plan::of(seed);
+                let plan = args.plan(seed);
                 let report = run(&plan);
                 totals.add(&report);
                 if report.violation.is_some() {
@@ -198,7 +207,8 @@ fn tell(plan: &Plan, report: &Report, most: usize) {
     lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
     let numbers: Vec<String> = shrunk.plan.faults().map(|planned| planned.number.to_string()).collect();
     let only = if numbers.is_empty() { String::new() } else { format!(" --only {}", numbers.join(",")) };
-    println!("to see it again: fleet --seed {} --rounds {}{only}", plan.seed, shrunk.plan.rounds.len());
+    let shared = if plan.size.shared > 0 { " --shared" } else { "" };
+    println!("to see it again: fleet{shared} --seed {} --rounds {}{only}", plan.seed, shrunk.plan.rounds.len());
 }
 
 #[cfg(test)]
@@ -220,7 +230,9 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
-        for line in ["", "--hours 0.5 --seeds 3", "--first 7 --jobs 2", "--seed 1 --log debug --only 1,2 --rounds 1"] {
+        for line in
+            ["", "--hours 0.5 --seeds 3", "--first 7 --jobs 2 --shared", "--seed 3 --shared", "--seed 1 --log debug --only 1,2 --rounds 1"]
+        {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
         }
     }

@@ -11,12 +11,13 @@ use tokio::{
 
 use super::{
     dice::Dice,
-    history::{Answer, Content, History},
+    history::{Answer, History},
     ledger::Ledger,
     master::Master,
     sign::Sign,
     work::KIND,
 };
+use crate::linearizability::Content;
 
 /// How long a caller waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -43,7 +44,7 @@ pub(super) struct Caller {
 
 /// What a caller wants.
 #[derive(Clone, Copy, Debug)]
-enum Call {
+pub(super) enum Call {
     Put(u64, PutMode),
     Delete,
 }
@@ -58,7 +59,7 @@ impl Call {
 }
 
 /// What came back.
-enum Reply {
+pub(super) enum Reply {
     Certain(Answer),
     /// It may have been done.
     Unknown,
@@ -128,7 +129,8 @@ impl Caller {
         }
     }
 
-    async fn call(&self, call: Call) -> Option<Reply> {
+    /// None: nobody leads, and nobody was asked.
+    pub(super) async fn call(&self, call: Call) -> Option<Reply> {
         let leaders: Vec<&Master> = self.masters.iter().filter(|master| master.leads()).collect();
         let handle = if leaders.is_empty() { None } else { self.dice.pick(&leaders).handle() }?;
         match call {

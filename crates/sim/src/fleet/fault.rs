@@ -16,6 +16,8 @@ pub struct Size {
     pub members: usize,
     /// Resources, each with a caller.
     pub resources: usize,
+    /// Resources that several callers share.
+    pub shared: usize,
 }
 
 /// A machine by its place.

@@ -12,8 +12,7 @@ use std::{
 use evenkeel_master::engine::Effect;
 use evenkeel_model::ResourceName;
 
-/// What stands under a name: a content, or nothing.
-pub type Content = Option<u64>;
+use crate::linearizability::Content;
 
 /// See the module.
 #[derive(Clone, Debug, Default)]

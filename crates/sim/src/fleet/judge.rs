@@ -12,9 +12,11 @@ use evenkeel_store::{
 use serde_json::Value;
 
 use super::{
-    history::{Content, History},
+    history::History,
     ledger::{Ledger, is_exclusive},
+    sharer::is_shared,
 };
+use crate::linearizability::Content;
 
 /// See the module.
 pub(super) struct Judge {
@@ -73,7 +75,10 @@ impl Judge {
             KeyChange::Delete { .. } => None,
         };
         self.ledger.note(format_args!("etcd {}: {name} is {content:?}", change.revision()));
-        if let Err(wrong) = self.history.stands(name, content) {
+        // What may stand of a shared one is judged when everything is settled.
+        if !is_shared(name)
+            && let Err(wrong) = self.history.stands(name, content)
+        {
             self.ledger.violate(wrong);
         }
     }

@@ -19,6 +19,7 @@ mod master;
 pub mod process;
 mod run;
 mod settle;
+mod sharer;
 pub mod shrink;
 mod sign;
 mod work;

@@ -52,8 +52,13 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let dice = Dice::new(seed, "plan");
         let pick = |of: &[usize]| *dice.pick(of);
-        let size =
-            Size { workers: pick(&[2, 3, 3, 4]), masters: pick(&[1, 2, 2, 3]), members: pick(&[1, 3, 3]), resources: pick(&[2, 5, 8]) };
+        let size = Size {
+            workers: pick(&[2, 3, 3, 4]),
+            masters: pick(&[1, 2, 2, 3]),
+            members: pick(&[1, 3, 3]),
+            resources: pick(&[2, 5, 8]),
+            shared: 0,
+        };
         let mut number = 0;
         let rounds = (0..1 + dice.below(4))
             .map(|_| {
@@ -65,11 +70,18 @@ impl Plan {
         Self { seed, size, quiet: false, rounds }
     }
 
+    /// The plan of a seed in which callers share some names.
+    #[must_use]
+    pub fn of_shared_names(seed: u64) -> Self {
+        let plan = Self::of(seed);
+        Self { size: Size { shared: 2, ..plan.size }, ..plan }
+    }
+
     /// A plan in which etcd hiccups, each time for less than 3 s, and nothing else happens: no work may be stopped for that.
     #[must_use]
     pub fn of_hiccups(seed: u64) -> Self {
         let dice = Dice::new(seed, "hiccups");
-        let size = Size { workers: 3, masters: 2, members: 3, resources: 8 };
+        let size = Size { workers: 3, masters: 2, members: 3, resources: 8, shared: 0 };
         let hiccup = |number| {
             let span = dice.span(Duration::from_millis(100), Duration::from_secs(3));
             let member = usize::try_from(dice.below(3)).unwrap_or(0);

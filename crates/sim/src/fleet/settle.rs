@@ -12,7 +12,8 @@ use evenkeel_store::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{judge::content_of, world::World};
+use super::{judge::content_of, sharer::is_shared, world::World};
+use crate::linearizability::Content;
 
 /// How long it may take from the end of the last fault until everything is as it should be: a lease, an election, the leader's wait, a
 /// second one for whom the first was interrupted, and the pauses of those who try again.
@@ -44,8 +45,14 @@ pub(super) async fn settle(world: &Arc<World>, quiet: bool) -> bool {
     }
     world.ledger.note("settled");
     let calm = stays_calm(world).await;
+    // By now nothing that was asked for is under way any more.
+    for name in world.histories.names() {
+        if let Err(wrong) = world.histories.settled(&name, content(world, &name)) {
+            world.ledger.violate(wrong);
+        }
+    }
     world.let_callers_rest(quiet);
-    calm
+    calm && world.ledger.violation().is_none()
 }
 
 /// What is not as it should be.
@@ -69,9 +76,11 @@ fn unsettled(world: &World) -> Option<String> {
         }
         runs.insert(run.name, run.epoch);
     }
-    for name in world.history.names() {
-        let stands = world.etcd.peek(|store| store.get(world.keys.resource(&name).as_bytes()).and_then(content_of));
-        if let Err(wrong) = world.history.stands(&name, stands) {
+    for name in world.history.names().into_iter().chain(world.histories.names()) {
+        let stands = content(world, &name);
+        if !is_shared(&name)
+            && let Err(wrong) = world.history.stands(&name, stands)
+        {
             return Some(wrong);
         }
         match (stands, runs.get(&name), assigned.get(&name)) {
@@ -81,6 +90,11 @@ fn unsettled(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// What stands in etcd under a name.
+fn content(world: &World, name: &ResourceName) -> Content {
+    world.etcd.peek(|store| store.get(world.keys.resource(name).as_bytes()).and_then(content_of))
 }
 
 fn assignments(world: &World) -> BTreeMap<ResourceName, (String, Epoch)> {

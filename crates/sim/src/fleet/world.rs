@@ -26,6 +26,7 @@ use super::{
     machine::{Machine, Site},
     master::{Master, Seat},
     process::SimProcess,
+    sharer::{Histories, SHARERS, shared_name},
     sign::Sign,
 };
 use crate::etcd::{Direction, Etcd, Link, Settings, Store};
@@ -43,6 +44,8 @@ pub(super) struct World {
     pub(super) keys: Keys,
     pub(super) ledger: Ledger,
     pub(super) history: History,
+    /// Of the names that callers share.
+    pub(super) histories: Histories,
     pub(super) machines: Vec<Machine>,
     pub(super) masters: Vec<Master>,
     /// The ways to etcd: of the workers, then of the masters.
@@ -110,6 +113,7 @@ impl World {
             keys: Keys::new(""),
             ledger,
             history,
+            histories: Histories::default(),
             links,
             rest: Sign::new(false),
             busy: Sign::new(0),
@@ -127,22 +131,31 @@ impl World {
             let available = n % 8 == 7;
             let text = if available { format!("{AVAILABLE}{n}") } else { format!("resource-{n}") };
             let Ok(name) = ResourceName::new(&text) else { continue };
-            let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
-            let caller = Caller {
-                available,
-                masters: self.masters.clone(),
-                history: self.history.clone(),
-                ledger: self.ledger.clone(),
-                dice: Dice::new(self.seed, &text),
-                look: Arc::new(move |name: &ResourceName| {
-                    etcd.peek(|store| store.get(keys.resource(name).as_bytes()).and_then(content_of))
-                }),
-                rest: self.rest.clone(),
-                busy: self.busy.clone(),
-                next: 0,
-                name,
-            };
-            tokio::spawn(caller.run());
+            tokio::spawn(self.caller(name, available, &text).run());
+        }
+        for n in 0..self.size.shared {
+            let Ok(name) = ResourceName::new(&shared_name(n)) else { continue };
+            for sharer in 0..SHARERS {
+                let caller = self.caller(name.clone(), false, &format!("{name} {sharer}"));
+                tokio::spawn(caller.run_beside_others(self.histories.clone()));
+            }
+        }
+    }
+
+    /// A caller of this name, with dice of its own.
+    fn caller(&self, name: ResourceName, available: bool, dice: &str) -> Caller {
+        let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
+        Caller {
+            available,
+            masters: self.masters.clone(),
+            history: self.history.clone(),
+            ledger: self.ledger.clone(),
+            dice: Dice::new(self.seed, dice),
+            look: Arc::new(move |name: &ResourceName| etcd.peek(|store| store.get(keys.resource(name).as_bytes()).and_then(content_of))),
+            rest: self.rest.clone(),
+            busy: self.busy.clone(),
+            next: 0,
+            name,
         }
     }
 
