@@ -281,14 +281,14 @@ async fn put(handle: &Handle, name: &str, content: u64, mode: PutMode) -> Result
     let draft = Draft { name: name.to_owned(), kind: kind.to_owned(), spec, ..Draft::default() };
     let (reply, answer) = oneshot::channel();
     let definition = Box::new(draft.check().unwrap());
-    handle.ask(Request::Put { definition, mode, source: "".into(), reply: reply.into() }).unwrap();
+    handle.ask(Request::put(definition, mode, "".into(), reply.into())).unwrap();
     answered(answer).await.map(|answer| answer.effect)
 }
 
 async fn delete(handle: &Handle, name: &str) -> Result<(), Refusal> {
     let (reply, answer) = oneshot::channel();
     let name = ResourceName::new(name).unwrap();
-    handle.ask(Request::Delete { name, source: "".into(), id: None, reply: reply.into() }).unwrap();
+    handle.ask(Request::delete(name, "".into(), None, reply.into())).unwrap();
     answered(answer).await
 }
 

@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use evenkeel_store::{Error, LocalCluster, LocalOptions};
+use evenkeel_local_etcd::{LocalCluster, LocalOptions};
+use evenkeel_store::Error;
 
 use super::{Stage, run};
 
