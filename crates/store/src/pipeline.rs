@@ -252,13 +252,12 @@ impl Pipeline {
 
     /// The next batch to send, if there is something to write and a slot is free.
     pub fn next_batch(&mut self) -> Option<Batch> {
+        if self.fence_lost {
+            return None;
+        }
         let slot = self.slots.iter().position(|slot| slot.flight.is_none());
-        let has_room = |kind: Kind| if kind == Kind::Put { slot.is_some() } else { self.unmarked.len() < self.slots.len() };
-        let only = match self.no_space {
-            _ if self.fence_lost => return None,
-            true => Some(self.ready.kinds().find(|kind| has_room(*kind))?),
-            false => None,
-        };
+        let has_room = |kind: &Kind| if *kind == Kind::Put { slot.is_some() } else { self.unmarked.len() < self.slots.len() };
+        let only = if self.no_space { Some(self.ready.kinds().find(has_room)?) } else { None };
         self.ready.earliest(only)?;
         let slot = if only.is_none_or(|kind| kind == Kind::Put) { Some(slot?) } else { None };
         let mut packing = Packing::new(slot.is_some(), self.own_bytes());
