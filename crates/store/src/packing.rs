@@ -78,6 +78,13 @@ impl Ready {
         kinds.filter_map(|kind| Some((self.0[kind as usize].peek()?.0, kind))).min_by_key(|(number, _)| *number)
     }
 
+    /// The kinds of which there are any, that of the earliest write first.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> {
+        let mut kinds = Kind::ALL.map(|kind| (self.0[kind as usize].peek().map_or(u64::MAX, |first| first.0), kind));
+        kinds.sort_unstable_by_key(|(first, _)| *first);
+        kinds.into_iter().map(|(_, kind)| kind).filter(|kind| !self.0[*kind as usize].is_empty())
+    }
+
     /// Takes the earliest of a kind out.
     pub(crate) fn pop(&mut self, kind: Kind) {
         self.0[kind as usize].pop();

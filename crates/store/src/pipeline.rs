@@ -29,7 +29,7 @@ pub struct PipelineConfig {
     /// Where the history stands: a batch puts the entries of its writes under `<journal_prefix><the batch's id as 16 hex digits>`. It belongs
     /// to this pipeline alone, as the slots do: another one numbers its batches anew.
     pub journal_prefix: Vec<u8>,
-    /// How many batches may be in flight.
+    /// How many batches may be in flight; without space, so many of those that have a slot and so many of those that need none.
     pub in_flight: usize,
 }
 
@@ -133,6 +133,9 @@ pub struct Pipeline {
     locks: KeyLocks,
     ready: Ready,
     slots: Vec<Slot>,
+    /// The batches without a slot that are in flight. What became of one with a slot may be found out only when there is space again, so
+    /// these do not wait for those.
+    unmarked: Vec<Flight>,
     /// etcd has said that it has no space, and no batch with a mark was applied since: what puts nothing goes without one.
     no_space: bool,
     next_write: u64,
@@ -161,8 +164,6 @@ struct Slot {
 struct Flight {
     batch: BatchId,
     writes: Vec<u64>,
-    /// Whether it puts the slot, and the entries of its writes.
-    marked: bool,
 }
 
 /// The answer to a batch of which a compare has failed.
@@ -215,6 +216,7 @@ impl Pipeline {
             locks: KeyLocks::default(),
             ready: Ready::default(),
             slots,
+            unmarked: Vec::new(),
             no_space: false,
             next_write: 0,
             last_batch: 0,
@@ -250,11 +252,15 @@ impl Pipeline {
 
     /// The next batch to send, if there is something to write and a slot is free.
     pub fn next_batch(&mut self) -> Option<Batch> {
-        let slot = self.slots.iter().position(|slot| slot.flight.is_none()).filter(|_| !self.fence_lost)?;
-        let (_, first) = self.ready.earliest(None)?;
-        let only = self.no_space.then_some(first);
-        let marked = only.is_none_or(|kind| kind == Kind::Put);
-        let mut packing = Packing::new(marked, self.own_bytes());
+        if self.fence_lost {
+            return None;
+        }
+        let slot = self.slots.iter().position(|slot| slot.flight.is_none());
+        let has_room = |kind: &Kind| if *kind == Kind::Put { slot.is_some() } else { self.unmarked.len() < self.slots.len() };
+        let only = if self.no_space { Some(self.ready.kinds().find(has_room)?) } else { None };
+        self.ready.earliest(only)?;
+        let slot = if only.is_none_or(|kind| kind == Kind::Put) { Some(slot?) } else { None };
+        let mut packing = Packing::new(slot.is_some(), self.own_bytes());
         while let Some((number, kind)) = self.ready.earliest(only) {
             let Some(Waiting { write, keys, bytes, alone, .. }) = self.writes.get(&number) else { break };
             if !packing.add(&Item { number, write, keys, bytes: *bytes, alone: *alone }) {
@@ -266,13 +272,16 @@ impl Pipeline {
         let id = BatchId(self.last_batch);
         let journal_key = || [self.config.journal_prefix.as_slice(), format!("{:016x}", id.0).as_bytes()].concat();
         let (compares, ops, reads) = (packing.compares(), packing.ops(journal_key), packing.reads());
-        let resolution = marked.then(|| self.resolution(id, slot));
+        let resolution = slot.map(|slot| self.resolution(id, slot));
         let txn = match &resolution {
             Some(resolution) => resolution.batch_txn(compares, ops, reads),
             None => unmarked_txn(&self.config.fence_key, self.config.fence, compares, ops, reads),
         };
-        let writes = packing.writes.iter().map(|(number, _)| *number).collect();
-        self.slots[slot].flight = Some(Flight { batch: id, writes, marked });
+        let flight = Flight { batch: id, writes: packing.writes.iter().map(|(number, _)| *number).collect() };
+        match slot {
+            Some(slot) => self.slots[slot].flight = Some(flight),
+            None => self.unmarked.push(flight),
+        }
         Some(Batch { id, txn, resolution })
     }
 
@@ -280,33 +289,33 @@ impl Pipeline {
     /// A batch that is not in flight is ignored.
     #[must_use = "each write is reported once"]
     pub fn finished(&mut self, batch: BatchId, outcome: Outcome) -> Vec<Done> {
-        let in_flight = |slot: &Slot| slot.flight.as_ref().is_some_and(|flight| flight.batch == batch);
-        let Some(at) = self.slots.iter().position(in_flight) else { return Vec::new() };
-        let Some(flight) = self.slots[at].flight.take() else { return Vec::new() };
+        let Some((at, flight)) = self.landed(batch) else { return Vec::new() };
         let mut done = Vec::with_capacity(flight.writes.len());
         match outcome {
             Outcome::Applied { revision } => {
-                if flight.marked {
+                if let Some(at) = at {
                     self.slots[at].modified = revision;
                     self.no_space = false;
                 }
                 for number in &flight.writes {
-                    self.done(*number, WriteResult::Committed { revision }, flight.marked, &mut done);
+                    self.done(*number, WriteResult::Committed { revision }, at.is_some(), &mut done);
                 }
             }
             Outcome::Refused { revision, reads, repeated } => {
                 let found = reads.into_iter().flatten().map(|kv| (kv.key.clone(), kv)).collect();
-                self.refused(at, &flight, &Refusal { at: revision, found, repeated }, &mut done);
+                self.refused(at, &flight.writes, &Refusal { at: revision, found, repeated }, &mut done);
             }
             Outcome::Void { slot } => {
-                self.slots[at].modified = slot;
+                if let Some(at) = at {
+                    self.slots[at].modified = slot;
+                }
                 self.again(&flight.writes);
             }
             Outcome::FenceLost => {
                 self.fence_lost = true;
                 self.all_done(&flight.writes, &WriteResult::Unknown, &mut done);
             }
-            Outcome::NoSpace => self.without_space(&flight, &mut done),
+            Outcome::NoSpace => self.without_space(at.is_some(), &flight.writes, &mut done),
             Outcome::Rejected { reason } => self.rejected(&flight.writes, reason, &mut done),
             Outcome::GivenUp => self.all_done(&flight.writes, &WriteResult::Unknown, &mut done),
         }
@@ -320,7 +329,7 @@ impl Pipeline {
     /// effect and will have none, and no [`Done`] will name them.
     #[must_use = "nobody else tells of these writes any more"]
     pub fn withdraw_unsent(&mut self) -> Vec<u64> {
-        let mut sent: Vec<u64> = self.slots.iter().filter_map(|slot| slot.flight.as_ref()).flat_map(|f| f.writes.iter().copied()).collect();
+        let mut sent: Vec<u64> = self.flights().flat_map(|flight| flight.writes.iter().copied()).collect();
         sent.sort_unstable();
         let mut unsent: Vec<u64> = self.writes.keys().copied().filter(|number| sent.binary_search(number).is_err()).collect();
         unsent.sort_unstable();
@@ -351,7 +360,20 @@ impl Pipeline {
     /// How many batches are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.flight.is_some()).count()
+        self.flights().count()
+    }
+
+    fn flights(&self) -> impl Iterator<Item = &Flight> {
+        self.slots.iter().filter_map(|slot| slot.flight.as_ref()).chain(&self.unmarked)
+    }
+
+    /// Takes a batch out of the air, and says which slot it has. None: it is not in flight.
+    fn landed(&mut self, batch: BatchId) -> Option<(Option<usize>, Flight)> {
+        if let Some(at) = self.unmarked.iter().position(|flight| flight.batch == batch) {
+            return Some((None, self.unmarked.remove(at)));
+        }
+        let at = self.slots.iter().position(|slot| slot.flight.as_ref().is_some_and(|flight| flight.batch == batch))?;
+        Some((Some(at), self.slots[at].flight.take()?))
     }
 
     /// Whether a batch was refused because the fence is lost.
@@ -361,20 +383,20 @@ impl Pipeline {
     }
 
     /// Finds out who is to blame for a refusal. What was refused will not be applied later: see [`batch`](crate::batch).
-    fn refused(&mut self, at: usize, flight: &Flight, refusal: &Refusal, done: &mut Vec<Done>) {
-        let undone = !refusal.repeated || self.is_undone(&flight.writes, refusal);
+    fn refused(&mut self, at: Option<usize>, writes: &[u64], refusal: &Refusal, done: &mut Vec<Done>) {
+        let undone = !refusal.repeated || self.is_undone(writes, refusal);
         let fence = refusal.found.get(&self.config.fence_key).map_or(Revision(0), |kv| kv.created);
         if fence != self.config.fence {
             self.fence_lost = true;
             let result = if undone { WriteResult::FenceLost } else { WriteResult::Unknown };
-            self.all_done(&flight.writes, &result, done);
+            self.all_done(writes, &result, done);
             return;
         }
-        if flight.marked {
+        if let Some(at) = at {
             // A slot that is not as it was left is one whose batch was given up, or one of a pipeline before this: it is taken as it is.
             self.slots[at].modified = refusal.found.get(&self.slots[at].key).map_or(Revision(0), |kv| kv.modified);
         }
-        for number in &flight.writes {
+        for number in writes {
             match self.writes.get(number).and_then(|waiting| refusal.judge(&waiting.write, undone)) {
                 Some(result) => self.done(*number, result, false, done),
                 None => self.again(&[*number]),
@@ -391,12 +413,12 @@ impl Pipeline {
     }
 
     /// etcd has no space for a batch: those of its writes that need none go again, without a mark.
-    fn without_space(&mut self, flight: &Flight, done: &mut Vec<Done>) {
+    fn without_space(&mut self, marked: bool, writes: &[u64], done: &mut Vec<Done>) {
         self.no_space = true;
-        for number in &flight.writes {
+        for number in writes {
             let needs_space = self.writes.get(number).is_none_or(|waiting| waiting.kind == Kind::Put);
             // Early versions of etcd refuse those as well.
-            if needs_space || !flight.marked {
+            if needs_space || !marked {
                 self.done(*number, WriteResult::NoSpace, false, done);
             } else {
                 self.again(&[*number]);

@@ -219,7 +219,8 @@ impl World {
                 disjoint(&touches.compared, &other.touches.written);
             }
             self.flights.push(Flight { batch, lost: false, touches });
-            assert!(self.flights.len() <= 3 && self.pipeline.in_flight() == self.flights.len());
+            let marked = self.flights.iter().filter(|flight| flight.batch.resolution.is_some()).count();
+            assert!(marked <= 3 && self.flights.len() - marked <= 3 && self.pipeline.in_flight() == self.flights.len());
         }
     }
 

@@ -111,6 +111,25 @@ fn each_kind_goes_in_batches_of_its_own() {
     }
 }
 
+#[test]
+fn what_needs_no_space_waits_for_no_batch_whose_outcome_needs_some() {
+    let (mut model, mut pipeline) = (Model::new(), pipeline());
+    // Their answers are lost, and while there is no space nothing can be put into their slots.
+    let lost: Vec<Batch> = (0..3).filter_map(|token| pipeline.submit(put(token)).ok().and_then(|()| pipeline.next_batch())).collect();
+    model.no_space = true;
+    assert!(lost.iter().all(|batch| model.ask(&batch.resolution.as_ref().unwrap().txn()).is_none()));
+    // One of them is known to have had no space; its slot is taken again by the next.
+    assert_eq!(pipeline.finished(lost[0].id, Outcome::NoSpace).len(), 1);
+    pipeline.submit(put(3)).unwrap();
+    let stuck = pipeline.next_batch().unwrap();
+    let deletions: Vec<Write> = (4..8).map(|token| delete(&mut model, token)).collect();
+    deletions.into_iter().for_each(|write| pipeline.submit(write).unwrap());
+    let done = carried_out(&mut model, &mut pipeline);
+    assert!(done.len() == 4 && done.values().all(is_committed), "{done:?}");
+    assert!(pipeline.next_batch().is_none() && pipeline.in_flight() == 3);
+    assert_eq!(pipeline.finished(stuck.id, Outcome::NoSpace).len(), 1);
+}
+
 /// Sends a deletion twice, and does something before the second time; what has become of it.
 fn sent_twice(first_arrives: bool, meanwhile: impl FnOnce(&mut Model)) -> (WriteResult, Model) {
     let (mut model, mut pipeline) = without_space();
