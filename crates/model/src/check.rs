@@ -309,3 +309,7 @@ impl<'a> PlanChecker<'a> {
         unit.holders.iter().find(|h| h.worker == *id && h.held.epoch == epoch && epoch != Epoch::default())
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

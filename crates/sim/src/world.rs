@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Entry, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record, Registration,
+    Change, Cluster, Decision, Definition, Entry, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record, Registration,
     ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
@@ -21,6 +21,8 @@ pub struct World {
     revision: i64,
     /// Assignments created, less those that took the place of none: what a person would call moves.
     pub moves: usize,
+    /// What is decided and neither written nor refused yet.
+    under_way: Vec<Decision>,
 }
 
 fn name(text: &str) -> ResourceName {
@@ -29,6 +31,13 @@ fn name(text: &str) -> ResourceName {
 
 fn worker(text: &str) -> WorkerId {
     WorkerId::new(text).expect("a worker's id")
+}
+
+/// Both are about the same worker, and about no resource.
+fn about_one_worker(one: &Decision, other: &Decision) -> bool {
+    let of =
+        |decision: &Decision| decision.writes.iter().find(|write| write.resource().is_none()).and_then(|write| write.worker().cloned());
+    of(one).is_some_and(|id| of(other) == Some(id))
 }
 
 impl World {
@@ -151,6 +160,77 @@ impl World {
             }
         }
         plan
+    }
+
+    /// Plans, checks the plan, and reserves what it decides; [`World::finish`] says what becomes of each.
+    ///
+    /// # Panics
+    /// When the plan or a reservation violates an invariant.
+    pub fn decide(&mut self) {
+        let plan = plan(&self.cluster, self.now, &self.config);
+        assert_eq!(check::check_plan(&self.cluster, &plan, self.now, self.config.wait), []);
+        for action in &plan.actions {
+            let decision = Decision::of(action, &self.cluster).expect("a plan builds on what is known");
+            // Of a worker, too, one thing at a time is decided.
+            if action.resource().is_some() || !self.under_way.iter().any(|other| about_one_worker(other, &decision)) {
+                self.cluster.reserve(&decision.writes, self.now);
+                self.under_way.push(decision);
+            }
+        }
+        assert_eq!(check::check_cluster(&self.cluster), []);
+    }
+
+    /// A person wants something of a worker, which is reserved until [`World::finish`].
+    pub fn ask(&mut self, id: &str, intent: Option<IntentKind>) {
+        let entry = Entry::Intent(worker(id), intent.map(|kind| Intent { kind, since: 0 }));
+        let decision = Decision { guards: Vec::new(), writes: vec![evenkeel_model::Write::new(entry)] };
+        if !self.under_way.iter().any(|other| about_one_worker(other, &decision)) {
+            self.cluster.reserve(&decision.writes, self.now);
+            self.under_way.push(decision);
+        }
+        assert_eq!(check::check_cluster(&self.cluster), []);
+    }
+
+    /// What becomes of one of the decisions under way: it is written if what it was made by is still so and etcd takes it, else nothing comes of it.
+    ///
+    /// # Panics
+    /// When the cluster violates an invariant.
+    pub fn finish(&mut self, which: usize, is_taken: bool) {
+        if self.under_way.is_empty() {
+            return;
+        }
+        let decision = self.under_way.swap_remove(which % self.under_way.len());
+        if is_taken && decision.guards.iter().all(|guard| self.holds(guard)) {
+            let revision = self.next();
+            for write in &decision.writes {
+                self.apply(write.change(revision));
+            }
+        }
+        self.cluster.release(&decision.writes, self.now);
+        assert_eq!(check::check_cluster(&self.cluster), []);
+    }
+
+    /// Every decision under way comes to its end.
+    pub fn finish_all(&mut self) {
+        while !self.under_way.is_empty() {
+            self.finish(0, true);
+        }
+        assert_eq!(self.cluster.reserved().count(), 0);
+    }
+
+    fn holds(&self, guard: &Guard) -> bool {
+        let (Guard::Modified(key, revision) | Guard::Created(key, revision)) = guard;
+        let is = match key {
+            Key::Resource(name) => self.cluster.unit(name.as_str()).and_then(|u| u.record.as_ref()).map(|r| r.revision),
+            Key::Assignment(worker, name) => {
+                let unit = self.cluster.unit(name.as_str());
+                unit.and_then(|u| u.holders.iter().find(|h| h.worker == *worker)).map(|h| Revision(h.held.epoch.0))
+            }
+            Key::Admission(id) => self.cluster.worker(id.as_str()).and_then(|w| w.admission.as_ref()).map(|a| a.revision),
+            Key::Worker(id) => self.cluster.worker(id.as_str()).and_then(|w| w.registered.as_ref()).map(|r| Revision(r.0.0)),
+            other => panic!("no decision has a condition on {other:?}"),
+        };
+        is.unwrap_or_default() == *revision
     }
 
     /// Lets time pass and workers answer until nothing is left to do; gives the last, empty plan.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::{Definition, Draft, Moment, Origin, Pending, Registration, Standing, Subject, WorkerId, fit};
+use evenkeel_model::{Definition, Draft, IntentKind, Moment, Origin, Pending, Registration, Standing, Subject, WorkerId, fit};
 use evenkeel_planner::plan;
 use evenkeel_sim::world::World;
 use proptest::prelude::*;
@@ -10,16 +10,32 @@ use proptest::prelude::*;
 /// Something that happens.
 #[derive(Clone, Debug)]
 enum Step {
-    Put { name: u8, weight: u64, zone: Option<u8>, pin: Option<u8>, version: u8 },
+    Put {
+        name: u8,
+        weight: u64,
+        zone: Option<u8>,
+        pin: Option<u8>,
+        version: u8,
+    },
     Delete(u8),
     Garble(u8),
-    Join { worker: u8, zone: u8, guard: u8, capacity: Option<u64>, attests: bool },
+    Join {
+        worker: u8,
+        zone: u8,
+        guard: u8,
+        capacity: Option<u64>,
+        attests: bool,
+    },
     Leave(u8),
     Crash(u8),
     Acknowledge,
     Pass(u16),
     Turn,
     Term,
+    /// What is planned is reserved, and written or refused later.
+    Decide,
+    Ask(u8, Option<bool>),
+    Finish(u8, bool),
 }
 
 fn step(plain: bool) -> impl Strategy<Value = Step> {
@@ -38,6 +54,15 @@ fn step(plain: bool) -> impl Strategy<Value = Step> {
         2 => (0..3000_u16).prop_map(Step::Pass),
         5 => Just(Step::Turn),
         1 => Just(Step::Term),
+    ]
+}
+
+/// The same, with decisions that take their time.
+fn slow_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => step(false).prop_map(|step| if matches!(step, Step::Turn) { Step::Decide } else { step }),
+        1 => (0..5_u8, any::<Option<bool>>()).prop_map(|(id, intent)| Step::Ask(id, intent)),
+        4 => (any::<u8>(), prop::bool::weighted(0.8)).prop_map(|(which, is_taken)| Step::Finish(which, is_taken)),
     ]
 }
 
@@ -87,6 +112,12 @@ fn happen(world: &mut World, step: &Step) {
         Step::Pass(ms) => world.pass(Duration::from_millis(u64::from(ms))),
         Step::Turn => drop(world.turn()),
         Step::Term => world.cluster.begin_term(world.now),
+        Step::Decide => world.decide(),
+        Step::Ask(id, intent) => {
+            let drain = IntentKind::Drain { deadline_ms: None };
+            world.ask(&format!("w{id}"), intent.map(|drains| if drains { drain } else { IntentKind::Cordon }));
+        }
+        Step::Finish(which, is_taken) => world.finish(usize::from(which), is_taken),
     }
 }
 
@@ -119,6 +150,23 @@ proptest! {
         let mut world = World::default();
         for step in &steps {
             happen(&mut world, step);
+        }
+        let last = world.settle();
+        everything_is_placed_or_explained(&world, &last.undone);
+        prop_assert!(plan(&world.cluster, world.now, &world.config).actions.is_empty());
+    }
+
+    /// Decisions are reserved, come to their ends in any order, fail at random or because somebody else was faster, and leave nothing behind. No plan
+    /// touches what is under way, no total is wrong in between, and what comes of it all is as if each had been written at once.
+    #[test]
+    fn what_is_reserved_is_counted_once_and_leaves_nothing_behind(steps in prop::collection::vec(slow_step(), 1..150)) {
+        let mut world = World::default();
+        for step in &steps {
+            happen(&mut world, step);
+        }
+        world.finish_all();
+        for id in 0..5 {
+            world.want(&format!("w{id}"), None);
         }
         let last = world.settle();
         everything_is_placed_or_explained(&world, &last.undone);
@@ -234,6 +282,36 @@ fn a_session_that_attests_keeps_everything() {
     let origin = Origin { guard: "another".to_owned(), ..again.origin.clone() };
     world.join(Registration { attests: session, origin, ..again });
     assert_eq!(world.turn().actions, []);
+}
+
+/// Readers see what is committed; the planner counts what is decided, and plans nothing for it.
+#[test]
+fn what_is_decided_counts_for_the_planner_alone() {
+    let mut world = World::default();
+    world.join(registration(0, 0, 0, None));
+    world.join(registration(1, 0, 0, None));
+    drop(world.settle());
+    world.put(definition(0, 4, None, None, 0));
+    world.decide();
+    let at = |world: &World| world.cluster.workers().map(|(_, w)| (w.payload, w.load)).collect::<Vec<_>>();
+    assert_eq!(at(&world), [(0, 4), (0, 0)]);
+    assert_eq!(world.home("r0"), None, "it is nowhere yet");
+    assert_eq!(plan(&world.cluster, world.now, &world.config).actions, [], "it is under way");
+    // The next one goes to the other worker.
+    world.put(definition(1, 1, None, None, 0));
+    world.decide();
+    assert_eq!(at(&world), [(0, 4), (0, 1)]);
+    world.finish(0, false);
+    assert_eq!(at(&world), [(0, 0), (0, 1)], "nothing has come of it, and nothing is left of it");
+    world.finish(0, true);
+    assert_eq!(at(&world), [(0, 0), (1, 1)]);
+    // From the moment on that a worker is cordoned nothing is placed there, and nobody sees a cordon before there is one.
+    world.ask("w0", Some(IntentKind::Cordon));
+    assert_eq!(world.cluster.worker("w0").and_then(|w| w.intent), None);
+    world.decide();
+    assert_eq!(at(&world), [(0, 0), (1, 5)]);
+    world.finish_all();
+    assert_eq!(at(&world), [(0, 0), (5, 5)]);
 }
 
 #[test]
