@@ -209,9 +209,9 @@ impl Term {
             if decided.request.is_none() && decided.riders.is_empty() {
                 return;
             }
-            let Err(decided) = self.decide(state, decided, now) else { break };
+            let Err(others) = self.decide(state, decided, now) else { break };
             // It cannot be written, and whoever wanted it knows. The others go on from what there was before.
-            decided.riders.into_iter().rev().for_each(|rider| waiting.push_front(rider));
+            others.into_iter().rev().for_each(|rider| waiting.push_front(rider));
         }
         self.subjects.wait_on(subject, waiting);
     }
@@ -252,8 +252,11 @@ impl Term {
         decided
     }
 
-    /// Reserves a decision and hands it on to be written. Back: it cannot be written, nothing is changed, and who wanted it has been told.
-    fn decide(&mut self, state: &mut State, decided: Decided, now: Moment) -> Result<(), Decided> {
+    /// Reserves a decision and hands it on to be written.
+    ///
+    /// # Errors
+    /// It cannot be written: nothing is changed, and who wanted it has been told. Those who wait for something else with it are back.
+    fn decide(&mut self, state: &mut State, decided: Decided, now: Moment) -> Result<(), Vec<Request>> {
         let subject = decided.subject.clone();
         let (refusal, mut decided) = match self.commits.submit(decided) {
             Ok(writes) => {
@@ -267,7 +270,7 @@ impl Term {
         let others =
             if decided.request.is_some() && refusal != Refusal::NotLeader { std::mem::take(&mut decided.riders) } else { Vec::new() };
         decided.refuse(&refusal);
-        Err(Decided { riders: others, ..Decided::default() })
+        Err(others)
     }
 
     /// Plans, takes out of the plan what must never be, and decides the rest. Answers when the planner wants to be asked again.
