@@ -102,10 +102,17 @@ pub(crate) struct State {
 
 /// One key of the history in etcd.
 #[derive(Debug)]
-struct Batch {
+pub(crate) struct Batch {
     suffix: Box<str>,
     created: Revision,
     entries: usize,
+}
+
+impl Batch {
+    /// What its key ends in.
+    pub(crate) fn suffix(&self) -> &str {
+        &self.suffix
+    }
 }
 
 impl Shared {
@@ -276,7 +283,8 @@ impl State {
     /// Takes in a key of the history, each after those that are older; without entries: it was deleted, in etcd.
     pub(crate) fn take_history(&mut self, suffix: Box<str>, created: Revision, entries: Vec<HistoryEntry>) {
         if entries.is_empty() {
-            if let Some(at) = self.batches.iter().position(|batch| batch.suffix == suffix) {
+            // The oldest go, and those that this leader deletes are not among them any more.
+            if let Some(at) = self.batches.iter().take(2 * HISTORY_DELETED).position(|batch| batch.suffix == suffix) {
                 self.kept -= self.batches.remove(at).map_or(0, |batch| batch.entries);
             }
             return;
@@ -299,9 +307,21 @@ impl State {
         self.old() >= HISTORY_DELETED
     }
 
-    /// The oldest keys of the history, of which there are too many in etcd.
-    pub(crate) fn old_history(&self) -> impl Iterator<Item = &str> {
-        self.batches.iter().take(self.old().min(HISTORY_DELETED)).map(|batch| &*batch.suffix)
+    /// Takes out the oldest keys of the history, of which there are too many in etcd.
+    pub(crate) fn take_old_history(&mut self) -> Vec<Batch> {
+        let old: Vec<Batch> = self.batches.drain(..self.old().min(HISTORY_DELETED)).collect();
+        self.kept -= old.iter().map(|batch| batch.entries).sum::<usize>();
+        old
+    }
+
+    /// They could not be deleted, and are there still.
+    pub(crate) fn put_back(&mut self, old: Vec<Batch>) {
+        // A list may have brought them meanwhile.
+        if self.batches.front().zip(old.last()).is_some_and(|(first, last)| first.created <= last.created) {
+            return;
+        }
+        self.kept += old.iter().map(|batch| batch.entries).sum::<usize>();
+        old.into_iter().rev().for_each(|batch| self.batches.push_front(batch));
     }
 
     /// By how many keys there are too many. What has many entries in few keys is counted by entries.
@@ -380,13 +400,17 @@ mod tests {
     #[test]
     fn the_oldest_keys_go_when_there_are_too_many_keys_or_entries() {
         assert!(!with_keys(HISTORY_KEYS + HISTORY_DELETED - 1, 1).has_old_history());
-        let state = with_keys(HISTORY_KEYS + HISTORY_DELETED, 1);
-        let old: Vec<&str> = state.old_history().collect();
+        let mut state = with_keys(HISTORY_KEYS + HISTORY_DELETED, 1);
         assert!(state.has_old_history());
-        assert_eq!((old.len(), old[0], old[99]), (HISTORY_DELETED, "1", "100"));
+        let old = state.take_old_history();
+        assert_eq!((old.len(), old[0].suffix(), old[99].suffix()), (HISTORY_DELETED, "1", "100"));
+        assert!(!state.has_old_history(), "they are being deleted");
+        state.put_back(old);
+        assert!(state.has_old_history(), "they could not be deleted");
+        assert_eq!((state.batches.len(), state.kept), (HISTORY_KEYS + HISTORY_DELETED, HISTORY_KEYS + HISTORY_DELETED));
         assert!(!with_keys(390, 100).has_old_history());
-        let state = with_keys(400, 100);
-        assert!(state.has_old_history() && state.old_history().count() == HISTORY_DELETED);
+        let mut state = with_keys(400, 100);
+        assert!(state.has_old_history() && state.take_old_history().len() == HISTORY_DELETED);
         assert_eq!(state.history_after(0).count(), HISTORY);
     }
 }

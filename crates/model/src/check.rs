@@ -240,7 +240,7 @@ impl<'a> PlanChecker<'a> {
             let is_live = *registered == session && !registration.released;
             let admission = worker.admission.as_deref().map(|a| &a.value);
             // A session whose registration cannot be used goes on with nothing: its authority may be longer than a leader waits.
-            let may_inherit = registration.refused.is_none() || worker.names.is_empty();
+            let may_inherit = registration.refused.is_none() || (worker.names.is_empty() && worker.homes == 0);
             is_live
                 && may_inherit
                 && match reason {

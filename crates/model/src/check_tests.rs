@@ -62,7 +62,8 @@ fn what_violates_nothing_is_carried_out_beside_what_does() {
 #[test]
 fn of_two_actions_for_one_resource_neither_is_carried_out() {
     let cluster = cluster();
-    assert_eq!(left(&cluster, vec![place("a"), place("b"), place("a")]), (vec![place("b")], vec![Violation::TwoActions(name("a"))]));
+    let show = Action::View { resource: name("a"), worker: None };
+    assert_eq!(left(&cluster, vec![place("a"), place("b"), show]), (vec![place("b")], vec![Violation::TwoActions(name("a"))]));
 }
 
 #[test]

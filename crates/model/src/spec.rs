@@ -1,6 +1,6 @@
 //! What a driver is given, as canonical text, and the hash of what matters to a worker.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
@@ -12,9 +12,9 @@ use crate::{
     shown::cut,
 };
 
-/// What a driver is given: a JSON object as canonical text (keys in order, no spaces), empty for none.
+/// What a driver is given: a JSON object as canonical text (keys in order, no spaces), empty for none. All clones are one text.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct Spec(Box<str>);
+pub struct Spec(Arc<str>);
 
 /// Covers every field that matters to the worker: kind and spec. Zero, written as "", where both are empty.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -120,7 +120,8 @@ impl Explainer {
                     }
                 },
             };
-            let payload = loads.place(id).map_or(worker.payload, |place| place.payload);
+            // What is decided and under way steers the choice, and is no part of what is.
+            let payload = loads.place(id).map_or(worker.payload, |place| (worker.payload + place.payload).saturating_sub(worker.load));
             self.considered.push(Considered { worker: id.clone(), payload, verdict });
         }
         if workers.next().is_some() { Looked::AtSome } else { Looked::AtAll }

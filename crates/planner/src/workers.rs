@@ -37,8 +37,9 @@ fn look_at<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
         Standing::New => evacuate(turn, id, worker, EndReason::Released),
         Standing::Returning => readmit(turn, id, worker),
         Standing::Released => {
-            turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Released });
+            // Their ends rest on the admission, which is removed after them.
             evacuate(turn, id, worker, EndReason::Released);
+            turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Released });
         }
         Standing::Absent => evacuate(turn, id, worker, EndReason::Released),
         Standing::Lost => lost(turn, id, worker),
@@ -71,7 +72,7 @@ fn readmit<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker) {
 /// What is assigned to this worker may start under its live session. It may not under one whose registration cannot be used: for how long
 /// such a session runs without the leader is unknown, or longer than any leader waits.
 fn may_inherit(worker: &Worker) -> bool {
-    worker.names.is_empty() || worker.registration().is_some_and(|registration| registration.refused.is_none())
+    (worker.names.is_empty() && worker.homes == 0) || worker.registration().is_some_and(|registration| registration.refused.is_none())
 }
 
 fn lost<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {

@@ -145,7 +145,9 @@ impl<'a> Packing<'a> {
         let fits = self.ops + write.ops.len() + usize::from(journal) <= MAX_OPS
             && self.compares.len() + OWN_COMPARES + compares <= MAX_OPS
             && self.reads.len() + OWN_COMPARES + reads <= MAX_OPS
-            && self.bytes + item.bytes <= MAX_BYTES;
+            && self.bytes + item.bytes <= MAX_BYTES
+            // What has neither operations nor compares of its own, such as an entry by itself, takes a place as well.
+            && self.writes.len() < MAX_OPS;
         if !self.writes.is_empty() && (self.closed || item.alone || !fits) {
             return false;
         }

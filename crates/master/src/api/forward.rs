@@ -85,13 +85,7 @@ impl ForwardLayer {
         let found = async {
             loop {
                 let leader = self.shared.leader();
-                let usable = match &leader {
-                    Leadership::Nobody => false,
-                    Leadership::Mine => true,
-                    // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
-                    Leadership::Other { .. } => !is_passed_on,
-                };
-                if usable {
+                if usable(&leader, is_passed_on) {
                     return leader;
                 }
                 if leadership.changed().await.is_err() {
@@ -324,6 +318,16 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+/// A call can be answered by this leader, or be passed on to it.
+fn usable(leader: &Leadership, is_passed_on: bool) -> bool {
+    match leader {
+        Leadership::Nobody => false,
+        Leadership::Mine => true,
+        // Who passed this on knew this master as the leader: it is about to become the leader, or has just ended.
+        Leadership::Other { .. } => !is_passed_on,
+    }
 }
 
 impl<S> Layer<S> for ForwardLayer {

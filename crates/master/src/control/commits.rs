@@ -120,6 +120,7 @@ impl Commits {
         let prefix = self.keys.events();
         let ops: Vec<Op> = suffixes.map(|suffix| Op::delete(format!("{prefix}{suffix}"))).collect();
         let token = self.next_token;
+        // With the fence lost this term is over, and the next one looks for itself.
         if self.pipeline.submit(evenkeel_store::Write { token, compares: Vec::new(), ops, entry: None }).is_ok() {
             self.next_token += 1;
             self.under_way.insert(token, UnderWay { decided: Decided::default(), keys: Vec::new() });

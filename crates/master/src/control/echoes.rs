@@ -93,7 +93,13 @@ impl Echoes {
 
     /// Since when the oldest commit waits for its echo; none: none does.
     pub(super) fn waits_since(&self) -> Option<Moment> {
-        self.commits.values().map(|commit| commit.at).min()
+        // What was committed first was answered first, but for what was in flight beside it.
+        self.commits.first_key_value().map(|(_, commit)| commit.at)
+    }
+
+    /// How many commits have no echo yet.
+    pub(super) fn len(&self) -> usize {
+        self.commits.len()
     }
 
     /// Notes that etcd has come to this revision.

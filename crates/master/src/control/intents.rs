@@ -54,6 +54,9 @@ impl Command for SetIntent {
             return Ruling::Stands(guards, Err(Refusal::NoWorker(id.clone())));
         };
         let before = worker.intent;
+        if before.is_none() && self.intent.is_none() {
+            return Ruling::Stands(vec![Guard::Modified(Key::Intent(id.clone()), Revision::default())], Ok(()));
+        }
         let since = before.filter(|before| Some(before.kind) == self.intent).map_or(by.time, |before| before.since);
         let kind = match self.intent {
             None => EntryKind::Uncordoned,
@@ -82,6 +85,9 @@ impl Command for ReleaseBrake {
         let gone = by.cluster.workers().filter(|(_, w)| is_gone(w.standing()));
         let sessions: BTreeMap<WorkerId, Session> =
             gone.filter_map(|(id, w)| Some((id.clone(), w.admission.as_deref()?.value.session))).collect();
+        if sessions.is_empty() && by.cluster.written_off().is_empty() {
+            return Ruling::Stands(vec![Guard::Modified(Key::WrittenOff(), Revision::default())], Ok(sessions));
+        }
         let reason = format!("{} workers that are gone are waited for no longer", sessions.len());
         let entry = by.entry(EntryKind::WrittenOff, "", &reason);
         let decision =

@@ -365,8 +365,9 @@ impl Control {
             Role::Standby => {}
         }
         let mut state = self.shared.write();
-        (state.undone, state.brake, state.lags_since) = (0, None, None);
+        (state.undone, state.brake, state.lags_since, state.answered) = (0, None, None, Revision::default());
         drop(state);
+        self.wake = None;
         self.candidacy.lost();
         self.shared.set_leadership(Leadership::Nobody);
     }
@@ -399,10 +400,10 @@ impl Control {
     fn turn(&mut self) {
         self.doubt();
         let shared = self.shared.clone();
-        let mut state = shared.write();
-        let now = shared.now();
         let mut wants_list = false;
         if let Role::Leading(term) = &mut self.role {
+            let mut state = shared.write();
+            let now = shared.now();
             if term.is_due {
                 self.wake = term.plan(&mut state, now);
             }
@@ -411,6 +412,7 @@ impl Control {
             // A mirror that has brought nothing yet is still at its list, and one that etcd has lost takes care of itself.
             wants_list = self.revision != Revision::default() && !state.is_cut_off && term.wants_list(&mut state, now);
         }
+        let state = shared.read();
         let (changes, last) = (state.next_change(), state.last_event());
         drop(state);
         shared.wake(changes, u64::try_from(last).unwrap_or(0));
@@ -442,7 +444,10 @@ impl Control {
                 if term.finished(&mut shared.write(), finished, shared.now()) {
                     break;
                 }
+                // What was put off by that is ended as well; the history takes the place that is free now.
                 term.withdraw(shared.now());
+                term.write_history(&mut shared.write(), Moment(Duration::MAX));
+                term.send(&mut self.executor);
             }
             term.abandon();
         }

@@ -24,12 +24,14 @@ use super::{
 use crate::{
     config::MasterConfig,
     measures::Measures,
-    state::{Shared, State},
+    state::{Batch, Shared, State},
     time::Clock,
 };
 
 /// How many writes may wait in the pipeline before requests wait outside.
 const BACKLOG: usize = 4096;
+/// How many commits the watch may have yet to bring before requests wait outside: what they wrote is kept until then, some hundred megabytes at the most.
+const UNSEEN: usize = 65_536;
 /// How long planning rests after etcd has refused a planned write for a reason that time may mend.
 const REST: Duration = Duration::from_secs(1);
 /// The first rest after planned writes whose conditions did not hold, once that has happened a few times in a row; it doubles up to [`REST`].
@@ -68,13 +70,14 @@ pub(super) struct Term {
     history: History,
     echoes: Echoes,
     rests_until: Option<Moment>,
-    /// How many planned writes in a row found their conditions not to hold.
+    /// How many batches in a row had planned writes whose conditions did not hold.
     conflicts: u32,
     /// When the watch may be given up for a list again, and for how long it rests then.
     next_list: Moment,
     list_pause: Duration,
-    /// When old entries of the history may be deleted again; none: some are being deleted.
-    next_trim: Option<Moment>,
+    /// The keys of the history that are being deleted, and when others may be.
+    trimmed: Option<Vec<Batch>>,
+    next_trim: Moment,
     /// Until when further flaws of plans are not logged.
     flaws_told_until: Moment,
 }
@@ -100,7 +103,8 @@ impl Term {
             conflicts: 0,
             next_list: Moment::default(),
             list_pause: LIST_PAUSE,
-            next_trim: Some(now),
+            trimmed: None,
+            next_trim: now,
             flaws_told_until: Moment::default(),
         };
         term.note(EntryKind::Leading, config.id.as_str(), "became the leader", now);
@@ -108,7 +112,7 @@ impl Term {
     }
 
     pub(super) fn takes_requests(&self) -> bool {
-        self.commits.len() < BACKLOG
+        self.commits.len() < BACKLOG && self.echoes.len() < UNSEEN
     }
 
     /// A change that the watch brings: the state has it already, or is ahead of it.
@@ -353,15 +357,18 @@ impl Term {
     /// Takes in what has become of a batch. True: the fence is lost.
     pub(super) fn finished(&mut self, state: &mut State, finished: Finished, now: Moment) -> bool {
         self.measures.finished(&finished.outcome, finished.took);
-        let mut refused = None;
+        let (mut refused, mut is_done) = (None, false);
         for settled in self.commits.finished(finished) {
             let is_planned = settled.decided.is_planned();
-            if let Some(refusal) = self.settle(state, settled, now).filter(|_| is_planned) {
-                refused = Some(refusal);
-            }
+            let refusal = self.settle(state, settled, now);
+            is_done |= is_planned && refusal.is_none();
+            refused = refusal.filter(|_| is_planned).or(refused);
         }
         if let Some(refusal) = refused {
             tracing::warn!(why = %refusal, "what was planned was not written; it is planned again");
+            self.rest_after(&refusal, now);
+        } else if is_done {
+            self.conflicts = 0;
         }
         self.is_due = true;
         self.commits.fence_lost()
@@ -375,14 +382,12 @@ impl Term {
             self.settle_history(state, decided, &result, now);
             return None;
         };
-        let is_planned = decided.is_planned();
         let refusal = match result {
             WriteResult::Committed { revision } => {
                 self.commit(state, revision, (keys, writes), now);
                 if let Some(entry) = decided.entry.take().filter(|_| !is_journaled) {
                     self.history.note(entry, now);
                 }
-                self.conflicts = if is_planned { 0 } else { self.conflicts };
                 decided.request.into_iter().chain(decided.riders).for_each(|request| request.complete(Ok(revision)));
                 self.subjects.end(subject, Vec::new());
                 return None;
@@ -397,9 +402,6 @@ impl Term {
             WriteResult::Unknown => Refusal::Unknown(subject.clone()),
         };
         state.cluster.release(&writes, now);
-        if is_planned {
-            self.rest_after(&refusal, now);
-        }
         let again = judged_again(decided, &refusal);
         self.subjects.end(subject, again);
         Some(refusal)
@@ -441,18 +443,19 @@ impl Term {
 
     /// An entry of the history, or the deletion of old ones.
     fn settle_history(&mut self, state: &mut State, decided: Decided, result: &WriteResult, now: Moment) {
-        if let WriteResult::Committed { revision } = result {
-            state.answered = state.answered.max(*revision);
-        }
-        match decided.entry {
-            Some(_) if matches!(result, WriteResult::Committed { .. }) => {}
-            Some(entry) => self.history.again(entry, now),
-            None if matches!(result, WriteResult::Committed { .. }) => self.next_trim = Some(now),
-            None => self.next_trim = Some(now.after(REST)),
+        match (decided.entry, result) {
+            (Some(_), WriteResult::Committed { revision }) => state.answered = state.answered.max(*revision),
+            (Some(entry), _) => self.history.again(entry, now),
+            (None, WriteResult::Committed { .. }) => self.trimmed = None,
+            (None, _) => {
+                state.put_back(self.trimmed.take().unwrap_or_default());
+                self.next_trim = now.after(REST);
+            }
         }
     }
 
-    /// A planned write was refused: planning goes on after a rest, which is short where only the state was not the one of etcd.
+    /// Planned writes of one batch were refused: planning goes on after a rest, and at once where only the state was not the one of etcd, unless
+    /// that happens again and again.
     fn rest_after(&mut self, refusal: &Refusal, now: Moment) {
         let rest = match refusal {
             Refusal::Conflict(_) => {
@@ -477,9 +480,10 @@ impl Term {
             // What cannot be written is lost with the leadership.
             drop(self.commits.submit(decided));
         }
-        if self.next_trim.is_some_and(|at| at <= now) && state.has_old_history() {
-            self.next_trim = None;
-            self.commits.delete_events(state.old_history());
+        if self.trimmed.is_none() && self.next_trim <= now && state.has_old_history() {
+            let old = state.take_old_history();
+            self.commits.delete_events(old.iter().map(Batch::suffix));
+            self.trimmed = Some(old);
         }
     }
 
@@ -510,15 +514,16 @@ impl Term {
     }
 }
 
-/// Those of a refused decision who are judged anew: all, where it was made by a wrong state; else all but the one that wanted what was refused.
+/// Those of a refused decision who are judged anew: all, where it was made by a wrong state, for a number of times; else those who had only waited to
+/// be confirmed by what somebody else wanted.
 fn judged_again(decided: Decided, refusal: &Refusal) -> Vec<Request> {
     let is_wrong_state = matches!(refusal, Refusal::Conflict(_));
-    let concerns_all = matches!(refusal, Refusal::NotLeader | Refusal::Unknown(_));
+    let concerns_all = matches!(refusal, Refusal::NotLeader | Refusal::Unknown(_)) || (decided.request.is_none() && !is_wrong_state);
     let mut again = Vec::new();
-    for (request, wanted) in decided.riders.into_iter().map(|rider| (rider, false)).chain(decided.request.map(|request| (request, true))) {
-        let mut request = request;
-        request.tries += 1;
-        if concerns_all || (wanted && !is_wrong_state) || request.tries > TRIES {
+    let riders = decided.riders.into_iter().map(|rider| (rider, false));
+    for (mut request, is_wanted) in riders.chain(decided.request.map(|request| (request, true))) {
+        request.tries += u32::from(is_wrong_state);
+        if concerns_all || (is_wanted && !is_wrong_state) || request.tries > TRIES {
             request.refuse(refusal.clone());
         } else {
             again.push(request);

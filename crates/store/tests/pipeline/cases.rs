@@ -155,6 +155,19 @@ fn entries_are_written_with_their_writes_as_one_list_under_one_key() {
     assert_eq!(check(&batch.txn).written.len(), 1, "without entries nothing is put for them");
 }
 
+/// Entries have numbers within their key, of which there are a thousand.
+#[test]
+fn what_has_nothing_but_an_entry_takes_a_place_as_well() {
+    let alone = |token| Write { ops: Vec::new(), ..with_entry(token, "") };
+    let mut pipeline = pipeline();
+    (0..300).for_each(|token| pipeline.submit(alone(token)).unwrap());
+    let mut sizes = Vec::new();
+    while let Some(batch) = pipeline.next_batch() {
+        sizes.push(pipeline.finished(batch.id, Outcome::Applied { revision: Revision(9) }).len());
+    }
+    assert_eq!(sizes, [128, 128, 44]);
+}
+
 #[test]
 fn an_entry_takes_its_place_in_the_batch() {
     // One operation for all entries of a batch: 126 puts beside slot and entries.
