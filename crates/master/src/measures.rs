@@ -122,6 +122,8 @@ impl Measures {
             Outcome::Refused { .. } => "refused",
             Outcome::Void { .. } => "void",
             Outcome::FenceLost => "fence_lost",
+            // It has not finished.
+            Outcome::WaitsForSpace => return,
             Outcome::NoSpace => "no_space",
             Outcome::Rejected { .. } => "rejected",
             Outcome::GivenUp => "unknown",

@@ -104,6 +104,8 @@ pub enum Outcome {
         /// etcd's words.
         reason: String,
     },
+    /// It is not known yet whether it was applied, and will not be before etcd has space again: what settles it is a put. Another outcome follows.
+    WaitsForSpace,
     /// Whoever carried it out has given up before it was known.
     GivenUp,
 }

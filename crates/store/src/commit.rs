@@ -60,8 +60,8 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// An executor, and the channel on which it tells of finished batches, in the order in which they finish. The channel holds no more
-    /// than the pipeline has in flight. `deadline` is for each request.
+    /// An executor, and the channel on which it tells of finished batches, in the order in which they finish, and of those that wait for space. The
+    /// channel holds no more than twice what the pipeline has in flight. `deadline` is for each request.
     #[must_use]
     pub fn new(client: Client, deadline: Duration) -> (Self, mpsc::UnboundedReceiver<Finished>) {
         let (finished, receiver) = mpsc::unbounded_channel();
@@ -75,8 +75,9 @@ impl Executor {
         self.tasks.spawn(of_this_process(async move {
             let id = batch.id;
             let begun = Instant::now();
+            let waits_for_space = || drop(finished.send(Finished { batch: id, outcome: Outcome::WaitsForSpace, took: begun.elapsed() }));
             let outcome = match &batch.resolution {
-                Some(resolution) => carry_out(&client, &batch, resolution, deadline).await,
+                Some(resolution) => carry_out(&client, &batch, resolution, deadline, waits_for_space).await,
                 None => carry_out_unmarked(&client, &batch, deadline).await,
             };
             // Nobody listens any more only when the owner has given up.
@@ -86,7 +87,7 @@ impl Executor {
 }
 
 /// Sends the batch, and makes certain of its outcome.
-async fn carry_out(client: &Client, batch: &Batch, resolution: &Resolution, deadline: Duration) -> Outcome {
+async fn carry_out(client: &Client, batch: &Batch, resolution: &Resolution, deadline: Duration, waits_for_space: impl FnOnce()) -> Outcome {
     let mut pauses = Pauses::new();
     loop {
         match client.send(&batch.txn, deadline).await {
@@ -98,7 +99,7 @@ async fn carry_out(client: &Client, batch: &Batch, resolution: &Resolution, dead
             }
             Err(error) if error.outcome_unknown() || error.blames_member() => {
                 warn!(batch = batch.id.0, %error, "the answer to a batch of writes is lost: finding out what became of it");
-                return resolve(client, resolution, deadline).await;
+                return resolve(client, resolution, deadline, waits_for_space).await;
             }
             Err(error) => return Outcome::Rejected { reason: error.to_string() },
         }
@@ -123,9 +124,9 @@ async fn carry_out_unmarked(client: &Client, batch: &Batch, deadline: Duration) 
     }
 }
 
-/// Asks until it is certain.
-async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration) -> Outcome {
-    let mut pauses = Pauses::new();
+/// Asks until it is certain, and says so once if that is to wait for space.
+async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration, waits_for_space: impl FnOnce()) -> Outcome {
+    let (mut pauses, mut waits_for_space) = (Pauses::new(), Some(waits_for_space));
     loop {
         match client.txn(resolution.txn(), deadline).await {
             Ok(reply) => return resolution.judge(&reply),
@@ -133,6 +134,9 @@ async fn resolve(client: &Client, resolution: &Resolution, deadline: Duration) -
             Err(Error::NoSpace { .. }) => {
                 if let Some(outcome) = read_slot(client, resolution).await.flatten() {
                     return outcome;
+                }
+                if let Some(waits_for_space) = waits_for_space.take() {
+                    waits_for_space();
                 }
             }
             Err(error) => debug!(%error, "it is not known yet what became of a batch"),

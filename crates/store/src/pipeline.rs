@@ -289,6 +289,11 @@ impl Pipeline {
     /// A batch that is not in flight is ignored.
     #[must_use = "each write is reported once"]
     pub fn finished(&mut self, batch: BatchId, outcome: Outcome) -> Vec<Done> {
+        if outcome == Outcome::WaitsForSpace {
+            // It keeps its slot. With all slots kept like this what needs no space goes on, apart from them.
+            self.no_space |= self.slots.iter().any(|slot| slot.flight.as_ref().is_some_and(|flight| flight.batch == batch));
+            return Vec::new();
+        }
         let Some((at, flight)) = self.landed(batch) else { return Vec::new() };
         let mut done = Vec::with_capacity(flight.writes.len());
         match outcome {
@@ -315,6 +320,7 @@ impl Pipeline {
                 self.fence_lost = true;
                 self.all_done(&flight.writes, &WriteResult::Unknown, &mut done);
             }
+            Outcome::WaitsForSpace => {}
             Outcome::NoSpace => self.without_space(at.is_some(), &flight.writes, &mut done),
             Outcome::Rejected { reason } => self.rejected(&flight.writes, reason, &mut done),
             Outcome::GivenUp => self.all_done(&flight.writes, &WriteResult::Unknown, &mut done),

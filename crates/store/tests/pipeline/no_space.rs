@@ -70,6 +70,30 @@ fn a_refusal_for_space_concerns_only_what_needs_it() {
     assert!(!model.kvs.contains_key(b"/k/2".as_slice()) && model.kvs.contains_key(b"/k/5".as_slice()));
 }
 
+/// The answers to all batches in flight are lost, somebody fills the quota, and the marks that would settle them find no space.
+#[test]
+fn batches_that_wait_for_space_hold_up_nothing_that_needs_none() {
+    let (mut model, mut pipeline) = (Model::new(), pipeline());
+    let mut stuck = Vec::new();
+    for token in 0..3 {
+        pipeline.submit(put(token)).unwrap();
+        stuck.push(pipeline.next_batch().expect("a slot").id);
+    }
+    let gone = delete(&mut model, 10);
+    pipeline.submit(gone).unwrap();
+    pipeline.submit(Write { token: 11, compares: vec![Compare::absent("/none")], ops: vec![], entry: None }).unwrap();
+    assert!(pipeline.next_batch().is_none(), "as far as is known they will be settled soon");
+    model.no_space = true;
+    for id in &stuck {
+        assert_eq!(pipeline.finished(*id, Outcome::WaitsForSpace), [], "it is not known what became of them");
+    }
+    let done = carried_out(&mut model, &mut pipeline);
+    assert!(is_committed(&done[&10]) && is_committed(&done[&11]), "{done:?}");
+    let late: Vec<u64> =
+        stuck.iter().flat_map(|id| pipeline.finished(*id, Outcome::Applied { revision: Revision(99) })).map(|d| d.token).collect();
+    assert_eq!(late, [0, 1, 2]);
+}
+
 #[test]
 fn with_space_batches_have_their_marks_and_entries_again() {
     let (mut model, mut pipeline) = without_space();
