@@ -84,3 +84,15 @@ async fn what_is_not_committed_yet_is_shown_to_nobody() {
     assert_eq!(shown(&mut master, "hangs", 14).await.map(|shown| shown.len()), Some(2), "get and list show it, and its weight counts");
     while name_of(&told.recv().await.expect("told")) != "hangs" {}
 }
+
+/// That nobody leads by then says nothing of the try before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_says_that_it_may_have_had_its_effect() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.etcd.stop(0).expect("frozen");
+    let refused = stage.cli("master-1", &["add", "hangs"]);
+    stage.etcd.cont(0).expect("goes on");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("it is not known whether hangs was written"), "{said}");
+}

@@ -203,8 +203,8 @@ impl Shared {
             let until = self.lease.until(&*self.clock).filter(|_| is_mine);
             if did_hold != until.is_some() {
                 did_hold = until.is_some();
+                // This wakes the loop as well, which finds nothing more to say.
                 self.leadership.send_modify(|_| {});
-                leadership.mark_unchanged();
             }
             let look = until.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
             tokio::select! {

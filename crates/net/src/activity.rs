@@ -83,9 +83,11 @@ impl Activity {
         }
     }
 
-    /// Whether a request has ended although not all of its body was read.
-    pub(crate) fn is_unread(&self) -> bool {
-        self.state().is_unread
+    /// Whether something may still come that was not read: the rest of a request's body, or, by HTTP/2, a frame that crosses the last word of this side.
+    /// A socket that is closed over it is reset, and the caller loses what it was told last.
+    pub(crate) fn is_owed_the_end(&self) -> bool {
+        let state = self.state();
+        state.is_unread || state.is_http2
     }
 
     /// A request's headers are there. It waits for its caller until what is returned second says otherwise or is dropped; one that

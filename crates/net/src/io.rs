@@ -113,7 +113,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
             match &mut this.closing {
                 Closing::Open => {
                     ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
-                    let lingers = this.activity.is_unread() && !this.is_at_end;
+                    let lingers = this.activity.is_owed_the_end() && !this.is_at_end;
                     this.closing = if lingers { Closing::Lingers(Box::pin(sleep(this.linger))) } else { Closing::Done };
                 }
                 Closing::Lingers(end) => {

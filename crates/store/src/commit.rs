@@ -94,7 +94,8 @@ async fn carry_out(client: &Client, batch: &Batch, resolution: &Resolution, dead
             Ok(reply) => return Batch::judge(reply, false),
             Err(error @ Error::Overloaded { .. }) => debug!(batch = batch.id.0, %error, "a batch of writes is sent again"),
             Err(error @ Error::NoSpace { .. }) => {
-                warn!(%error, "a batch of writes was refused");
+                // Who is refused is told so, and what is planned says so once a second.
+                debug!(%error, "a batch of writes was refused");
                 return after_no_space(client, resolution).await;
             }
             Err(error) if error.outcome_unknown() || error.blames_member() => {

@@ -85,6 +85,16 @@ pub enum LostReason {
     KeyGone,
 }
 
+impl LostReason {
+    /// For people.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::LeaseGone => "its lease has expired or was revoked",
+            Self::KeyGone => "somebody has deleted it",
+        }
+    }
+}
+
 /// What became of the holder of a leased key that was waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
@@ -294,7 +304,7 @@ impl Held {
         self.state.send_if_modified(|state| {
             let first = *state == LeaseState::Alive;
             if first {
-                warn!(key = %String::from_utf8_lossy(&self.key), ?reason, "a leased key is lost");
+                warn!(key = %String::from_utf8_lossy(&self.key), why = reason.as_str(), "a leased key is lost");
                 *state = LeaseState::Lost { reason };
             }
             first

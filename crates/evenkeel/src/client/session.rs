@@ -103,6 +103,8 @@ struct Tries {
     lost: usize,
     /// There was a connection, and no answer came.
     silent: bool,
+    /// What a master said of which nobody knows whether it had an effect. It counts more than that nobody leads afterwards.
+    unknown: Option<Status>,
 }
 
 impl Session {
@@ -213,11 +215,15 @@ impl Session {
                 Outcome::Said(Err(status)) if !is_passing(&status) => return tries.end(Err(ClientError::status(subject, &status))),
                 Outcome::Said(Err(status)) => {
                     let broken = is_broken(&status);
+                    if !broken && !status.metadata().contains_key(NO_EFFECT) {
+                        tries.unknown = Some(status.clone());
+                    }
                     self.pass_over(index, broken).await;
                     if begun.elapsed() < PATIENCE {
                         tries.again().await;
                     } else if tries.waiting.is_empty() && !broken {
-                        return tries.end(Err(ClientError::status(subject, &status)));
+                        let said = ClientError::status(subject, tries.unknown.as_ref().unwrap_or(&status));
+                        return tries.end(Err(said));
                     } else {
                         tries.out.insert(index, if broken { root_cause(&status) } else { status.message().to_owned() });
                         tries.silent |= broken;
@@ -306,6 +312,9 @@ impl Tries {
         Answer { result, retried: self.lost > 0 || !self.waiting.is_empty() }
     }
 }
+
+/// What a master gives to an answer of a call that certainly had no effect.
+const NO_EFFECT: &str = "evenkeel-no-effect";
 
 /// Whether another try, perhaps at another master, may be answered: there is no leader, or the connection broke.
 fn is_passing(status: &Status) -> bool {
