@@ -19,7 +19,7 @@ pub struct MasterRecord {
     /// The version of its binary.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// When it took office: nanoseconds since the Unix epoch; zero while it has not.
+    /// When it became the leader: nanoseconds since the Unix epoch; zero while it has not.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub leads_since: i64,
 }
@@ -119,7 +119,7 @@ pub enum EntryKind {
     /// A person lets workers go that are gone.
     #[serde(rename = "letgo")]
     WrittenOff,
-    /// A master took office.
+    /// A master became the leader.
     Leading,
 }
 

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::Moment;
 
-/// How many happenings are remembered.
+/// How many occurrences are remembered.
 const BOUND: usize = 65_536;
-/// How many happenings of one key are remembered.
+/// How many occurrences of one key are remembered.
 pub const REMEMBERED: usize = 16;
 
 /// See the module.

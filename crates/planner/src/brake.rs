@@ -15,7 +15,7 @@ pub(crate) fn judge(cluster: &Cluster, config: &PlannerConfig) -> Option<Brake> 
     holds.then_some(Brake { lost, of, percent: config.brake.percent })
 }
 
-/// A person has let go some of the workers that are gone.
+/// A person has written off some of the workers that are gone.
 pub(crate) fn is_any_written_off(cluster: &Cluster) -> bool {
     cluster.written_off().keys().any(|id| cluster.agenda().gone.contains(id) && is_written_off(cluster, id))
 }

@@ -69,7 +69,7 @@ pub fn brake(cluster: &Cluster, config: &PlannerConfig) -> Option<evenkeel_model
     brake::judge(cluster, config)
 }
 
-/// Whether a person has let go some of the workers that are gone.
+/// Whether a person has written off some of the workers that are gone.
 #[must_use]
 pub fn is_any_written_off(cluster: &Cluster) -> bool {
     brake::is_any_written_off(cluster)

@@ -5,7 +5,7 @@
 //! # When a member falls silent
 //!
 //! A watch of which nothing comes looks the same whether nothing happens or its member is frozen or cut off. So a stream that has been
-//! quiet for [`QUIET`] is asked for a sign of life, and is given up for another member if none comes within [`ANSWER`]: a frozen
+//! quiet for [`QUIET`] is probed for liveness, and is given up for another member if no answer comes within [`ANSWER`]: a frozen
 //! member is noticed within 3 s. If another call of the same client has missed its deadline and left the member (a worker's proof
 //! does so within a second), the stream is asked at once. The question is etcd's progress request, which its member answers alone: no
 //! read, no write, nothing between the members. A member that lives but has lost its quorum ends the stream by itself, since the watch
@@ -30,7 +30,7 @@ use crate::{
     types::{KeyRange, Kv},
 };
 
-/// How long a stream may be quiet before it is asked for a sign of life.
+/// How long a stream may be quiet before it is probed for liveness.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long the sign may take. It doubles with every stream in a row that gave none, since a member that reads a long history for a
 /// watch that resumes far back gives none either.
@@ -145,7 +145,7 @@ enum State {
 enum Pulse {
     /// It was heard of at this time.
     Heard(Instant),
-    /// It was asked for a sign of life, and has until this time.
+    /// It was probed for liveness, and has until this time.
     Asked { until: Instant },
 }
 
@@ -154,7 +154,7 @@ enum Event {
     Message(Result<WatchMessage, Error>),
     /// Nothing came for too long, or other calls have left the member.
     Doubt,
-    /// No sign of life came.
+    /// No answer to the probe came.
     Silence,
 }
 
@@ -167,7 +167,7 @@ struct Mirror {
     updates: mpsc::Sender<Update>,
     member_changes: Moves,
     /// The changes of the revision that was seen last, if it was one that changed the range. A watch that goes on after it repeats them;
-    /// one that does not tells of another history, since etcd was put back to an earlier state and has gone on from there.
+    /// one that does not tells of another history, since etcd was restored from a backup and has gone on from there.
     last: Vec<KeyChange>,
     /// The repetition is still to come: after how many signs of life it is given up.
     repeat_within: Option<u8>,

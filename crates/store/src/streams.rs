@@ -49,12 +49,12 @@ impl WatchStream {
         self.watch.next().await
     }
 
-    /// Asks for a sign of life.
+    /// Sends a liveness probe.
     pub(crate) async fn ask(&mut self, deadline: Duration) -> Result<(), Error> {
         in_time(self.watch.ask(), deadline, &self.endpoint).await
     }
 
-    /// The failure of a member that gave no sign of life.
+    /// The failure of a member that did not answer a liveness probe.
     pub(crate) fn silent(&self, after: Duration) -> Error {
         Error::Deadline { endpoint: self.endpoint.clone(), after }
     }

@@ -65,7 +65,7 @@ pub trait Watch: Send + Sync {
     /// The next message. The future may be dropped before it is done without losing anything.
     fn next(&mut self) -> BoxFuture<'_, Result<WatchMessage, Error>>;
 
-    /// Asks for a sign of life, which comes as [`WatchMessage::Alive`]. It is done when the question is on its way.
+    /// Sends a liveness probe, which is answered by [`WatchMessage::Alive`]. It is done when the question is on its way.
     fn ask(&mut self) -> BoxFuture<'_, Result<(), Error>>;
 }
 

@@ -163,7 +163,7 @@ async fn a_mirror_ends_with_its_receiver_and_does_not_mind_a_quiet_range() {
     let client = etcd.client();
     let mut copy = Copy::of(&client, KeyRange::prefix("/m/"));
     copy.until("the list", |copy| copy.resets == 1).await;
-    // Longer than a stream may be quiet: it is asked for a sign of life, and gives it.
+    // Longer than a stream may be quiet: it is asked by a liveness probe, and answers it.
     let quiet = tokio::time::timeout(Duration::from_secs(4), copy.step()).await;
     assert!(quiet.is_err(), "nothing has happened, and nothing is told: {quiet:?}");
     client.put("/m/1", "").await.unwrap();

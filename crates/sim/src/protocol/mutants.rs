@@ -60,7 +60,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(6, "the guard does not end the work of an agent that hangs", &[GuardSleeps], "freeze"),
     mutant(7, "writes do not compare the leader's key", &[FenceLeftOut], "leader"),
     mutant(7, "a new leader takes the waits as done", &[NewLeaderDoesNotWait], "takeover"),
-    mutant(7, "a new leader acts on what it knew before it took office", &[ActsBeforeCatchingUp], "first leader"),
+    mutant(7, "a new leader acts on what it knew before it led", &[ActsBeforeCatchingUp], "first leader"),
     // Together, and then each alone.
     mutant(4, "who is not admitted reports, and no status compares the admission", &[ReportsUnadmitted, StatusWithoutAdmission], "twin"),
     backed(4, "who is not admitted reports", &[ReportsUnadmitted], "twin"),

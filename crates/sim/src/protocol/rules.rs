@@ -57,7 +57,7 @@ pub enum Weakening {
     WaitNotReset,
     /// A new leader takes the waits of the one before as done.
     NewLeaderDoesNotWait,
-    /// A new leader acts on what it knew before it took office.
+    /// A new leader acts on what it knew before it led.
     ActsBeforeCatchingUp,
     /// The leader admits a session at once whose predecessor is gone.
     AdmitsUnattested,
