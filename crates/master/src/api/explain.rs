@@ -6,7 +6,7 @@ use evenkeel_proto::v1;
 
 use tonic::Status;
 
-use super::{convert, room::Room, service::Service, states};
+use super::{convert, lists, room::Room, service::Service, states};
 use crate::control::request::Refusal;
 
 /// How many workers an explanation speaks of at most: those that can run it first.
@@ -22,6 +22,7 @@ const WORKERS: usize = 50;
 /// NOT_FOUND when nothing of that name is wanted.
 pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1::ExplainResponse, Status> {
     let (shared, planner) = (service.shared(), &service.config.planner);
+    lists::for_history(shared).await;
     let _place = service.turns.search().await?;
     let (shown, events, definition) = {
         let state = shared.read();

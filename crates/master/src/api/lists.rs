@@ -127,9 +127,7 @@ pub(super) async fn workers(service: &Service, request: &v1::ListWorkersRequest)
 /// Oldest first in any case. The history is bounded, so one step is enough.
 pub(super) async fn events(shared: &Shared, request: &v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Status> {
     let size = page_size(request.page_size, USUAL_PAGE)?;
-    // Who was answered that something was done finds it in the history.
-    let answered = shared.read().answered;
-    until(FOLLOWED, || answered <= shared.read().followed).await;
+    for_history(shared).await;
     let state = shared.read();
     let about = |wanted: &str, is: &[&str]| wanted.is_empty() || is.contains(&wanted);
     let wanted = state.history_after(request.after);
@@ -144,6 +142,12 @@ pub(super) async fn events(shared: &Shared, request: &v1::ListEventsRequest) -> 
         events.reverse();
     }
     Ok(v1::ListEventsResponse { events })
+}
+
+/// Waits, for a while, until the history has what was answered before: who was told that something was done finds it there.
+pub(super) async fn for_history(shared: &Shared) {
+    let answered = shared.read().answered;
+    until(FOLLOWED, || answered <= shared.read().followed).await;
 }
 
 /// Waits until something is, and no longer than that.
