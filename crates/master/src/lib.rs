@@ -7,6 +7,7 @@
 //! a worker about what to run: that goes through etcd alone.
 
 mod api;
+pub use api::NO_EFFECT;
 #[doc(hidden)]
 pub use api::fuzzing;
 mod config;

@@ -27,9 +27,9 @@ impl Moment {
 pub struct Change {
     /// The key, and what it has now.
     pub entry: Entry,
-    /// The revision that created the key; zero: it does not exist, or that is not known yet.
+    /// The revision that created the key; zero: it does not exist.
     pub created: Revision,
-    /// The revision that wrote the value; zero: the key does not exist, or that is not known yet.
+    /// The revision that wrote the value; zero: the key does not exist.
     pub modified: Revision,
     /// Why the value cannot be used; then the entry has what is safe in its place.
     pub error: Option<Box<str>>,
@@ -59,7 +59,7 @@ impl Change {
 /// A value and the revision that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned<T> {
-    /// The mod revision of the key; zero while the write is under way.
+    /// The mod revision of the key; zero in what is only reserved.
     pub revision: Revision,
     /// The value.
     pub value: T,

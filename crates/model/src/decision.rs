@@ -60,7 +60,7 @@ impl Write {
         Self::new(key.absent())
     }
 
-    /// The change that a watch shows when this is written at a revision; zero while that is not known.
+    /// The change that a watch shows when this is written at a revision.
     #[must_use]
     pub fn change(&self, revision: Revision) -> Change {
         let created = if self.created == Revision::default() { revision } else { self.created };

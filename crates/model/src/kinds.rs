@@ -72,9 +72,9 @@ impl<T: DeserializeOwned> Read<T> {
 /// What a change says beside the value.
 #[derive(Debug)]
 pub struct Seen {
-    /// The revision that created the key; zero while it is not known.
+    /// The revision that created the key; zero: it does not exist.
     pub created: Revision,
-    /// The revision that wrote the value; zero while it is not known.
+    /// The revision that wrote the value; zero: the key does not exist.
     pub modified: Revision,
     /// Why the value cannot be used.
     pub error: Option<Box<str>>,
@@ -82,8 +82,9 @@ pub struct Seen {
     pub now: Moment,
 }
 
-/// The JSON of a value.
-pub(crate) fn json<T: Serialize>(value: &T) -> Vec<u8> {
+/// The JSON of a value that is written.
+#[must_use]
+pub fn json<T: Serialize>(value: &T) -> Vec<u8> {
     // The types of the model have string keys and finite numbers only, which JSON can always hold.
     serde_json::to_vec(value).unwrap_or_default()
 }

@@ -50,7 +50,7 @@ pub use fit::{Misfit, Place};
 pub use history::{EntryKind, HistoryEntry, MasterRecord};
 pub use ids::{Epoch, MasterId, NameError, ResourceName, Revision, Session, Suffix, WorkerId};
 pub use intent::{Intent, IntentKind};
-pub use kinds::{Entry, Id, Key, Kind, Read, Seen, Stored};
+pub use kinds::{Entry, Id, Key, Kind, Read, Seen, Stored, json};
 pub use limits::{MAX_LABEL, MAX_LABELS, MAX_NAME, MAX_SPEC, MAX_WEIGHT};
 pub use plan::{Action, AdmitReason, Brake, EndReason, Failed, Pending, PlaceReason, Plan, Subject, Undone};
 pub use rankings::{Load, Rank, Rankings, Shape, ShapeId, Shaped};

@@ -1,8 +1,8 @@
 //! Between what stands in etcd and what the model speaks of: keys and JSON to changes, decisions to transactions. No IO. What is peculiar to
 //! one kind of key stands with the kind, in the model; only what is peculiar to etcd stands here.
 
+pub use evenkeel_model::json;
 use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Key, MasterRecord, Revision, Versioned, Write};
-use serde::Serialize;
 
 use crate::{Compare, KeyChange, Kv, Op, keys::Keys};
 
@@ -70,13 +70,6 @@ pub fn meaning_of_change(keys: &Keys, change: &KeyChange) -> Meaning {
         KeyChange::Put(kv) => meaning(keys, kv),
         KeyChange::Delete { key, .. } => meaning_of_absence(keys, key),
     }
-}
-
-/// The JSON of a value that is written.
-#[must_use]
-pub fn json<T: Serialize>(value: &T) -> Vec<u8> {
-    // The types of the model have string keys and finite numbers only, which JSON can always hold.
-    serde_json::to_vec(value).unwrap_or_default()
 }
 
 /// The conditions and operations of a decision. The first operation of each write is the one on its own key.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use evenkeel_master::NO_EFFECT;
 use evenkeel_proto::v1::master_client::MasterClient;
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, timeout};
@@ -312,9 +313,6 @@ impl Tries {
         Answer { result, retried: self.lost > 0 || !self.waiting.is_empty() }
     }
 }
-
-/// What a master gives to an answer of a call that certainly had no effect.
-const NO_EFFECT: &str = "evenkeel-no-effect";
 
 /// Whether another try, perhaps at another master, may be answered: there is no leader, or the connection broke.
 fn is_passing(status: &Status) -> bool {

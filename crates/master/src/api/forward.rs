@@ -37,7 +37,7 @@ const PREFIX: usize = 5;
 /// Marks a call that was passed on once: it is not passed on again.
 pub(super) const MARK: &str = "evenkeel-forwarded-by";
 /// Marks the answer to a call that certainly had no effect, because who was asked does not lead: another may be asked.
-pub(super) const NO_EFFECT: &str = "evenkeel-no-effect";
+pub const NO_EFFECT: &str = "evenkeel-no-effect";
 /// The services whose calls only the leader can answer.
 const LEADERS: [&str; 2] = ["/evenkeel.v1.Master/", "/CrawlerMaster/"];
 

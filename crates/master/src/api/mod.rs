@@ -23,6 +23,8 @@ mod states;
 mod transcode;
 mod watch;
 
+pub use forward::NO_EFFECT;
+
 use std::sync::{Arc, Weak};
 
 use axum::{
