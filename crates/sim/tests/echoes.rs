@@ -224,7 +224,8 @@ struct Stage {
 }
 
 impl Stage {
-    async fn start() -> Self {
+    /// It leads, and there is nothing else yet.
+    async fn leading() -> Self {
         let etcd = Etcd::start(Settings { members: 1, slow_one_in: 0, ..Settings::default() }, generator(1, "etcd"));
         let (link, hand) = (etcd.link("master"), etcd.link("hand").client(SECOND));
         let gate = Arc::new(Gate::default());
@@ -239,6 +240,11 @@ impl Stage {
         tokio::spawn(engine.run(stops));
         let stage = Self { etcd, hand, handle, gate, _stop: stop };
         stage.until("it leads", |stage| stage.handle.leadership() == Leadership::Mine).await;
+        stage
+    }
+
+    async fn start() -> Self {
+        let stage = Self::leading().await;
         for worker in ["worker-1", "worker-2"] {
             let id = WorkerId::new(worker).unwrap();
             let registration = Registration { kinds: vec!["sim".into()], ..Registration::bare(id.clone(), format!("{worker}:1")) };
@@ -548,4 +554,18 @@ async fn a_worker_that_leaves_costs_no_conflict_and_no_rest() {
     stage.until("all is on the other", |stage| stage.count("/assignments/worker-2/") == 40 && stage.count("/admissions/") == 1).await;
     assert!(begun.elapsed() < SECOND / 4, "{:?}", begun.elapsed());
     assert_eq!(stage.gate.troubles().1, failed, "writes that were refused");
+}
+
+/// The history says who leads before it says what that one did.
+#[tokio::test(start_paused = true)]
+async fn the_first_entry_of_a_leader_is_that_it_leads() {
+    let stage = Stage::leading().await;
+    assert_eq!(stage.put("pending", 1, PutMode::Add).await, Ok(Effect::Created));
+    sleep(SECOND).await;
+    let read = |kv: &evenkeel_store::Kv| (kv.created, serde_json::from_slice::<serde_json::Value>(&kv.value).unwrap());
+    let mut keys: Vec<_> = stage.etcd.peek(|store| store.iter(&KeyRange::prefix("/events/")).map(read).collect());
+    keys.sort_by_key(|(created, _)| *created);
+    let types: Vec<&serde_json::Value> =
+        keys.iter().flat_map(|(_, entries)| entries.as_array().unwrap()).map(|entry| &entry["Type"]).collect();
+    assert_eq!(types, ["leading", "added"]);
 }

@@ -107,7 +107,9 @@ impl Term {
             next_trim: now,
             flaws_told_until: Moment::default(),
         };
-        term.note(EntryKind::Leading, config.id.as_str(), "became the leader", now);
+        // It comes before all that this leader decides, and waits for nothing else.
+        let entry = history::entry(EntryKind::Leading, term.clock.unix_ns(), &term.master, config.id.as_str(), "became the leader");
+        term.write_entry(entry);
         term
     }
 
@@ -476,15 +478,18 @@ impl Term {
     /// Writes what has happened and no decision tells of, if that is due, and deletes what is too old.
     pub(super) fn write_history(&mut self, state: &mut State, now: Moment) {
         for entry in self.history.take_due(now) {
-            let decided = Decided { entry: Some(entry), ..Decided::default() };
-            // What cannot be written is lost with the leadership.
-            drop(self.commits.submit(decided));
+            self.write_entry(entry);
         }
         if self.trimmed.is_none() && self.next_trim <= now && state.has_old_history() {
             let old = state.take_old_history();
             self.commits.delete_events(old.iter().map(Batch::suffix));
             self.trimmed = Some(old);
         }
+    }
+
+    /// Writes an entry by itself. What cannot be written is lost with the leadership.
+    fn write_entry(&mut self, entry: HistoryEntry) {
+        drop(self.commits.submit(Decided { entry: Some(entry), ..Decided::default() }));
     }
 
     /// Sends off what there is to write.
