@@ -9,13 +9,11 @@
 pub mod agent;
 pub mod authority;
 pub mod catalog;
-mod cgroup;
 pub mod config;
 mod containment;
 pub mod desired;
 pub mod driver;
 pub mod guard;
-mod procfs;
 pub mod reconcile;
 pub mod report;
 mod server;

@@ -8,7 +8,7 @@ use std::{fs, time::Instant};
 use evenkeel_model::{Epoch, Observed, Session};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Bench, Worker, eventually, signal};
+use support::{Testbed, Worker, eventually, signal};
 
 /// Each writes `$DIR/<name>.ready` when the worst of it is there.
 const KINDS: [(&str, &str); 6] = [
@@ -44,7 +44,7 @@ while True:
 ";
 
 struct Hostile {
-    bench: Bench,
+    testbed: Testbed,
     worker: Worker,
     session: Session,
     epochs: Vec<(String, Epoch, Value)>,
@@ -53,27 +53,28 @@ struct Hostile {
 impl Hostile {
     /// All kinds run side by side.
     async fn start(id: &str, given: Value) -> Self {
-        let bench = Bench::start(id).await;
-        let worker = bench.worker(given);
-        let (session, _) = bench.admit_after(Session(0)).await;
-        let mut specs: Vec<(String, Value)> = KINDS.iter().map(|(name, script)| ((*name).to_owned(), bench.script(name, script))).collect();
-        let env = json!({"DIR": bench.folder.path().to_str().expect("utf-8")});
+        let testbed = Testbed::start(id).await;
+        let worker = testbed.worker(given);
+        let (session, _) = testbed.admit_after(Session(0)).await;
+        let mut specs: Vec<(String, Value)> =
+            KINDS.iter().map(|(name, script)| ((*name).to_owned(), testbed.script(name, script))).collect();
+        let env = json!({"DIR": testbed.folder.path().to_str().expect("utf-8")});
         specs.push(("traced".to_owned(), json!({"command": ["python3", "-c", TRACED], "env": env})));
         let mut epochs = Vec::new();
         for (name, spec) in specs {
-            let epoch = bench.assign(&name, "process", &spec).await;
+            let epoch = testbed.assign(&name, "process", &spec).await;
             epochs.push((name, epoch, spec));
         }
         for (name, ..) in &epochs {
-            let ready = bench.path(&format!("{name}.ready"));
+            let ready = testbed.path(&format!("{name}.ready"));
             eventually(&format!("{name} at its worst"), async || ready.exists().then_some(())).await;
         }
-        Self { bench, worker, session, epochs }
+        Self { testbed, worker, session, epochs }
     }
 
-    /// The processes that are alive of all this: their environment has the bench's folder.
+    /// The processes that are alive of all this: their environment has the testbed's folder.
     fn alive(&self) -> Vec<String> {
-        let mark = format!("DIR={}", self.bench.folder.path().display());
+        let mark = format!("DIR={}", self.testbed.folder.path().display());
         let mut alive = Vec::new();
         for entry in fs::read_dir("/proc").expect("proc").flatten() {
             let path = entry.path();
@@ -127,10 +128,10 @@ async fn nothing_is_left_of_what_was_reported_stopped(id: &str, given: Value) {
     assert!(hostile.alive().len() > 10, "{:?}", hostile.alive());
     let told = Instant::now();
     for (name, _, spec) in &hostile.epochs {
-        hostile.bench.tell_stop(name, spec).await;
+        hostile.testbed.tell_stop(name, spec).await;
     }
     for (name, epoch, _) in &hostile.epochs {
-        hostile.bench.phase(name, *epoch, Observed::Stopped).await;
+        hostile.testbed.phase(name, *epoch, Observed::Stopped).await;
         println!("{id}: {name} was reported stopped {:?} later", told.elapsed());
     }
     hostile.nothing_lives();
@@ -154,7 +155,7 @@ async fn nothing_survives_its_agent(id: &str, given: Value) {
     hostile.dies(killed, id).await;
     hostile.nothing_lives();
     // Whoever is not admitted yet starts nothing; and the guard attests only when all was reaped.
-    let (_, registration) = hostile.bench.registered_after(hostile.session).await;
+    let (_, registration) = hostile.testbed.registered_after(hostile.session).await;
     assert_eq!(registration.attests, Some(hostile.session));
     hostile.nothing_lives();
 }
@@ -216,17 +217,17 @@ async fn nothing_survives_its_guard(id: &str, given: Value, agent_gets: Signal) 
 #[tokio::test]
 async fn what_left_its_cgroup_does_not_survive_its_agent() {
     let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().find(|p| fs::exists(format!("{p}/cgroup.procs")).unwrap_or(false));
-    let bench = Bench::start("hostile-left").await;
-    let worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
+    let testbed = Testbed::start("hostile-left").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
     let root = root.unwrap_or("/none");
     let script = format!(
         "(setsid sh -c 'echo $$ > {root}/cgroup.procs; trap \"\" TERM HUP; echo $$ > $DIR/child.pid; while :; do sleep 0.05; done' &); exec sleep 300"
     );
-    bench.assign_script("a", &script).await;
-    let child = bench.number("child.pid").await;
+    testbed.assign_script("a", &script).await;
+    let child = testbed.number("child.pid").await;
     signal(worker.agent_pid().await, Signal::SIGKILL);
     support::dead(child).await;
-    let (_, registration) = bench.registered_after(session).await;
+    let (_, registration) = testbed.registered_after(session).await;
     assert_eq!(registration.attests, Some(session));
 }

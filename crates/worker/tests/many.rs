@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use evenkeel_model::{Observed, Session};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Bench, dead, eventually, is_dead, signal};
+use support::{Testbed, dead, eventually, is_dead, signal};
 
 const MANY: usize = 100;
 
-async fn run_many(bench: &Bench) -> Vec<i32> {
+async fn run_many(testbed: &Testbed) -> Vec<i32> {
     for n in 0..MANY {
-        bench.assign_script(&format!("r{n}"), "(setsid sleep 300 &); exec sleep 300").await;
+        testbed.assign_script(&format!("r{n}"), "(setsid sleep 300 &); exec sleep 300").await;
     }
     let mut pids = Vec::new();
     for n in 0..MANY {
-        pids.push(bench.started(&format!("r{n}"), 1).await);
+        pids.push(testbed.started(&format!("r{n}"), 1).await);
     }
     pids
 }
@@ -34,52 +34,52 @@ async fn many_are_stopped_in_time_groups() {
 
 /// When authority ends the agent itself is in time, and on a request to leave all of them stop together.
 async fn many_are_stopped_in_time(id: &str, given: Value) {
-    let bench = Bench::start(id).await;
-    let mut worker = bench.worker(given);
-    let (session, _) = bench.admit_after(Session(0)).await;
-    let pids = run_many(&bench).await;
+    let testbed = Testbed::start(id).await;
+    let mut worker = testbed.worker(given);
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    let pids = run_many(&testbed).await;
     let agent = worker.agent_pid().await;
     let away = Instant::now();
-    bench.etcd.stop(0).expect("stopped");
+    testbed.etcd.stop(0).expect("stopped");
     for pid in pids {
         dead(pid).await;
     }
     assert!(away.elapsed() < evenkeel_worker::authority::Timing::default().authority, "{:?}", away.elapsed());
     assert_eq!(worker.agent_pid().await, agent, "the guard did not have to");
-    bench.etcd.cont(0).expect("continued");
+    testbed.etcd.cont(0).expect("continued");
 
     let back = async || {
-        let (now, _) = bench.registration().await?;
+        let (now, _) = testbed.registration().await?;
         if now != session {
-            bench.admit_after(session).await;
+            testbed.admit_after(session).await;
         }
-        (0..MANY).all(|n| bench.starts(&format!("r{n}")) >= 2).then_some(())
+        (0..MANY).all(|n| testbed.starts(&format!("r{n}")) >= 2).then_some(())
     };
     eventually("all again", back).await;
     let mut pids = Vec::new();
     for n in 0..MANY {
-        pids.push(bench.number(&format!("r{n}.pid")).await);
+        pids.push(testbed.number(&format!("r{n}.pid")).await);
     }
     worker.signal(Signal::SIGTERM);
-    eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    eventually("the release", async || testbed.registration().await.filter(|(_, r)| r.released)).await;
     assert!(pids.into_iter().all(is_dead));
-    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    testbed.delete(&[testbed.keys.worker(&testbed.id), testbed.keys.admission(&testbed.id)]).await;
     assert_eq!(worker.ended().await, Some(0));
 }
 
 /// Far more than the socket to the guard holds words for, while the guard does not read them. One word about the same end is enough.
 #[tokio::test]
 async fn many_are_started_at_once_while_the_guard_is_slow_to_listen() {
-    let bench = Bench::start("many-at-once").await;
-    let worker = bench.worker(json!({}));
-    bench.registered_after(Session(0)).await;
+    let testbed = Testbed::start("many-at-once").await;
+    let worker = testbed.worker(json!({}));
+    testbed.registered_after(Session(0)).await;
     let mut last = None;
     for n in 0..1_000 {
-        last = Some(bench.assign(&format!("n{n:03}"), "noop", &json!({})).await);
+        last = Some(testbed.assign(&format!("n{n:03}"), "noop", &json!({})).await);
     }
     signal(worker.guard_pid(), Signal::SIGSTOP);
-    bench.admit_after(Session(0)).await;
-    bench.phase("n999", last.expect("an epoch"), Observed::Running).await;
+    testbed.admit_after(Session(0)).await;
+    testbed.phase("n999", last.expect("an epoch"), Observed::Running).await;
     signal(worker.guard_pid(), Signal::SIGCONT);
     assert!(!worker.log().contains("does not hear"), "the guard was told more often than it could listen");
 }
@@ -99,26 +99,26 @@ async fn work_that_runs_away_is_caught_groups() {
 }
 
 async fn work_that_runs_away_is_caught(id: &str, given: Value) {
-    let bench = Bench::start(id).await;
-    let worker = bench.worker(given);
-    let (session, _) = bench.admit_after(Session(0)).await;
-    let spec = bench.script("a", RUNNER);
-    let steps = || std::fs::read(bench.path("steps")).map_or(0, |text| text.len());
+    let testbed = Testbed::start(id).await;
+    let worker = testbed.worker(given);
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    let spec = testbed.script("a", RUNNER);
+    let steps = || std::fs::read(testbed.path("steps")).map_or(0, |text| text.len());
     let running = async |before: usize| eventually("steps", async || (steps() > before + 20).then_some(())).await;
-    let epoch = bench.assign("a", "process", &spec).await;
+    let epoch = testbed.assign("a", "process", &spec).await;
     running(0).await;
-    bench.tell_stop("a", &spec).await;
-    bench.phase("a", epoch, Observed::Stopped).await;
+    testbed.tell_stop("a", &spec).await;
+    testbed.phase("a", epoch, Observed::Stopped).await;
     let after = steps();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(steps(), after, "nothing goes on after its end was reported");
 
-    bench.unassign("a").await;
-    bench.assign("a", "process", &spec).await;
+    testbed.unassign("a").await;
+    testbed.assign("a", "process", &spec).await;
     running(after).await;
     let agent = worker.agent_pid().await;
     signal(agent, Signal::SIGKILL);
-    bench.registered_after(session).await;
+    testbed.registered_after(session).await;
     let after = steps();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(steps(), after, "nothing goes on when the next agent attests");

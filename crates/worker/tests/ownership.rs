@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use evenkeel_model::{Admission, Observed, Session};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Bench, dead, eventually, http_get, is_dead, signal};
+use support::{Testbed, dead, eventually, http_get, is_dead, signal};
 
 /// A child in another session that ignores every polite signal and holds the output.
 const HOSTILE: &str = "(setsid sh -c 'trap \"\" TERM INT HUP; echo $$ > $DIR/child.pid; while :; do sleep 0.05; done' &)
@@ -37,43 +37,43 @@ async fn a_death_is_seen_before_anybody_reaps_it() {
 
 #[tokio::test]
 async fn work_starts_only_under_an_admission_and_stops_for_good() {
-    let bench = Bench::start("own-admission").await;
-    let spec = bench.script("a", QUIET);
-    let first = bench.assign("a", "process", &spec).await;
-    bench.tell_stop("b", &spec).await;
-    let mut worker = bench.worker(json!({}));
-    let (session, registration) = bench.registered_after(Session(0)).await;
+    let testbed = Testbed::start("own-admission").await;
+    let spec = testbed.script("a", QUIET);
+    let first = testbed.assign("a", "process", &spec).await;
+    testbed.tell_stop("b", &spec).await;
+    let mut worker = testbed.worker(json!({}));
+    let (session, registration) = testbed.registered_after(Session(0)).await;
     assert_eq!((registration.kinds.as_slice(), registration.attests), (["noop".to_owned(), "process".to_owned()].as_slice(), None));
     // Proofs hold by now, and yet nothing may happen.
     let proofs = async || http_get(&registration.http, "/metrics").await.ok().filter(|(_, text)| text.contains("proofs_held_total 2"));
     eventually("proofs", proofs).await;
-    assert_eq!((bench.starts("a"), bench.status("b").await), (0, None));
+    assert_eq!((testbed.starts("a"), testbed.status("b").await), (0, None));
     assert_eq!(http_get(&registration.http, "/readyz").await.expect("answer").0, 503);
 
-    bench.admit_after(Session(0)).await;
-    let pid = bench.started("a", 1).await;
-    bench.phase("a", first, Observed::Running).await;
-    eventually("the end of b", async || bench.status("b").await.filter(|s| s.phase == Observed::Stopped)).await;
+    testbed.admit_after(Session(0)).await;
+    let pid = testbed.started("a", 1).await;
+    testbed.phase("a", first, Observed::Running).await;
+    eventually("the end of b", async || testbed.status("b").await.filter(|s| s.phase == Observed::Stopped)).await;
     assert_eq!(http_get(&registration.http, "/readyz").await.expect("answer").0, 200);
 
-    bench.tell_stop("a", &spec).await;
-    bench.phase("a", first, Observed::Stopped).await;
+    testbed.tell_stop("a", &spec).await;
+    testbed.phase("a", first, Observed::Stopped).await;
     assert!(is_dead(pid));
     // The leader never takes a stop back. If it did, the epoch would stay ended all the same.
-    bench.assign("a", "process", &spec).await;
-    bench.assign("c", "process", &bench.script("c", QUIET)).await;
-    bench.started("c", 1).await;
-    assert_eq!(bench.starts("a"), 1);
-    bench.unassign("a").await;
-    let second = bench.assign("a", "process", &spec).await;
-    let pid = bench.started("a", 2).await;
-    bench.phase("a", second, Observed::Running).await;
+    testbed.assign("a", "process", &spec).await;
+    testbed.assign("c", "process", &testbed.script("c", QUIET)).await;
+    testbed.started("c", 1).await;
+    assert_eq!(testbed.starts("a"), 1);
+    testbed.unassign("a").await;
+    let second = testbed.assign("a", "process", &spec).await;
+    let pid = testbed.started("a", 2).await;
+    testbed.phase("a", second, Observed::Running).await;
 
     worker.signal(Signal::SIGTERM);
-    let released = eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    let released = eventually("the release", async || testbed.registration().await.filter(|(_, r)| r.released)).await;
     assert_eq!(released.0, session);
     assert!(is_dead(pid), "nothing runs when it says so");
-    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    testbed.delete(&[testbed.keys.worker(&testbed.id), testbed.keys.admission(&testbed.id)]).await;
     assert_eq!(worker.ended().await, Some(0));
 }
 
@@ -88,14 +88,14 @@ async fn a_killed_agent_takes_its_work_along_and_comes_back_groups() {
 }
 
 async fn a_killed_agent_takes_its_work_along_and_comes_back(id: &str, given: Value) {
-    let bench = Bench::start(id).await;
-    let worker = bench.worker(given);
-    let (session, before) = bench.admit_after(Session(0)).await;
-    let epoch = bench.assign_script("a", HOSTILE).await;
-    let once = bench.assign("once", "process", &json!({"command": ["true"], "restart": "never"})).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
-    bench.phase("a", epoch, Observed::Running).await;
-    bench.phase("once", once, Observed::Exited).await;
+    let testbed = Testbed::start(id).await;
+    let worker = testbed.worker(given);
+    let (session, before) = testbed.admit_after(Session(0)).await;
+    let epoch = testbed.assign_script("a", HOSTILE).await;
+    let once = testbed.assign("once", "process", &json!({"command": ["true"], "restart": "never"})).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
+    testbed.phase("a", epoch, Observed::Running).await;
+    testbed.phase("once", once, Observed::Exited).await;
 
     let agent = worker.agent_pid().await;
     let killed = Instant::now();
@@ -103,28 +103,28 @@ async fn a_killed_agent_takes_its_work_along_and_comes_back(id: &str, given: Val
     dead(pid).await;
     dead(child).await;
     assert!(killed.elapsed() < Duration::from_secs(1), "promised is a second: {:?}", killed.elapsed());
-    let (second, registration) = bench.admit_after(session).await;
+    let (second, registration) = testbed.admit_after(session).await;
     assert_eq!((registration.attests, &registration.origin), (Some(session), &before.origin));
-    bench.started("a", 2).await;
+    testbed.started("a", 2).await;
     assert!(killed.elapsed() < Duration::from_secs(2), "promised are two seconds: {:?}", killed.elapsed());
-    bench.phase("a", epoch, Observed::Running).await;
+    testbed.phase("a", epoch, Observed::Running).await;
 
     // What ran to its end is not run again: its status says so.
     let agent = worker.agent_pid().await;
     signal(agent, Signal::SIGKILL);
-    let (_, registration) = bench.admit_after(second).await;
+    let (_, registration) = testbed.admit_after(second).await;
     assert_eq!(registration.attests, Some(second));
-    bench.started("a", 3).await;
-    assert_eq!(bench.status("once").await.map(|s| (s.phase, s.restarts)), Some((Observed::Exited, 0)));
+    testbed.started("a", 3).await;
+    assert_eq!(testbed.status("once").await.map(|s| (s.phase, s.restarts)), Some((Observed::Exited, 0)));
 }
 
 #[tokio::test]
 async fn a_frozen_agent_is_killed_with_its_work_when_authority_ends() {
-    let bench = Bench::start("own-frozen").await;
-    let worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let testbed = Testbed::start("own-frozen").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
     let agent = worker.agent_pid().await;
     let frozen = Instant::now();
     signal(agent, Signal::SIGSTOP);
@@ -133,9 +133,9 @@ async fn a_frozen_agent_is_killed_with_its_work_when_authority_ends() {
     }
     let after = frozen.elapsed();
     assert!(after > HICCUP && after < authority(), "{after:?}");
-    let (_, registration) = bench.admit_after(session).await;
+    let (_, registration) = testbed.admit_after(session).await;
     assert_eq!(registration.attests, Some(session));
-    bench.started("a", 2).await;
+    testbed.started("a", 2).await;
 }
 
 #[tokio::test]
@@ -149,11 +149,11 @@ async fn without_its_guard_the_agent_ends_all_work_groups() {
 }
 
 async fn without_its_guard_the_agent_ends_all_work(id: &str, given: Value) {
-    let bench = Bench::start(id).await;
-    let worker = bench.worker(given);
-    bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let testbed = Testbed::start(id).await;
+    let worker = testbed.worker(given);
+    testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
     let agent = worker.agent_pid().await;
     let killed = Instant::now();
     worker.signal(Signal::SIGKILL);
@@ -165,102 +165,102 @@ async fn without_its_guard_the_agent_ends_all_work(id: &str, given: Value) {
 
 #[tokio::test]
 async fn a_session_that_was_revoked_ends_its_work_and_another_begins() {
-    let bench = Bench::start("own-revoked").await;
-    let worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    let epoch = bench.assign_script("a", QUIET).await;
-    let pid = bench.started("a", 1).await;
-    bench.phase("a", epoch, Observed::Running).await;
+    let testbed = Testbed::start("own-revoked").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    let epoch = testbed.assign_script("a", QUIET).await;
+    let pid = testbed.started("a", 1).await;
+    testbed.phase("a", epoch, Observed::Running).await;
     let agent = worker.agent_pid().await;
-    let lease = bench.get(bench.keys.worker(&bench.id)).await.expect("key").lease;
+    let lease = testbed.get(testbed.keys.worker(&testbed.id)).await.expect("key").lease;
     let revoked = Instant::now();
-    bench.client.revoke(lease, support::DEADLINE).await.expect("revoked");
+    testbed.client.revoke(lease, support::DEADLINE).await.expect("revoked");
     dead(pid).await;
     assert!(revoked.elapsed() < authority(), "{:?}", revoked.elapsed());
-    let (second, registration) = bench.registered_after(session).await;
+    let (second, registration) = testbed.registered_after(session).await;
     assert_eq!((registration.attests, worker.agent_pid().await), (Some(session), agent), "the same agent");
-    assert_eq!(bench.starts("a"), 1, "not admitted yet");
+    assert_eq!(testbed.starts("a"), 1, "not admitted yet");
     assert!(second > session);
-    bench.admit_after(session).await;
-    bench.started("a", 2).await;
-    bench.phase("a", epoch, Observed::Running).await;
+    testbed.admit_after(session).await;
+    testbed.started("a", 2).await;
+    testbed.phase("a", epoch, Observed::Running).await;
 }
 
 #[tokio::test]
 async fn etcd_away_for_a_moment_restarts_nothing_and_for_long_stops_everything_for_a_while() {
-    let bench = Bench::start("own-away").await;
-    let worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let testbed = Testbed::start("own-away").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
     // What is measured is the time itself.
-    bench.etcd.stop(0).expect("stopped");
+    testbed.etcd.stop(0).expect("stopped");
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    bench.etcd.cont(0).expect("continued");
-    let status = bench.assign("b", "noop", &json!({})).await;
-    bench.phase("b", status, Observed::Running).await;
-    assert!(!is_dead(pid) && bench.starts("a") == 1);
+    testbed.etcd.cont(0).expect("continued");
+    let status = testbed.assign("b", "noop", &json!({})).await;
+    testbed.phase("b", status, Observed::Running).await;
+    assert!(!is_dead(pid) && testbed.starts("a") == 1);
 
     let agent = worker.agent_pid().await;
     let away = Instant::now();
-    bench.etcd.stop(0).expect("stopped");
+    testbed.etcd.stop(0).expect("stopped");
     dead(pid).await;
     dead(child).await;
     let after = away.elapsed();
     assert!(after > HICCUP && after < authority(), "{after:?}");
     assert_eq!(worker.agent_pid().await, agent, "the agent itself has stopped it in time");
-    bench.etcd.cont(0).expect("continued");
+    testbed.etcd.cont(0).expect("continued");
     // The lease may or may not have outlived that.
     let back = async || {
-        let (now, registration) = bench.registration().await?;
+        let (now, registration) = testbed.registration().await?;
         if now != session {
             assert_eq!(registration.attests, Some(session));
-            bench.admit_after(session).await;
+            testbed.admit_after(session).await;
         }
-        (bench.starts("a") == 2).then_some(())
+        (testbed.starts("a") == 2).then_some(())
     };
     eventually("the second start", back).await;
 }
 
 #[tokio::test]
 async fn an_agent_that_was_killed_while_etcd_is_away_comes_back_with_it() {
-    let bench = Bench::start("own-away-killed").await;
-    let worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", QUIET).await;
-    let pid = bench.started("a", 1).await;
-    bench.etcd.stop(0).expect("stopped");
+    let testbed = Testbed::start("own-away-killed").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", QUIET).await;
+    let pid = testbed.started("a", 1).await;
+    testbed.etcd.stop(0).expect("stopped");
     let agent = worker.agent_pid().await;
     signal(agent, Signal::SIGKILL);
     dead(pid).await;
     eventually("a new agent, without etcd", async || (worker.agent_pid().await != agent).then_some(())).await;
-    bench.etcd.cont(0).expect("continued");
-    let (_, registration) = bench.admit_after(session).await;
+    testbed.etcd.cont(0).expect("continued");
+    let (_, registration) = testbed.admit_after(session).await;
     assert_eq!(registration.attests, Some(session));
-    bench.started("a", 2).await;
+    testbed.started("a", 2).await;
 }
 
 /// While the guard does nothing, the agent ends the work when authority ends; and the guard goes on as if nothing had been.
 #[tokio::test]
 async fn a_stopped_guard_leaves_the_end_of_authority_to_the_agent() {
-    let bench = Bench::start("own-guard-stopped").await;
-    let worker = bench.worker(json!({}));
-    bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let testbed = Testbed::start("own-guard-stopped").await;
+    let worker = testbed.worker(json!({}));
+    testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
     let agent = worker.agent_pid().await;
     worker.signal(Signal::SIGSTOP);
-    bench.etcd.stop(0).expect("stopped");
+    testbed.etcd.stop(0).expect("stopped");
     let away = Instant::now();
     eventually("the end of the work", async || (is_dead(pid) && is_dead(child)).then_some(())).await;
     assert!(away.elapsed() < authority(), "{:?}", away.elapsed());
     worker.signal(Signal::SIGCONT);
-    bench.etcd.cont(0).expect("continued");
+    testbed.etcd.cont(0).expect("continued");
     let back = async || {
-        let (session, registration) = bench.registration().await?;
+        let (session, registration) = testbed.registration().await?;
         let admission = Admission { session, authority_ms: None, origin: registration.origin };
-        bench.put(bench.keys.admission(&bench.id), serde_json::to_vec(&admission).expect("json")).await;
-        (bench.starts("a") == 2).then_some(())
+        testbed.put(testbed.keys.admission(&testbed.id), serde_json::to_vec(&admission).expect("json")).await;
+        (testbed.starts("a") == 2).then_some(())
     };
     eventually("the second start", back).await;
     assert_eq!(worker.agent_pid().await, agent, "an extension that lay in the link counts");
@@ -269,11 +269,11 @@ async fn a_stopped_guard_leaves_the_end_of_authority_to_the_agent() {
 /// Ctrl+Z, a curious person, a service manager that signals everybody: the worker goes on, or leaves in order.
 #[tokio::test]
 async fn no_signal_ends_or_stops_a_worker_out_of_order() {
-    let bench = Bench::start("own-signals").await;
-    let mut worker = bench.worker(json!({}));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", QUIET).await;
-    let pid = bench.started("a", 1).await;
+    let testbed = Testbed::start("own-signals").await;
+    let mut worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", QUIET).await;
+    let pid = testbed.started("a", 1).await;
     let agent = worker.agent_pid().await;
     for number in [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGPIPE, Signal::SIGXCPU] {
         worker.signal(number);
@@ -282,29 +282,29 @@ async fn no_signal_ends_or_stops_a_worker_out_of_order() {
         signal(agent, number);
     }
     // Whoever still does what it is told has survived that.
-    let epoch = bench.assign_script("b", QUIET).await;
-    bench.phase("b", epoch, Observed::Running).await;
-    assert_eq!((worker.agent_pid().await, is_dead(pid), bench.starts("a")), (agent, false, 1));
+    let epoch = testbed.assign_script("b", QUIET).await;
+    testbed.phase("b", epoch, Observed::Running).await;
+    assert_eq!((worker.agent_pid().await, is_dead(pid), testbed.starts("a")), (agent, false, 1));
 
     worker.signal(Signal::SIGQUIT);
     signal(agent, Signal::SIGQUIT);
-    let released = eventually("the release", async || bench.registration().await.filter(|(_, r)| r.released)).await;
+    let released = eventually("the release", async || testbed.registration().await.filter(|(_, r)| r.released)).await;
     assert_eq!((released.0, is_dead(pid)), (session, true));
-    bench.delete(&[bench.keys.worker(&bench.id), bench.keys.admission(&bench.id)]).await;
+    testbed.delete(&[testbed.keys.worker(&testbed.id), testbed.keys.admission(&testbed.id)]).await;
     assert_eq!(worker.ended().await, Some(0));
 }
 
 /// What work gets: three streams, the score that everybody has, no priority, no blocked signal, and no more.
 #[tokio::test]
 async fn work_inherits_nothing_of_its_guard() {
-    let bench = Bench::start("own-inherits").await;
-    let _worker = bench.worker(json!({}));
-    bench.admit_after(Session(0)).await;
+    let testbed = Testbed::start("own-inherits").await;
+    let _worker = testbed.worker(json!({}));
+    testbed.admit_after(Session(0)).await;
     let script = "(exec ls /proc/self/fd > $DIR/fds); cat /proc/$$/oom_score_adj > $DIR/oom; grep SigBlk /proc/$$/status > $DIR/blocked
         cut -d' ' -f 19,41 /proc/$$/stat > $DIR/priority; echo 1 > $DIR/done; exec sleep 300";
-    bench.assign_script("a", script).await;
-    bench.number("done").await;
-    let text = |file: &str| std::fs::read_to_string(bench.path(file)).expect(file);
+    testbed.assign_script("a", script).await;
+    testbed.number("done").await;
+    let text = |file: &str| std::fs::read_to_string(testbed.path(file)).expect(file);
     assert_eq!(text("fds").split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"], "the last one is the list itself");
     assert_eq!(text("oom"), std::fs::read_to_string("/proc/self/oom_score_adj").expect("own"));
     assert_eq!(text("blocked").split_whitespace().nth(1), Some("0000000000000000"));
@@ -314,21 +314,21 @@ async fn work_inherits_nothing_of_its_guard() {
 /// Without rights there is no cgroup, no lock on memory, no priority: the same rules hold.
 #[tokio::test]
 async fn a_worker_without_rights_holds_its_work_by_groups() {
-    let bench = Bench::start("own-nobody").await;
-    let as_nobody = bench.worker_as_nobody();
+    let testbed = Testbed::start("own-nobody").await;
+    let as_nobody = testbed.worker_as_nobody();
     // Whoever is not root has no rights to give up.
     let is_root = as_nobody.is_some();
-    let worker = as_nobody.unwrap_or_else(|| bench.worker(json!({"groups_only": true})));
-    let (session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
+    let worker = as_nobody.unwrap_or_else(|| testbed.worker(json!({"groups_only": true})));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
     assert!(!is_root || worker.log().contains("work is held by process groups"), "{}", worker.log());
     signal(worker.agent_pid().await, Signal::SIGKILL);
     dead(pid).await;
     dead(child).await;
-    let (_, registration) = bench.admit_after(session).await;
+    let (_, registration) = testbed.admit_after(session).await;
     assert_eq!(registration.attests, Some(session));
-    bench.started("a", 2).await;
+    testbed.started("a", 2).await;
 }
 
 #[tokio::test]
@@ -344,29 +344,29 @@ async fn killed_agents_are_back_soon_groups() {
 /// R5, for the record: `ROUNDS=20 cargo nextest run -p evenkeel-worker --test ownership killed_agents_are_back --no-capture`.
 async fn killed_agents_are_back_soon(id: &str, given: Value) {
     let rounds: usize = std::env::var("ROUNDS").map_or(1, |text| text.parse().expect("a number"));
-    let bench = Bench::start(id).await;
-    let worker = bench.worker(given);
-    let (mut session, _) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", HOSTILE).await;
+    let testbed = Testbed::start(id).await;
+    let worker = testbed.worker(given);
+    let (mut session, _) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", HOSTILE).await;
     let (mut dead_after, mut back_after) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        let (pid, child) = (bench.started("a", round).await, bench.number("child.pid").await);
+        let (pid, child) = (testbed.started("a", round).await, testbed.number("child.pid").await);
         let agent = worker.agent_pid().await;
         if round > 1 {
             // An agent that lives for less than ten seconds is started again ever slower.
             tokio::time::sleep(Duration::from_millis(10_100)).await;
         }
-        std::fs::remove_file(bench.path("child.pid")).expect("removed");
+        std::fs::remove_file(testbed.path("child.pid")).expect("removed");
         let killed = Instant::now();
         signal(agent, Signal::SIGKILL);
         while !is_dead(pid) || !is_dead(child) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         dead_after.push(killed.elapsed().as_millis());
-        session = bench.admit_after(session).await.0;
-        bench.number("child.pid").await;
+        session = testbed.admit_after(session).await.0;
+        testbed.number("child.pid").await;
         back_after.push(killed.elapsed().as_millis());
-        assert_eq!(bench.starts("a"), round + 1);
+        assert_eq!(testbed.starts("a"), round + 1);
     }
     for (what, mut spans) in [("dead", dead_after), ("back", back_after)] {
         spans.sort_unstable();

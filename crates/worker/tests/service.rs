@@ -8,7 +8,7 @@ use evenkeel_model::{Observed, Session};
 use evenkeel_proto::v1::{ListRunningRequest, LogsRequest, worker_client::WorkerClient};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use support::{Bench, dead, eventually, http_get};
+use support::{Testbed, dead, eventually, http_get};
 use tonic::{Code, transport::Channel};
 
 async fn connect(address: &str) -> WorkerClient<Channel> {
@@ -28,37 +28,37 @@ async fn logs(client: &mut WorkerClient<Channel>, name: &str, follow: bool, tail
 /// The leader may have seen an earlier registration of this worker, with other labels.
 #[tokio::test]
 async fn a_worker_refuses_what_its_own_labels_do_not_allow_until_its_rules_change() {
-    let bench = Bench::start("svc-refuses").await;
-    let _worker = bench.worker(json!({"labels": {"zone": "a"}}));
-    bench.admit_after(Session(0)).await;
-    let allowed = bench.assign_requiring("allowed", "zone in (a,b)").await;
-    let refused = bench.assign_requiring("refused", "gpu=true").await;
-    bench.phase("allowed", allowed, Observed::Running).await;
-    let why = bench.phase("refused", refused, Observed::Failed).await.message;
+    let testbed = Testbed::start("svc-refuses").await;
+    let _worker = testbed.worker(json!({"labels": {"zone": "a"}}));
+    testbed.admit_after(Session(0)).await;
+    let allowed = testbed.assign_requiring("allowed", "zone in (a,b)").await;
+    let refused = testbed.assign_requiring("refused", "gpu=true").await;
+    testbed.phase("allowed", allowed, Observed::Running).await;
+    let why = testbed.phase("refused", refused, Observed::Failed).await.message;
     assert_eq!(why, "this worker may not run it: require: gpu=true does not hold");
     // The same assignment with other rules, as the leader writes it when they change.
-    bench.assign_requiring("refused", "zone=a").await;
-    bench.phase("refused", refused, Observed::Running).await;
+    testbed.assign_requiring("refused", "zone=a").await;
+    testbed.phase("refused", refused, Observed::Running).await;
 }
 
 #[tokio::test]
 async fn what_runs_and_what_it_says_can_be_seen() {
-    let bench = Bench::start("svc-seen").await;
-    let catalog = bench.path("catalog.yaml");
+    let testbed = Testbed::start("svc-seen").await;
+    let catalog = testbed.path("catalog.yaml");
     fs::write(&catalog, "known: {kind: process, spec: {command: [sh, -c, 'for n in 1 2 3; do echo line $n; done; exec sleep 300']}}")
         .expect("catalog");
-    let _worker = bench.worker(json!({"catalog": catalog, "labels": {"zone": "a"}}));
-    let (_, registration) = bench.admit_after(Session(0)).await;
+    let _worker = testbed.worker(json!({"catalog": catalog, "labels": {"zone": "a"}}));
+    let (_, registration) = testbed.admit_after(Session(0)).await;
     assert_eq!(registration.labels["zone"], "a");
-    let epoch = bench.assign("known", "", &json!({})).await;
-    let unknown = bench.assign("unknown", "", &json!({})).await;
-    let failed = bench.assign("failed", "process", &json!({"comand": ["x"]})).await;
-    let docker = bench.assign("docker", "docker", &json!({})).await;
-    bench.phase("known", epoch, Observed::Running).await;
-    bench.phase("unknown", unknown, Observed::Running).await;
-    let why = bench.phase("failed", failed, Observed::Failed).await.message;
+    let epoch = testbed.assign("known", "", &json!({})).await;
+    let unknown = testbed.assign("unknown", "", &json!({})).await;
+    let failed = testbed.assign("failed", "process", &json!({"comand": ["x"]})).await;
+    let docker = testbed.assign("docker", "docker", &json!({})).await;
+    testbed.phase("known", epoch, Observed::Running).await;
+    testbed.phase("unknown", unknown, Observed::Running).await;
+    let why = testbed.phase("failed", failed, Observed::Failed).await.message;
     assert_eq!(why, "spec.comand: unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace");
-    let why = bench.phase("docker", docker, Observed::Failed).await.message;
+    let why = testbed.phase("docker", docker, Observed::Failed).await.message;
     assert_eq!(why, "kind \"docker\" has no driver here; there are noop, process");
 
     let mut client = connect(&registration.address).await;
@@ -95,34 +95,34 @@ async fn what_runs_and_what_it_says_can_be_seen() {
 
 #[tokio::test]
 async fn a_log_is_followed_until_its_resource_has_gone() {
-    let bench = Bench::start("svc-follow").await;
-    let _worker = bench.worker(json!({}));
-    let (_, registration) = bench.admit_after(Session(0)).await;
-    let spec = bench.script("a", "exec 2>/dev/null; echo first; trap 'echo last; exit' TERM; while :; do sleep 0.02; done");
-    let epoch = bench.assign("a", "process", &spec).await;
-    bench.started("a", 1).await;
+    let testbed = Testbed::start("svc-follow").await;
+    let _worker = testbed.worker(json!({}));
+    let (_, registration) = testbed.admit_after(Session(0)).await;
+    let spec = testbed.script("a", "exec 2>/dev/null; echo first; trap 'echo last; exit' TERM; while :; do sleep 0.02; done");
+    let epoch = testbed.assign("a", "process", &spec).await;
+    testbed.started("a", 1).await;
     let mut client = connect(&registration.address).await;
     eventually("the output", async || (logs(&mut client, "a", false, 0).await == "first\n").then_some(())).await;
     let following = tokio::spawn(async move { logs(&mut client, "a", true, 1).await });
-    bench.tell_stop("a", &spec).await;
-    bench.phase("a", epoch, Observed::Stopped).await;
+    testbed.tell_stop("a", &spec).await;
+    testbed.phase("a", epoch, Observed::Stopped).await;
     let all = tokio::time::timeout(support::DEADLINE, following).await.expect("it ends").expect("followed");
     assert_eq!(all, "first\nlast\n");
 }
 
 #[tokio::test]
 async fn a_second_worker_of_a_live_id_is_refused_and_a_dead_ones_is_waited_for() {
-    let bench = Bench::start("svc-taken").await;
-    let mut first = bench.worker(json!({}));
-    let (session, registration) = bench.admit_after(Session(0)).await;
-    bench.assign_script("a", "(setsid sh -c 'echo $$ > $DIR/child.pid; exec sleep 300' &); exec sleep 300").await;
-    let (pid, child) = (bench.started("a", 1).await, bench.number("child.pid").await);
-    let mut second = bench.worker(json!({"data_dir": bench.path("data-2")}));
+    let testbed = Testbed::start("svc-taken").await;
+    let mut first = testbed.worker(json!({}));
+    let (session, registration) = testbed.admit_after(Session(0)).await;
+    testbed.assign_script("a", "(setsid sh -c 'echo $$ > $DIR/child.pid; exec sleep 300' &); exec sleep 300").await;
+    let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
+    let mut second = testbed.worker(json!({"data_dir": testbed.path("data-2")}));
     assert_eq!(second.ended().await, Some(1));
     let refusal =
         format!("the id svc-taken is taken by a live worker at {}; stop that one, or give this one another --id", registration.address);
     assert!(second.log().contains(&refusal), "{}", second.log());
-    assert_eq!(bench.registration().await.map(|(session, _)| session), Some(session));
+    assert_eq!(testbed.registration().await.map(|(session, _)| session), Some(session));
 
     // Killed at one stroke: its lease outlives it for a while.
     let agent = first.agent_pid().await;
@@ -132,8 +132,8 @@ async fn a_second_worker_of_a_live_id_is_refused_and_a_dead_ones_is_waited_for()
     assert_eq!(first.ended().await, None);
     // The system kills the child of a dead agent, and only that.
     dead(pid).await;
-    let _third = bench.worker(json!({"data_dir": bench.path("data-2")}));
-    let (_, registration) = bench.registered_after(session).await;
+    let _third = testbed.worker(json!({"data_dir": testbed.path("data-2")}));
+    let (_, registration) = testbed.registered_after(session).await;
     assert_eq!(registration.attests, None, "it cannot know what another guard has left");
     if fs::exists("/sys/fs/cgroup/unified").expect("known") {
         // But the next guard ends what it finds of a dead one.
@@ -144,7 +144,7 @@ async fn a_second_worker_of_a_live_id_is_refused_and_a_dead_ones_is_waited_for()
 
 #[tokio::test]
 async fn what_is_wrong_is_said_once_and_the_guard_does_not_insist() {
-    let bench = Bench::start("svc-wrong").await;
+    let testbed = Testbed::start("svc-wrong").await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
     let port = taken.local_addr().expect("address").port();
     let cases = [
@@ -154,23 +154,23 @@ async fn what_is_wrong_is_said_once_and_the_guard_does_not_insist() {
         (json!({"data_dir": "/proc/none"}), 1, "--data-dir /proc/none".to_owned()),
     ];
     for (given, status, message) in cases {
-        let mut worker = bench.worker(given);
+        let mut worker = testbed.worker(given);
         assert_eq!(worker.ended().await, Some(status), "{message}");
         assert!(worker.log().contains(&message), "{message} in {}", worker.log());
-        assert!(bench.registration().await.is_none(), "before anything is registered");
-        fs::remove_file(bench.path("worker.log")).expect("log");
+        assert!(testbed.registration().await.is_none(), "before anything is registered");
+        fs::remove_file(testbed.path("worker.log")).expect("log");
     }
 }
 
 #[tokio::test]
 async fn two_requests_to_end_end_it_at_once() {
-    let bench = Bench::start("svc-twice").await;
-    let mut worker = bench.worker(json!({}));
-    bench.admit_after(Session(0)).await;
+    let testbed = Testbed::start("svc-twice").await;
+    let mut worker = testbed.worker(json!({}));
+    testbed.admit_after(Session(0)).await;
     let spec = json!({"command": ["sh", "-c", "trap '' TERM; echo $$ > $DIR/pid; while :; do sleep 0.05; done"],
-        "stop_grace": "1h", "env": {"DIR": bench.folder.path().to_str().expect("utf-8")}});
-    bench.assign("stubborn", "process", &spec).await;
-    let pid = bench.number("pid").await;
+        "stop_grace": "1h", "env": {"DIR": testbed.folder.path().to_str().expect("utf-8")}});
+    testbed.assign("stubborn", "process", &spec).await;
+    let pid = testbed.number("pid").await;
     worker.signal(Signal::SIGINT);
     eventually("the request", async || worker.log().contains("leaving").then_some(())).await;
     // One that comes at once is taken for an echo of the first.

@@ -3,9 +3,9 @@
 //! The wheel: around worker::agent, which it outlives. What it decides stands in [`rules`]; this file carries it out. It allocates nothing
 //! while it kills, and it never speaks to etcd. It runs on one thread, before any other exists.
 
-mod footing;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hardening;
 mod link;
 mod reap;
 pub mod rules;
@@ -139,7 +139,7 @@ struct Agent {
 impl Guard {
     fn new(config: GuardConfig) -> Result<Self, GuardError> {
         // Before anything is opened that the agent is to have.
-        let oom_score = footing::secure();
+        let oom_score = hardening::secure();
         Ok(Self {
             wake: Wake::new().map_err(system("watch signals"))?,
             reaper: Reaper::new(&config.worker, config.containment).map_err(system("hold processes"))?,
@@ -302,7 +302,7 @@ mod tests {
             guard.start(start).expect("started");
             let agent = guard.agent.as_ref().map(|agent| agent.pid).expect("agent");
             if guard.reaper.by_cgroup() {
-                let own = crate::cgroup::own().expect("cgroup");
+                let own = crate::containment::cgroup::own().expect("cgroup");
                 let procs = crate::containment::work_folder(own, &worker, std::process::id()).join("cgroup.procs");
                 std::fs::write(procs, agent.to_string()).expect("joined");
             }

@@ -16,9 +16,11 @@ use nix::{
 };
 
 use crate::{
-    cgroup::{self, Cgroup},
-    containment::{self, ContainmentMode},
-    procfs::{self, Processes},
+    containment::{
+        self, ContainmentMode,
+        cgroup::{self, Cgroup},
+        procfs::{self, Processes},
+    },
     sys,
 };
 

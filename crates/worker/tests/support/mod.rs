@@ -1,4 +1,4 @@
-//! A bench for worker processes: an etcd of its own, workers as real processes, and the test itself in the part of the leader.
+//! A testbed for worker processes: an etcd of its own, workers as real processes, and the test itself in the part of the leader.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of it")]
 
@@ -33,7 +33,7 @@ pub fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("name")
 }
 
-pub struct Bench {
+pub struct Testbed {
     pub etcd: LocalCluster,
     pub client: Client,
     pub keys: Keys,
@@ -41,7 +41,7 @@ pub struct Bench {
     pub folder: tempfile::TempDir,
 }
 
-impl Bench {
+impl Testbed {
     /// The worker's id is the test's own: ids name cgroups.
     pub async fn start(id: &str) -> Self {
         let folder = tempfile::tempdir().expect("folder");

@@ -4,6 +4,9 @@
 //! descendants, and the orphans that the guard adopted and that bear the run's mark in their environment.
 //! It decides nothing: it kills when it is told to.
 
+pub(crate) mod cgroup;
+pub(crate) mod procfs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -21,11 +24,11 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    cgroup::{self, Cgroup},
+use self::{
+    cgroup::Cgroup,
     procfs::{Processes, Stat},
-    sys::ChildSetup,
 };
+use crate::sys::ChildSetup;
 
 /// Which means of holding processes are tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
