@@ -323,3 +323,6 @@ impl Cell<'_> {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
