@@ -10,7 +10,6 @@ pub(crate) mod procfs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -28,16 +27,27 @@ use self::{
     cgroup::Cgroup,
     procfs::{Processes, Stat},
 };
-use crate::sys::ChildSetup;
+use crate::{
+    guard::{Hello, Mark},
+    sys::ChildSetup,
+};
 
-/// Which means of holding processes are tried.
+/// By which means a worker is to hold the processes of its work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ContainmentMode {
-    /// Cgroups where they can be had, else process groups.
+    /// By a cgroup where it can be had, else as [`Self::Processes`].
     #[default]
     Auto,
-    /// Process groups, sessions and the list of processes.
-    Groups,
+    /// By a cgroup, or not at all: there is no guard without.
+    Cgroup,
+    /// By descent and the list of processes.
+    Processes,
+}
+
+/// How a registration, a metric and the log call the means that is used.
+#[must_use]
+pub fn means_name(by_cgroup: bool) -> &'static str {
+    if by_cgroup { "cgroup" } else { "processes" }
 }
 
 /// So many lists in a row without anybody in them.
@@ -45,17 +55,6 @@ const CLEAN_ROUNDS: u32 = 10;
 
 /// The environment variable that tells the processes of one guard from those of another.
 pub(crate) const GUARD_MARK: &str = "EVENKEEL_GUARD";
-
-/// The folder of the cgroup that holds all work of a guard.
-pub(crate) fn work_folder(own: PathBuf, worker: &WorkerId, guard_pid: u32) -> PathBuf {
-    own.join(format!("{}{guard_pid}", work_prefix(worker)))
-}
-
-/// How the names of such folders begin.
-pub(crate) fn work_prefix(worker: &WorkerId) -> String {
-    // A folder's name has at most 255 bytes.
-    format!("evenkeel-{:.200}-", worker.as_str())
-}
 
 /// Makes cells.
 #[derive(Debug)]
@@ -111,16 +110,16 @@ impl Containment {
     ///
     /// # Errors
     /// The cgroup, or the list of processes, cannot be opened.
-    pub(crate) fn find(worker: &WorkerId, guard_pid: u32, mark: &str, by_cgroup: bool) -> io::Result<Self> {
-        let mark = format!("{GUARD_MARK}={mark}");
-        let means = if by_cgroup {
+    pub(crate) fn find(worker: &WorkerId, hello: Hello, guard: Mark) -> io::Result<Self> {
+        let mark = format!("{GUARD_MARK}={guard}");
+        let means = if hello.by_cgroup {
             let own = cgroup::own().ok_or_else(|| io::Error::other("the cgroup of this process cannot be found"))?;
-            let work = Cgroup::open(work_folder(own, worker, guard_pid))?;
+            let work = Cgroup::open(cgroup::work_folder(&own, worker, hello.guard))?;
             work.remove_children();
             Means::Cgroup(work)
         } else {
             let scans = Mutex::new(Scans { processes: Processes::open()?, begun: None, last: Arc::default() });
-            let guard = i32::try_from(guard_pid).unwrap_or_default();
+            let guard = i32::try_from(guard.pid).unwrap_or_default();
             Means::Groups(Arc::new(Groups { guard, mark: mark.clone(), scans, mains: Mutex::default() }))
         };
         Ok(Self { means, mark, cells: AtomicU64::new(0), ending: AtomicBool::new(false) })
@@ -142,7 +141,8 @@ impl Containment {
         let means = match &self.means {
             Means::Cgroup(work) => {
                 let number = self.cells.fetch_add(1, Ordering::Relaxed);
-                CellMeans::Cgroup(Cgroup::create(work.path().join(format!("r-{:.200}-{number}", name.as_str())))?)
+                let made = Cgroup::create(work.path().join(format!("r-{:.200}-{number}", name.as_str())));
+                CellMeans::Cgroup(made.inspect_err(|_| self.end_without(work))?)
             }
             Means::Groups(groups) => CellMeans::Groups {
                 groups: Arc::clone(groups),
@@ -152,6 +152,16 @@ impl Containment {
             },
         };
         Ok(Cell { means, pid: None })
+    }
+
+    /// Ends this process if the cgroup of all work was removed: nothing can be started in it any more. The guard makes another one before it
+    /// starts the next agent.
+    fn end_without(&self, work: &Cgroup) {
+        if !work.exists() {
+            tracing::error!(cgroup = %work.path().display(), "the cgroup of all work was removed: the agent ends, and its guard makes another");
+            crate::log_writer::flush();
+            std::process::exit(i32::from(crate::guard::STATUS_AGAIN));
+        }
     }
 
     /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.

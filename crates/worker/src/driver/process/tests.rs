@@ -1,4 +1,4 @@
-//! The driver on real processes, held by process groups: this process plays the guard that adopts orphans.
+//! The driver on real processes, held by descent and the list of processes: this process plays the guard that adopts orphans.
 
 use std::{
     fs,
@@ -19,6 +19,7 @@ use super::*;
 use crate::{
     authority::{BootTime, SystemClock, boot_time},
     driver::{Event, Observation, What},
+    guard::{Hello, Mark},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -30,7 +31,8 @@ fn containment() -> Arc<Containment> {
         #[cfg(target_os = "linux")]
         nix::sys::prctl::set_child_subreaper(true).expect("subreaper");
         let worker = WorkerId::new("driver-test").expect("id");
-        Arc::new(Containment::find(&worker, std::process::id(), "driver-test", false).expect("containment"))
+        let hello = Hello { guard: 0, generation: 1, previous: None, by_cgroup: false, pid_namespace: 0, started: 0 };
+        Arc::new(Containment::find(&worker, hello, Mark::of_this_process().expect("mark")).expect("containment"))
     });
     Arc::clone(shared)
 }
