@@ -313,7 +313,7 @@ async fn work_inherits_nothing_of_its_guard() {
 
 /// Without rights there is no cgroup, no lock on memory, no priority: the same rules hold.
 #[tokio::test]
-async fn a_worker_without_rights_holds_its_work_by_groups() {
+async fn a_worker_without_rights_holds_its_work_by_processes() {
     let testbed = Testbed::start("own-nobody").await;
     let as_nobody = testbed.worker_as_nobody();
     // Whoever is not root has no rights to give up.
@@ -322,7 +322,7 @@ async fn a_worker_without_rights_holds_its_work_by_groups() {
     let (session, _) = testbed.admit_after(Session(0)).await;
     testbed.assign_script("a", HOSTILE).await;
     let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
-    assert!(!is_root || worker.log().contains("work is held by process groups"), "{}", worker.log());
+    assert!(!is_root || worker.log().contains("work is not held by a cgroup"), "{}", worker.log());
     signal(worker.agent_pid().await, Signal::SIGKILL);
     dead(pid).await;
     dead(child).await;
