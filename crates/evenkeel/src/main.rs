@@ -26,7 +26,7 @@ mod timing;
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use cli::{Command, WRONG_USAGE};
-use evenkeel_worker::log_writer;
+use evenkeel_worker::{guard, log_writer};
 use service_manager::Manager;
 use settings::{CommonArgs, Surroundings};
 
@@ -45,7 +45,10 @@ fn main() -> ExitCode {
             log::tell(&settings.common.notes);
             run::master(settings, Manager::from_environment())
         }),
-        Command::Worker(args) => logged(&args.common.clone(), args.settle(&surroundings()), |settings| run::worker(settings, &arguments)),
+        Command::Worker(args) => {
+            guard::prepare();
+            logged(&args.common.clone(), args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
+        }
         Command::WorkerAgent(args) => logged(&args.common.clone(), args.settle(&surroundings()), |settings| {
             log::tell(&settings.common.notes);
             run::worker_agent(settings, Manager::from_environment())

@@ -33,10 +33,13 @@ struct Given {
 
 fn main() -> ExitCode {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,evenkeel_worker=debug".to_owned());
-    let writer = log_writer::stderr().expect("the log's thread");
-    tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).with_env_filter(filter).init();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let is_agent = args.len() == 2;
+    if !is_agent {
+        guard::prepare();
+    }
+    let writer = log_writer::stderr().expect("the log's thread");
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).with_env_filter(filter).init();
     let text = args.last().and_then(|arg| arg.to_str()).expect("usage: worker JSON");
     let given: Given = serde_json::from_str(text).expect("what is given");
     let status = if is_agent { run_agent(given) } else { run_guard(&given, args) };

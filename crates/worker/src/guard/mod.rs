@@ -132,6 +132,12 @@ pub fn this_program() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
 }
 
+/// Prepares this process for a guard: call it first of all, before the log has its thread.
+pub fn prepare() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    sys::share_one_heap();
+}
+
 /// Runs until the worker has left or cannot go on; returns the exit status. Call it before any other thread exists than the log's writer.
 ///
 /// # Errors
