@@ -111,17 +111,7 @@ impl LogWriter {
 /// One call is one event of the log: it is taken or lost as one.
 impl Write for LogWriter {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let mut state = lock(&self.0.state);
-        // The reserve is for the line that says what was lost.
-        let own = state.thread == Some(std::thread::current().id());
-        let room = if own { self.0.room + RESERVE } else { self.0.room };
-        if state.queued.len() + event.len() > room {
-            state.lost += lines(event);
-        } else {
-            state.queued.extend_from_slice(event);
-        }
-        drop(state);
-        self.0.changed.notify_all();
+        self.0.take(event);
         Ok(event.len())
     }
 
@@ -131,6 +121,20 @@ impl Write for LogWriter {
 }
 
 impl Shared {
+    fn take(&self, event: &[u8]) {
+        let mut state = lock(&self.state);
+        // The reserve is for the line that says what was lost.
+        let own = state.thread == Some(std::thread::current().id());
+        let room = if own { self.room + RESERVE } else { self.room };
+        if state.queued.len() + event.len() > room {
+            state.lost += lines(event);
+        } else {
+            state.queued.extend_from_slice(event);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// What the thread does. It ends with the process.
     fn write_all_of_it(&self, mut out: impl Write, mut taken: Vec<u8>) {
         loop {

@@ -271,6 +271,7 @@ mod tests {
             ("evenkeel-a-99999999999", "a", None),
             ("evenkeel-a-b-00000000000000ab", "a", None),
             ("evenkeel-a-00000000000000AB", "a", None),
+            ("evenkeel-a-00000000000000abc", "a", None),
             ("evenkeel-a-b-77", "a", None),
             ("system.slice", "a", None),
         ] {
