@@ -53,7 +53,7 @@ struct State {
     thread: Option<ThreadId>,
 }
 
-/// The writer to stderr. It is started with the first call, which must come before any thread that a signal is meant for is to be spared.
+/// The writer to stderr. The first call starts its thread.
 ///
 /// # Errors
 /// No thread, or no further descriptor, can be had.

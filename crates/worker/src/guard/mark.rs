@@ -48,7 +48,6 @@ impl Mark {
     ///
     /// # Errors
     /// That cannot be seen now.
-    #[cfg(target_os = "linux")]
     pub(super) fn is_dead_beside(&self, own: &Self) -> io::Result<bool> {
         // The numbers of another namespace say nothing here.
         Ok(self.pid_namespace == own.pid_namespace && started_at(self.pid)? != Some(self.started))
@@ -86,6 +85,11 @@ fn started_at(pid: u32) -> io::Result<Option<u64>> {
         Err(error) if matches!(error.raw_os_error(), Some(ENOENT | ESRCH)) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn started_at(_: u32) -> io::Result<Option<u64>> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The start time in a line of `/proc/<pid>/stat`: inner none for a process that has ended with every thread of it.
