@@ -289,8 +289,8 @@ fn fork_bomb(field: &mut Field) {
     field.note(format!("dead {:.1} s after it was deleted", Duration::from_nanos(boot_time() - deleted).as_secs_f64()));
     field.until_healthy();
     assert_eq!(stack::inspect(&worker.name, "{{.RestartCount}}"), "0", "its guard has seen to it");
-    // What could not prove its session in time was killed, and is back.
-    field.judge(0..=9 * count.max(3));
+    // The machine is starved: what could not prove its session in time was killed, here and on the other workers, and is back.
+    field.judge(0..=90);
 }
 
 fn rolling_restart(field: &mut Field) {
