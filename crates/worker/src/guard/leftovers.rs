@@ -210,17 +210,34 @@ mod tests {
         }
     }
 
-    fn work(worker: &WorkerId, guard: Mark, script: &str) -> Child {
-        Command::new("sh")
-            .args(["-c", script])
-            .env("EVENKEEL_WORKER", worker.as_str())
-            .env(GUARD_MARK, guard.to_string())
-            .spawn()
-            .expect("started")
+    /// Of this run alone: one that was broken off may have left something behind, too.
+    fn worker(what: &str) -> WorkerId {
+        WorkerId::new(&format!("leftovers-{what}-{}", std::process::id())).expect("id")
     }
 
-    fn pid_of(child: &Child) -> i32 {
-        i32::try_from(child.id()).expect("pid")
+    /// A process that ends with the test.
+    struct Running(Child);
+
+    impl Running {
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).expect("pid")
+        }
+
+        fn lives(&mut self) -> bool {
+            self.0.try_wait().expect("seen").is_none()
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    fn work(worker: &WorkerId, guard: Mark, script: &str) -> Running {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("EVENKEEL_WORKER", worker.as_str()).env(GUARD_MARK, guard.to_string());
+        Running(command.spawn().expect("started"))
     }
 
     /// Rounds until one finds nothing; everything that was found. The test reaps what is its own child.
@@ -244,7 +261,7 @@ mod tests {
         if !is_alone("guard::leftovers::tests::the_work_of_a_dead_guard_is_ended_and_nobody_elses") {
             return;
         }
-        let worker = WorkerId::new("leftovers-processes").expect("id");
+        let worker = worker("processes");
         let own = Mark::of_this_process().expect("mark");
         // Our own number, but another start: it was another process's.
         let dead = Mark { started: own.started + 1, ..own };
@@ -256,18 +273,17 @@ mod tests {
         let mut others = [
             work(&worker, own, "exec sleep 300"),
             work(&worker, far, "exec sleep 300"),
-            work(&WorkerId::new("leftovers-processes-2").expect("id"), dead, "exec sleep 300"),
+            work(&self::worker("others"), dead, "exec sleep 300"),
         ];
         while !ready.exists() {
             std::thread::yield_now();
         }
         let mut leftovers = Leftovers { folder: None, ..Leftovers::of(worker, own).expect("made") };
         let ended = end_all(&mut leftovers);
-        assert!(ended.contains(&pid_of(&left)) && ended.len() == 2, "with what it has started: {ended:?}");
-        left.wait().expect("it is dead");
+        assert!(ended.contains(&left.pid()) && ended.len() == 2, "with what it has started: {ended:?}");
+        left.0.wait().expect("it is dead");
         for other in &mut others {
-            assert!(other.try_wait().expect("seen").is_none(), "held by a guard that lives, or that cannot be judged from here");
-            other.kill().and_then(|()| other.wait()).expect("ended");
+            assert!(other.lives(), "held by a guard that lives, or that cannot be judged from here");
         }
     }
 
@@ -276,30 +292,30 @@ mod tests {
         if !is_alone("guard::leftovers::tests::a_cgroup_whose_lock_nobody_holds_is_ended") {
             return;
         }
-        let worker = WorkerId::new("leftovers-cgroups").expect("id");
+        let worker = worker("cgroups");
         let own = cgroup::own().expect("this test needs a cgroup tree (v2) that it may write to");
         let path = cgroup::work_folder(&own, &worker, 1);
         let living = Held::make(&cgroup::work_folder(&own, &worker, 2)).expect("made");
         let in_both = [Held::make(&path).expect("made"), Held::make(&cgroup::work_folder(&own, &worker, 3)).expect("made")];
-        let join = |held: &Held, child: &Child| {
-            fs::write(held.group().path().join("cgroup.procs"), child.id().to_string()).expect("joined");
+        let join = |held: &Held, child: &Running| {
+            fs::write(held.group().path().join("cgroup.procs"), child.pid().to_string()).expect("joined");
         };
-        let mut children: Vec<Child> = (0..2).map(|_| Command::new("sleep").arg("300").spawn().expect("started")).collect();
+        let mut children: Vec<Running> = (0..2).map(|_| Running(Command::new("sleep").arg("300").spawn().expect("started"))).collect();
         join(&in_both[0], &children[0]);
         join(&living, &children[1]);
         // Its guard is gone.
         drop(in_both);
         // And one of 0.1.0, which held no lock, of a number that still lives.
-        let old = own.join(format!("evenkeel-leftovers-cgroups-{}", nix::unistd::getppid()));
+        let old = own.join(format!("evenkeel-{worker}-{}", nix::unistd::getppid()));
         fs::create_dir(&old).expect("made");
 
         let mut leftovers = Leftovers::of(worker, Mark::of_this_process().expect("mark")).expect("made");
         assert_eq!(leftovers.round().expect("looked at").cgroups, std::slice::from_ref(&path));
-        children[0].wait().expect("it is dead");
+        children[0].0.wait().expect("it is dead");
         end_all(&mut leftovers);
         assert!(!path.exists() && living.group().exists() && old.exists());
-        assert!(children[1].try_wait().expect("seen").is_none());
-        children[1].kill().and_then(|()| children[1].wait()).expect("ended");
+        assert!(children[1].lives());
+        drop(children);
         fs::remove_dir(old).expect("removed");
         living.group().remove();
     }
