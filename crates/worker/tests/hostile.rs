@@ -110,7 +110,7 @@ impl Hostile {
 }
 
 fn groups() -> Value {
-    json!({"groups_only": true})
+    json!({"containment": "processes"})
 }
 
 #[tokio::test]
@@ -198,7 +198,7 @@ async fn nothing_survives_its_guard_if_the_agent_was_stopped() {
 }
 
 async fn nothing_survives_its_guard(id: &str, given: Value, agent_gets: Signal) {
-    let by_cgroup = given.get("groups_only").is_none();
+    let by_cgroup = given.get("containment").is_none();
     let hostile = Hostile::start(id, given).await;
     let agent = hostile.worker.agent_pid().await;
     signal(agent, agent_gets);
