@@ -14,8 +14,8 @@ use crate::{
 /// The kind of these specs.
 pub const KIND: &str = "process";
 
-/// A checked spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A checked spec, with its defaults filled in. Two that are equal ask for the same: see [`crate::work`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessSpec {
     /// The program and its arguments; never empty.
     pub command: Vec<String>,
@@ -32,7 +32,7 @@ pub struct ProcessSpec {
 }
 
 /// When a process that ended by itself is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Restart {
     /// Whenever it ended.
     #[default]
@@ -44,7 +44,7 @@ pub enum Restart {
 }
 
 /// What asks a process to end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are those of the signals")]
 pub enum StopSignal {
     #[default]
