@@ -19,6 +19,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 use crate::{
     agent::table::Row,
     authority::{BootTime, Clock, Gate},
+    usage::Root,
 };
 
 /// An agent that has not turned for so long hangs: with a session, a proof turns it every second at the least. Its guard has killed its work by
@@ -92,6 +93,13 @@ impl Board {
 
     pub(crate) fn all(&self) -> Vec<(ResourceName, Shown)> {
         self.rows().iter().map(|(name, shown)| (name.clone(), shown.clone())).collect()
+    }
+
+    /// The process that each run descends from, for [`crate::usage`]: the main process, which is part of the work.
+    pub(crate) fn roots(&self) -> Vec<(ResourceName, Root)> {
+        let rows = self.rows();
+        let pid = |shown: &Shown| i32::try_from(shown.pid).ok().filter(|pid| *pid > 0);
+        rows.iter().filter_map(|(name, shown)| Some((name.clone(), Root { pid: pid(shown)?, is_work: true }))).collect()
     }
 
     pub(crate) fn has(&self, name: &ResourceName) -> bool {
