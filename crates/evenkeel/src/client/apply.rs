@@ -77,7 +77,7 @@ pub(crate) async fn run(args: ApplyArgs) -> Result<(), ClientError> {
     let mut diff = diff(&stands, &wanted);
     let prune = args.selector.filter(|_| args.prune);
     diff.delete.retain(|definition| prune.as_ref().is_some_and(|selector| selector.matches(&definition.labels)));
-    if format == Format::Table {
+    if format.is_table() {
         println_flushed(&diff.counts().to_string())?;
     }
     if args.dry_run {
@@ -108,7 +108,7 @@ fn show(diff: &Diff<'_>, format: Format) -> Result<(), ClientError> {
     let text = match format {
         Format::Json => output::json(&value),
         Format::Yaml => output::yaml(&value),
-        Format::Table => plan_text(diff),
+        Format::Table | Format::Wide => plan_text(diff),
         Format::Name => touched(diff).map(|name| format!("{name}\n")).collect(),
     };
     Ok(output::write(text.as_bytes())?)
@@ -240,7 +240,7 @@ fn report(diff: &Diff<'_>, done: &Done, format: Format, took: Duration) -> Resul
     let Counts { add, change, delete, unchanged } = done.counts;
     let wanted = diff.counts();
     let text = match format {
-        Format::Table => format!("added {add}, changed {change}, deleted {delete} in {:.1} s\n", took.as_secs_f64()),
+        Format::Table | Format::Wide => format!("added {add}, changed {change}, deleted {delete} in {:.1} s\n", took.as_secs_f64()),
         Format::Name => touched(diff).map(|name| format!("{name}\n")).collect(),
         Format::Json | Format::Yaml => {
             let refused: Vec<_> = done.refused.iter().map(|(name, reason)| json!({"name": name, "reason": reason})).collect();

@@ -169,7 +169,7 @@ async fn a_list_that_cannot_be_read_is_said_and_nothing_is_shown() {
 async fn the_processes_of_a_real_run_are_found_and_measured() {
     use std::{io::BufRead, process::Stdio};
 
-    let script = "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; sleep 300 & echo ready; read line; kill $!; wait";
+    let script = "sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done'; sleep 300 & echo ready; read line; kill $!; wait";
     let mut command = std::process::Command::new("sh");
     let mut shell = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
     let mut line = String::new();
