@@ -27,6 +27,11 @@ pub(super) struct Process {
 /// The list, or the entry of a process that is still there, cannot be read.
 #[cfg(target_os = "linux")]
 pub(super) fn processes() -> io::Result<Vec<Process>> {
+    processes_in(std::path::Path::new("/proc"))
+}
+
+#[cfg(target_os = "linux")]
+fn processes_in(folder: &std::path::Path) -> io::Result<Vec<Process>> {
     use std::io::Read;
 
     use nix::errno::Errno;
@@ -35,10 +40,11 @@ pub(super) fn processes() -> io::Result<Vec<Process>> {
     let mut processes = Vec::new();
     // A line has some 350 bytes; the name in it at most 64.
     let mut text = [0_u8; 1024];
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        let read = std::fs::File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut text));
+        let read = std::fs::File::open(entry.path().join("stat")).and_then(|mut file| file.read(&mut text));
         match read {
             Ok(length) => processes.extend(parse(&text[..length], units)),
             // It has ended meanwhile.
@@ -153,6 +159,26 @@ mod tests {
         assert_eq!(zombie("4"), Some(expected), "other threads still run");
         assert_eq!(parse(b"42 (a", UNITS), None);
         assert_eq!(parse(b"42 (a) S 7 42 42 0", UNITS), None);
+    }
+
+    /// A process that cannot be looked at is not one that has ended: the sums would lack it, and nobody would know.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn one_that_has_ended_is_left_out_and_one_that_cannot_be_read_fails_the_round() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for name in ["1", "2", "self", "3x"] {
+            std::fs::create_dir(path(name)).expect("a folder");
+        }
+        let line = "1 (init) S 0 1 1 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 7 0 5 0";
+        std::fs::write(path("1/stat"), line).expect("a file");
+        let list = processes_in(folder.path()).expect("a list");
+        assert_eq!(list.iter().map(|process| (process.pid, process.began)).collect::<Vec<_>>(), [(1, 7)]);
+        // Reading a folder fails with another error than "it is not there".
+        std::fs::create_dir(path("2/stat")).expect("a folder");
+        let error = processes_in(folder.path()).expect_err("one cannot be read").to_string();
+        assert!(error.starts_with("process 2: "), "{error}");
+        assert!(processes_in(&path("none")).is_err());
     }
 
     #[test]
