@@ -158,7 +158,7 @@ async fn a_list_that_cannot_be_read_is_said_and_nothing_is_shown() {
     }
     tokio::time::advance(WHILE).await;
     assert_eq!(usage.read().await.expect_err("not read").as_ref(), "the list of processes cannot be read: too many open files");
-    assert!(!page().contains("evenkeel_worker_work"), "{}", page());
+    assert!(!page().contains("evenkeel_worker_work_processes"), "{}", page());
     tokio::time::advance(WHILE).await;
     assert_eq!(usage.read().await.expect("read").total, used(11, 100, 1), "nothing is counted twice");
 }
