@@ -157,7 +157,7 @@ pub(crate) fn bytes(count: u64) -> String {
         0 => format!("{count}B"),
         // Tenths, rounded down, without a float that would lose digits.
         power => {
-            let tenths = u128::from(count) * 10 >> (10 * power);
+            let tenths = (u128::from(count) * 10) >> (10 * power);
             format!("{}.{}{}", tenths / 10, tenths % 10, UNITS[power])
         }
     }
