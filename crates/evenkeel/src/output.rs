@@ -17,12 +17,21 @@ pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
+    /// As a table; `get` and `workers` add what work uses.
+    Wide,
     /// One value: an array for a list.
     Json,
     /// As JSON; resources in the shape that `apply -f` takes.
     Yaml,
     /// One name a line.
     Name,
+}
+
+impl Format {
+    /// It is for people.
+    pub(crate) fn is_table(self) -> bool {
+        matches!(self, Self::Table | Self::Wide)
+    }
 }
 
 /// How a row is to strike the eye.
@@ -51,7 +60,7 @@ impl<const N: usize> From<[String; N]> for Row {
 }
 
 /// Columns that hold numbers stand right.
-const NUMBERS: [&str; 5] = ["WEIGHT", "RESTARTS", "RESOURCES", "PAYLOAD", "CAPACITY"];
+const NUMBERS: [&str; 8] = ["WEIGHT", "RESTARTS", "RESOURCES", "PAYLOAD", "CAPACITY", "CPU", "MEMORY", "PROCESSES"];
 
 /// Between two columns.
 const GAP: u16 = 3;
@@ -135,6 +144,25 @@ pub(crate) fn span(span: Duration) -> String {
     }
 }
 
+/// Processor time: below a minute to the tenth of a second.
+pub(crate) fn processor_time(time: Duration) -> String {
+    if time < Duration::from_secs(60) { format!("{}.{}s", time.as_secs(), time.subsec_millis() / 100) } else { span(time) }
+}
+
+/// A number of bytes in the largest unit that it fills: 812B, 1.5MiB.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = (0..UNITS.len()).rev().find(|power| count >> (10 * power) > 0).unwrap_or(0);
+    match power {
+        0 => format!("{count}B"),
+        // Tenths, rounded down, without a float that would lose digits.
+        power => {
+            let tenths = (u128::from(count) * 10) >> (10 * power);
+            format!("{}.{}{}", tenths / 10, tenths % 10, UNITS[power])
+        }
+    }
+}
+
 /// The span from a time in nanoseconds since 1970 until now; a dash where the time is not known.
 pub(crate) fn age(then_ns: i64, now_ns: i64) -> String {
     match then_ns {
@@ -188,6 +216,18 @@ mod tests {
 
     fn row(cells: [&str; 4], tone: Tone) -> Row {
         Row { cells: cells.map(ToOwned::to_owned).into(), tone }
+    }
+
+    #[test]
+    fn what_is_used_reads_like_this() {
+        for (count, text) in
+            [(0, "0B"), (1023, "1023B"), (1024, "1.0KiB"), (1_572_864, "1.5MiB"), (5 << 30, "5.0GiB"), (3 << 50, "3072.0TiB")]
+        {
+            assert_eq!(bytes(count), text);
+        }
+        for (millis, text) in [(0, "0.0s"), (1590, "1.5s"), (59_999, "59.9s"), (60_000, "1m"), (3_600_000, "60m")] {
+            assert_eq!(processor_time(Duration::from_millis(millis)), text);
+        }
     }
 
     #[test]

@@ -192,7 +192,7 @@ async fn the_wrong_port_names_the_right_one() {
             client.list_workers(ListWorkersRequest::default()).await.map(drop)
         } else {
             let mut client = WorkerClient::connect(url).await.expect("connected");
-            client.list_running(ListRunningRequest {}).await.map(drop)
+            client.list_running(ListRunningRequest::default()).await.map(drop)
         };
         let refused = refused.expect_err("HTTP");
         let expected = format!("this port speaks HTTP and JSON; gRPC is served at 127.0.0.1:{grpc}");

@@ -99,7 +99,7 @@ pub(crate) fn due_of(workers: &BTreeMap<WorkerId, Worker>, unit: &Unit) -> Due {
 }
 
 fn is_as_wanted(workers: &BTreeMap<WorkerId, Worker>, record: &Record, holder: &Holder) -> bool {
-    if record.definition.hash() != holder.held.hash {
+    if !holder.held.has_work_of(&record.definition) {
         return false;
     }
     let Some(worker) = workers.get(&holder.worker) else { return true };

@@ -44,7 +44,7 @@ impl Stored for Assignment {
     }
 
     fn apply(cluster: &mut Cluster, (worker, name): Self::Ids, assignment: Option<Self>, seen: Seen) {
-        let held = assignment.map(|a| Held { epoch: Epoch(seen.created.0), hash: a.hash, phase: a.phase });
+        let held = assignment.map(|a| Held::of(Epoch(seen.created.0), &a));
         cluster.apply_assignment(worker, &name, held, seen.now);
     }
 }
@@ -72,7 +72,7 @@ pub enum Phase {
 pub enum StopReason {
     /// The resource was deleted.
     Deleted,
-    /// The resource has another hash.
+    /// The resource asks for other work.
     Changed,
     /// The worker may not run it any more.
     Unfit,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Assignment, Entry, Epoch, Hash, Key, Phase, Revision};
+use crate::{Assignment, Definition, Entry, Epoch, Hash, Key, Phase, Revision, Work};
 
 /// A point in time by the observer's own monotonic clock, counted from any origin that does not change while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +72,8 @@ pub struct Held {
     pub epoch: Epoch,
     /// The hash that the worker was given.
     pub hash: Hash,
+    /// The work that the worker was given; unknown of one that is to stop, which has no spec any more.
+    pub work: Work,
     /// Run or stop.
     pub phase: Phase,
 }
@@ -80,7 +82,17 @@ impl Held {
     /// The part of an assignment that the leader keeps.
     #[must_use]
     pub fn of(epoch: Epoch, assignment: &Assignment) -> Self {
-        Self { epoch, hash: assignment.hash, phase: assignment.phase.clone() }
+        let Assignment { kind, spec, require: _, hash, phase } = assignment;
+        let is_known = *phase == Phase::Run && *hash != Hash::unknown();
+        let work = if is_known { Work::of(kind, spec) } else { Work::unknown() };
+        Self { epoch, hash: *hash, work, phase: phase.clone() }
+    }
+
+    /// What the worker was given is what a definition asks for, however either is spelled: there is no need to start it again.
+    #[must_use]
+    pub fn has_work_of(&self, definition: &Definition) -> bool {
+        // The same text is the commonest case, and needs no spec to be read.
+        self.hash == definition.hash() || self.work == definition.work()
     }
 
     /// The leader wants it to run.

@@ -5,7 +5,7 @@
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt};
 
-use crate::{Definition, ResourceName, Rules};
+use crate::{Definition, ResourceName, Rules, work};
 
 /// What leads from the old set to the new one, each part in the order of the names.
 #[must_use]
@@ -13,7 +13,7 @@ use crate::{Definition, ResourceName, Rules};
 pub struct Diff<'a> {
     /// In the new set only.
     pub add: Vec<&'a Definition>,
-    /// In both, and not the same.
+    /// In both, and they do not say the same, however they are spelled.
     pub change: Vec<Change<'a>>,
     /// In the old set only.
     pub delete: Vec<&'a Definition>,
@@ -54,7 +54,7 @@ where
         let wanted = wanted.borrow();
         match old.get(name).map(Borrow::borrow) {
             None => diff.add.push(wanted),
-            Some(stands) if stands == wanted => diff.unchanged += 1,
+            Some(stands) if stands.is_same_as(wanted) => diff.unchanged += 1,
             Some(stands) => diff.change.push(Change { old: stands, new: wanted }),
         }
     }
@@ -77,6 +77,12 @@ impl Diff<'_> {
 }
 
 impl Change<'_> {
+    /// The work is stopped and started again: another field would at most move it.
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        !self.old.is_same_work(self.new)
+    }
+
     /// The names of the fields that differ.
     #[must_use]
     pub fn fields(&self) -> Vec<&'static str> {
@@ -98,7 +104,7 @@ impl Change<'_> {
             ("policy", old_rules.policy != *policy),
             ("rebalance", old_rules.rebalance != *rebalance),
             ("ownership", old.ownership != *ownership),
-            ("spec", old.spec != *spec),
+            ("spec", !work::is_same(kind, &old.spec, spec)),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field).collect()
     }
@@ -157,6 +163,34 @@ mod tests {
             let again = diff(&set, &set);
             prop_assert!(again.is_empty());
             prop_assert_eq!(again.unchanged, set.len());
+        }
+    }
+
+    #[test]
+    fn only_what_asks_for_other_work_restarts() {
+        let read = |fields: serde_json::Value| -> BTreeMap<ResourceName, Definition> {
+            let mut draft = serde_json::json!({"name": "a", "kind": "process", "spec": {"command": ["a"], "stop_grace": "3s"}});
+            draft.as_object_mut().expect("object").extend(fields.as_object().expect("object").clone());
+            let draft: crate::Draft = serde_json::from_value(draft).expect("a draft");
+            let definition = draft.check().expect("a definition");
+            BTreeMap::from([(definition.name.clone(), definition)])
+        };
+        let old = read(serde_json::json!({}));
+        let spelled =
+            serde_json::json!({"command": ["a"], "stop_grace": "3000ms", "restart": "always", "env": {}, "stop_signal": "SIGTERM"});
+        let defaults = serde_json::json!({"weight": 1, "labels": {}, "require": "", "pin": "", "prefer": [], "spread": "", "together": "",
+            "apart": "", "policy": "", "rebalance": "auto", "ownership": "exclusive", "spec": spelled.clone()});
+        let same = read(defaults);
+        assert_eq!(diff(&old, &same), Diff { add: vec![], change: vec![], delete: vec![], unchanged: 1 });
+        let cases = [
+            (serde_json::json!({"weight": 2, "require": "a=b", "spec": spelled}), vec!["weight", "require"], false),
+            (serde_json::json!({"spec": {"command": ["a"], "stop_grace": "4s"}}), vec!["spec"], true),
+            (serde_json::json!({"kind": "noop", "weight": 2}), vec!["kind", "weight"], true),
+        ];
+        for (fields, expected, restarts) in cases {
+            let new = read(fields.clone());
+            let diff = diff(&old, &new);
+            assert_eq!((diff.change[0].fields(), diff.change[0].restarts()), (expected, restarts), "{fields}");
         }
     }
 

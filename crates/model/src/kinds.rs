@@ -251,6 +251,8 @@ mod tests {
         assert_eq!(unit.record.as_deref().map(|record| record.revision), Some(MODIFIED));
         let held = &unit.holders[0].held;
         assert!(held.runs() && held.epoch == Epoch(5) && held.hash == Hash::unknown());
+        let plain = &unit.record.as_deref().expect("a record").value.definition;
+        assert!(!held.has_work_of(plain), "what cannot be read is no work that anything asks for");
         let broken = cluster.unit("b").expect("it is known of");
         assert!(broken.record.is_none() && broken.unreadable.is_some());
     }

@@ -35,6 +35,7 @@ pub mod shown;
 pub mod source;
 mod spec;
 mod standing;
+pub mod work;
 mod worker;
 mod written_off;
 
@@ -62,4 +63,5 @@ pub use rules::{PolicyName, Preference, Rebalance, Rules, UnknownPolicy};
 pub use selector::{Selector, SelectorError};
 pub use spec::{Hash, Spec};
 pub use standing::{Holder, Standing, Unit, Worker};
+pub use work::Work;
 pub use worker::{Admission, Labels, Origin, RATE_PERCENT, Registration, wait_for};

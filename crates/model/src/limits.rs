@@ -122,6 +122,8 @@ limits! {
         MAX_SEARCHES_WAITING: usize = 1024, "calls";
         /// Streams that watch resources or events, or follow output, over all callers. Each remembers what its caller was shown.
         MAX_WATCHES: usize = 1024, "streams";
+        /// Calls that ask workers what work uses. Each asks sixteen workers at once, and one may answer with 4 MiB.
+        MAX_USAGES: usize = 4, "calls";
         /// Requests to change something that are read and not yet answered, over all callers. A leader writes that many within
         /// a second.
         MAX_WAITING: usize = 8192, "requests";

@@ -17,8 +17,8 @@ pub const KIND: &str = "process";
 /// What a spec may have, for people.
 const FIELDS: &str = "command, env, env_pass, cwd, restart, stop_signal, stop_grace, allow_privilege_escalation";
 
-/// A checked spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A checked spec, with its defaults filled in. Two that are equal ask for the same: see [`crate::work`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessSpec {
     /// The program and its arguments; never empty.
     pub command: Vec<String>,
@@ -40,7 +40,7 @@ pub struct ProcessSpec {
 }
 
 /// When a process that ended by itself is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Restart {
     /// Whenever it ended.
     #[default]
@@ -52,7 +52,7 @@ pub enum Restart {
 }
 
 /// What asks a process to end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are those of the signals")]
 pub enum StopSignal {
     #[default]
@@ -108,7 +108,7 @@ impl ProcessSpec {
                 "env" => parsed.env = env(value)?,
                 "env_pass" => parsed.env_pass = Some(env_pass(value)?),
                 "allow_privilege_escalation" => parsed.allow_privilege_escalation = flag("allow_privilege_escalation", value)?,
-                "cwd" => parsed.cwd = Some(cwd(value)?),
+                "cwd" => parsed.cwd = Some(cwd(value)?).filter(|cwd| cwd != "/"),
                 "restart" => parsed.restart = restart(value)?,
                 "stop_signal" => parsed.stop_signal = stop_signal(value)?,
                 "stop_grace" => parsed.stop_grace = Some(stop_grace(value)?),

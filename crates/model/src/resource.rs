@@ -9,6 +9,7 @@ use crate::{
     process::{self, ProcessSpec},
     rules::{self, Rules},
     shown::shown,
+    work::{self, Work},
 };
 
 /// Whether a resource may ever run twice for a moment.
@@ -22,7 +23,8 @@ pub enum Ownership {
     Available,
 }
 
-/// A resource as its owner wrote it, checked. Two definitions that are equal mean the same.
+/// A resource as its owner wrote it, checked. Two definitions that are equal mean the same; [`Definition::is_same_as`] also sees that two
+/// spellings do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Definition {
     /// Its name and uid.
@@ -175,10 +177,32 @@ impl Definition {
         Needs { kind: &self.kind, require: &self.require, pin: self.pin.as_ref() }
     }
 
-    /// Covers what matters to the worker.
+    /// Covers what matters to the worker, as it is spelled.
     #[must_use]
     pub fn hash(&self) -> Hash {
         Hash::of(&self.kind, &self.spec)
+    }
+
+    /// What it asks of a worker, however it is spelled.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        Work::of(&self.kind, &self.spec)
+    }
+
+    /// Both ask the same of a worker, however they are spelled.
+    #[must_use]
+    pub fn is_same_work(&self, other: &Self) -> bool {
+        self.kind == other.kind && work::is_same(&self.kind, &self.spec, &other.spec)
+    }
+
+    /// Both say the same, however they are spelled.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        // Taken apart, so that a field that is added cannot be forgotten here.
+        let Self { name, kind: _, weight, labels, require, pin, ownership, spec: _, more: _ } = self;
+        let placement = (name, weight, labels, require, pin, ownership, self.rules());
+        placement == (&other.name, &other.weight, &other.labels, &other.require, &other.pin, &other.ownership, other.rules())
+            && self.is_same_work(other)
     }
 
     /// The shape that people write and read.

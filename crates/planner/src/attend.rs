@@ -41,7 +41,7 @@ fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holde
         if turn.relocate(on, StopReason::Unfit).is_err() {
             turn.send(on, StopReason::Unfit, None);
         }
-    } else if definition.hash() != holder.held.hash {
+    } else if !holder.held.has_work_of(definition) {
         let leaves = turn.loads.intent_kind(&holder.worker).is_some_and(IntentKind::is_drain);
         if !leaves || turn.relocate(on, StopReason::Changed).is_err() {
             turn.stop(name, holder, StopReason::Changed, Some(holder.worker.clone()));

@@ -115,8 +115,16 @@ fn draft(name: &str, mut fields: Labels) -> Result<Draft, String> {
         policy: text("policy"),
         rebalance: text("rebalance"),
         ownership: text("ownership"),
-        spec: (!spec.is_empty()).then(|| serde_json::json!({ "version": spec })),
+        spec: spec_of(&spec)?,
     })
+}
+
+/// `2`, or JSON without a space.
+fn spec_of(text: &str) -> Result<Option<serde_json::Value>, String> {
+    if text.starts_with('{') {
+        return serde_json::from_str(text).map(Some).map_err(|e| format!("{text}: {e}"));
+    }
+    Ok((!text.is_empty()).then(|| serde_json::json!({ "version": text })))
 }
 
 fn fields<'w>(mut words: impl Iterator<Item = &'w str>) -> Result<Labels, String> {

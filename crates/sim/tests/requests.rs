@@ -118,6 +118,48 @@ async fn what_waits_for_one_resource_is_answered_in_order() {
     assert_eq!((last.effect, last.record.definition.weight), (Effect::Unchanged, 4));
 }
 
+fn process(weight: u64, spec: serde_json::Value) -> Definition {
+    let (name, kind) = ("a".to_owned(), "process".to_owned());
+    Draft { name, kind, weight: Some(weight), spec: Some(spec), ..Draft::default() }.check().unwrap()
+}
+
+/// It restarted the work, and was refused as another definition.
+#[tokio::test(start_paused = true)]
+async fn a_spec_that_spells_out_its_defaults_is_the_same_again() {
+    let testbed = Testbed::start().await;
+    let id = WorkerId::new("worker-1").unwrap();
+    let registration = Registration { kinds: vec!["process".into()], ..Registration::bare(id.clone(), "worker-1:1".to_owned()) };
+    testbed.etcd.link("worker").client(SECOND).put(Keys::new("").worker(&id), serde_json::to_vec(&registration).unwrap()).await.unwrap();
+    sleep(SECOND).await;
+    let plain = serde_json::json!({"command": ["./a"], "stop_grace": "3s"});
+    let spelled = serde_json::json!({"command": ["./a"], "stop_grace": "3000ms", "restart": "always", "env": {}, "stop_signal": "SIGTERM"});
+    let created = testbed.put(process(1, plain), PutMode::Add).await.unwrap().unwrap();
+    assert_eq!((created.effect, created.node.is_some()), (Effect::Created, true));
+    for mode in [PutMode::Add, PutMode::Update, PutMode::Apply] {
+        let again = testbed.put(process(1, spelled.clone()), mode).await.unwrap().unwrap();
+        assert_eq!((again.effect, again.record), (Effect::Unchanged, created.record.clone()), "{mode:?}");
+    }
+    // What only concerns its place is written, with the spec as it is spelled now, and the assignment goes on.
+    let heavier = testbed.put(process(2, spelled), PutMode::Update).await.unwrap().unwrap();
+    assert_eq!((heavier.effect, heavier.epoch), (Effect::Changed, created.epoch));
+    sleep(SECOND).await;
+    let other = serde_json::json!({"command": ["./a"], "stop_grace": "3001ms"});
+    assert!(matches!(testbed.put(process(2, other.clone()), PutMode::Add).await.unwrap(), Err(Refusal::AlreadyExists(_))));
+    let epoch = |answer: PutAnswer| (answer.effect, answer.node.is_some(), answer.epoch);
+    assert_eq!(
+        epoch(
+            testbed.put(process(2, serde_json::json!({"command": ["./a"], "stop_grace": "3s"})), PutMode::Update).await.unwrap().unwrap()
+        ),
+        (Effect::Unchanged, true, created.epoch),
+        "it still runs"
+    );
+    assert_eq!(testbed.put(process(2, other), PutMode::Update).await.unwrap().unwrap().effect, Effect::Changed);
+    sleep(SECOND).await;
+    let stopping =
+        testbed.put(process(2, serde_json::json!({"command": ["./a"], "stop_grace": "3001ms"})), PutMode::Add).await.unwrap().unwrap();
+    assert_eq!((stopping.effect, stopping.node), (Effect::Unchanged, None), "it is told to stop");
+}
+
 /// A delete that was asked twice, and came late the second time, deleted what had been added meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_delete_that_comes_late_deletes_no_later_resource() {

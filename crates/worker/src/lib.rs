@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod report;
 mod server;
 mod sys;
+mod usage;
 
 pub use config::{FindHost, WorkerConfig, WorkerError, default_data_dir};
 pub use containment::{ContainmentMode, means_name};

@@ -65,7 +65,7 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     assert_eq!(why, "kind \"docker\" has no driver here; there are noop, process");
 
     let mut client = connect(&registration.address).await;
-    let answer = client.list_running(ListRunningRequest {}).await.expect("list").into_inner();
+    let answer = client.list_running(ListRunningRequest::default()).await.expect("list").into_inner();
     let rows: Vec<(&str, &str, &str, bool)> =
         answer.running.iter().map(|r| (r.name.as_str(), r.kind.as_str(), r.phase.as_str(), r.pid > 0)).collect();
     let expected = [
@@ -76,6 +76,15 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     ];
     assert_eq!((answer.worker.as_str(), rows), ("svc-seen", expected.to_vec()));
     assert_eq!(answer.running[2].epoch, epoch.0);
+    let used: Vec<_> = answer.running.iter().map(|r| (r.cpu_ns.is_some(), r.memory_bytes.unwrap_or(0) > 0, r.processes)).collect();
+    let none = (false, false, None);
+    assert_eq!(used, [none, none, (true, true, Some(1)), none]);
+    assert_eq!((answer.processes, answer.memory_bytes), (Some(1), answer.running[2].memory_bytes), "{answer:?}");
+    let request = |name: &str, only_totals| ListRunningRequest { name: name.to_owned(), only_totals };
+    let one = client.list_running(request("known", false)).await.expect("list").into_inner();
+    assert_eq!((one.running.len(), one.running[0].name.as_str()), (1, "known"));
+    let totals = client.list_running(request("", true)).await.expect("list").into_inner();
+    assert_eq!((totals.running.len(), totals.processes), (0, Some(1)));
 
     eventually("the output", async || (logs(&mut client, "known", false, 0).await == "line 1\nline 2\nline 3\n").then_some(())).await;
     assert_eq!(logs(&mut client, "known", false, 2).await, "line 2\nline 3\n");
@@ -87,9 +96,13 @@ async fn what_runs_and_what_it_says_can_be_seen() {
 
     let (code, metrics) = http_get(&registration.http, "/metrics").await.expect("metrics");
     assert_eq!(code, 200);
-    for line in
-        ["evenkeel_worker_resources{phase=\"failed\"} 2", "evenkeel_worker_resources{phase=\"running\"} 2", "evenkeel_worker_ready 1"]
-    {
+    for line in [
+        "evenkeel_worker_resources{phase=\"failed\"} 2",
+        "evenkeel_worker_resources{phase=\"running\"} 2",
+        "evenkeel_worker_ready 1",
+        "evenkeel_worker_resource_processes{resource=\"known\"} 1",
+        "evenkeel_worker_work_processes 1",
+    ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
     assert_eq!(http_get(&registration.http, "/healthz").await.expect("health"), (200, "ok\n".to_owned()));

@@ -77,7 +77,7 @@ pub(crate) async fn run(args: ApplyArgs) -> Result<(), ClientError> {
     let mut diff = diff(&stands, &wanted);
     let prune = args.selector.filter(|_| args.prune);
     diff.delete.retain(|definition| prune.as_ref().is_some_and(|selector| selector.matches(&definition.labels)));
-    if format == Format::Table {
+    if format.is_table() {
         println_flushed(&diff.counts().to_string())?;
     }
     if args.dry_run {
@@ -101,14 +101,14 @@ async fn standing(session: &Session) -> Result<BTreeMap<ResourceName, Definition
 /// `--dry-run`: each name with what would be done.
 fn show(diff: &Diff<'_>, format: Format) -> Result<(), ClientError> {
     let names = |definitions: &[&Definition]| definitions.iter().map(|d| d.name.to_string()).collect::<Vec<_>>();
-    let change = |change: &Change<'_>| json!({"name": change.new.name.as_str(), "fields": change.fields()});
+    let change = |change: &Change<'_>| json!({"name": change.new.name.as_str(), "fields": change.fields(), "restarts": change.restarts()});
     let value = json!({
         "add": names(&diff.add), "change": diff.change.iter().map(change).collect::<Vec<_>>(), "delete": names(&diff.delete), "unchanged": diff.unchanged,
     });
     let text = match format {
         Format::Json => output::json(&value),
         Format::Yaml => output::yaml(&value),
-        Format::Table => plan_text(diff),
+        Format::Table | Format::Wide => plan_text(diff),
         Format::Name => touched(diff).map(|name| format!("{name}\n")).collect(),
     };
     Ok(output::write(text.as_bytes())?)
@@ -121,7 +121,8 @@ fn touched<'a>(diff: &'a Diff<'_>) -> impl Iterator<Item = &'a ResourceName> {
 
 fn plan_text(diff: &Diff<'_>) -> String {
     let added = diff.add.iter().map(|d| format!("+ {}\n", d.name));
-    let changed = diff.change.iter().map(|c| format!("~ {} ({})\n", c.new.name, c.fields().join(", ")));
+    let restarts = |change: &Change<'_>| if change.restarts() { "; restarts it" } else { "" };
+    let changed = diff.change.iter().map(|c| format!("~ {} ({}{})\n", c.new.name, c.fields().join(", "), restarts(c)));
     let deleted = diff.delete.iter().map(|d| format!("- {}\n", d.name));
     added.chain(changed).chain(deleted).collect()
 }
@@ -239,7 +240,7 @@ fn report(diff: &Diff<'_>, done: &Done, format: Format, took: Duration) -> Resul
     let Counts { add, change, delete, unchanged } = done.counts;
     let wanted = diff.counts();
     let text = match format {
-        Format::Table => format!("added {add}, changed {change}, deleted {delete} in {:.1} s\n", took.as_secs_f64()),
+        Format::Table | Format::Wide => format!("added {add}, changed {change}, deleted {delete} in {:.1} s\n", took.as_secs_f64()),
         Format::Name => touched(diff).map(|name| format!("{name}\n")).collect(),
         Format::Json | Format::Yaml => {
             let refused: Vec<_> = done.refused.iter().map(|(name, reason)| json!({"name": name, "reason": reason})).collect();
@@ -276,6 +277,18 @@ mod tests {
     fn a_dry_run_lists_each_name() {
         let (old, new) = (set(&[("a", 1), ("b", 1), ("c", 1)]), set(&[("b", 2), ("c", 1), ("d", 1)]));
         assert_eq!(plan_text(&diff(&old, &new)), "+ d\n~ b (weight)\n- a\n");
+    }
+
+    #[test]
+    fn a_dry_run_says_what_restarts() {
+        let set = |spec: &str| -> BTreeMap<ResourceName, Definition> {
+            let draft = format!(r#"{{"name":"a","kind":"process","spec":{spec}}}"#);
+            let definition = serde_json::from_str::<evenkeel_model::Draft>(&draft).expect("a draft").check().expect("a definition");
+            BTreeMap::from([(definition.name.clone(), definition)])
+        };
+        let old = set(r#"{"command":["./a"]}"#);
+        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"never"}"#))), "~ a (spec; restarts it)\n");
+        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"always"}"#))), "");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) async fn run(args: DeleteArgs) -> Result<(), ClientError> {
         match result {
             Ok(()) => {
                 let line = match format {
-                    Format::Table => format!("{name} deleted\n"),
+                    Format::Table | Format::Wide => format!("{name} deleted\n"),
                     Format::Name => format!("{name}\n"),
                     Format::Json => format!("{}\n", serde_json::json!({"name": name.as_str(), "deleted": true})),
                     Format::Yaml => output::yaml(&serde_json::json!([{"name": name.as_str(), "deleted": true}])),

@@ -35,7 +35,7 @@ pub(crate) async fn run(args: EventsArgs) -> Result<(), ClientError> {
     if args.follow {
         return follow(&session, events, &resource, format).await;
     }
-    if events.is_empty() && format == Format::Table {
+    if events.is_empty() && format.is_table() {
         eprintln!("no events");
         return Ok(());
     }
@@ -99,7 +99,7 @@ async fn follow_once(session: &Session, position: &mut Position<'_>) -> Result<s
 impl Position<'_> {
     fn print(&mut self, events: &[Event]) -> Result<(), ClientError> {
         let text = match self.format {
-            Format::Table => self.table.more(&HEADERS, &events.iter().map(row).collect::<Vec<_>>(), output::colour()),
+            Format::Table | Format::Wide => self.table.more(&HEADERS, &events.iter().map(row).collect::<Vec<_>>(), output::colour()),
             Format::Name => events.iter().map(|e| format!("{}\n", e.resource)).collect(),
             Format::Json | Format::Yaml => {
                 let values = events.iter().map(|e| convert::to_json("Event", e)).collect::<Result<Vec<_>, _>>()?;

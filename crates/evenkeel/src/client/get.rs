@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     ClientArgs, ClientError, Listing, convert, print_list, print_one, selector,
     session::{Breaks, Ended, Session},
+    usage::{self, Usage},
 };
 use crate::output::{self, Format, Growing, Row, Tone, age, or_dash};
 
@@ -48,19 +49,27 @@ pub(crate) async fn run(args: GetArgs) -> Result<(), ClientError> {
             return print_yaml(&[state]);
         }
         let value = convert::to_json("ResourceState", &state)?;
-        return print_one(format, &value, &name, || table(&[state]));
+        let states = [state];
+        let used = used(&session, &states, format).await;
+        return print_one(format, &value, &name, || table(&states, used.as_ref()));
     }
     let states = list(&session, &selector).await?;
     if format == Format::Yaml {
         return print_yaml(&states);
     }
-    if states.is_empty() && format == Format::Table {
+    if states.is_empty() && format.is_table() {
         eprintln!("no resources{}", if selector.is_empty() { "" } else { " match" });
         return Ok(());
     }
     let values = states.iter().map(|s| convert::to_json("ResourceState", s)).collect::<Result<_, _>>()?;
     let names = states.iter().map(name_of).collect();
-    print_list(format, Listing { values, names }, || table(&states))
+    let used = used(&session, &states, format).await;
+    print_list(format, Listing { values, names }, || table(&states, used.as_ref()))
+}
+
+/// What they use, where it is asked for.
+async fn used(session: &Session, states: &[ResourceState], format: Format) -> Option<Usage> {
+    if format == Format::Wide { Some(usage::of_resources(session, states).await) } else { None }
 }
 
 async fn one(session: &Session, name: &str) -> Result<ResourceState, ClientError> {
@@ -97,21 +106,25 @@ fn print_yaml(states: &[ResourceState]) -> Result<(), ClientError> {
 const HEADERS: [&str; 8] = ["NAME", "KIND", "WEIGHT", "WORKER", "PHASE", "RESTARTS", "AGE", "REASON"];
 
 /// The column for reasons is there only when there is one.
-fn table(states: &[ResourceState]) -> String {
-    table_at(states, output::now_ns(), output::colour())
+fn table(states: &[ResourceState], used: Option<&Usage>) -> String {
+    table_at(states, used, output::now_ns(), output::colour())
 }
 
-fn table_at(states: &[ResourceState], now_ns: i64, colour: bool) -> String {
-    let rows: Vec<Row> = states.iter().map(|state| row(state, now_ns)).collect();
-    let reasons = rows.iter().any(|row| row.cells.last().is_some_and(|reason| !reason.is_empty()));
-    output::table(if reasons { &HEADERS } else { &HEADERS[..HEADERS.len() - 1] }, &trimmed(rows, reasons), colour)
-}
-
-fn trimmed(mut rows: Vec<Row>, reasons: bool) -> Vec<Row> {
-    if !reasons {
-        rows.iter_mut().for_each(|row| row.cells.truncate(HEADERS.len() - 1));
+fn table_at(states: &[ResourceState], used: Option<&Usage>, now_ns: i64, colour: bool) -> String {
+    let mut rows: Vec<Row> = states.iter().map(|state| row(state, now_ns)).collect();
+    let mut headers = HEADERS.to_vec();
+    let last = headers.len() - 1;
+    if rows.iter().all(|row| row.cells.last().is_none_or(String::is_empty)) {
+        headers.truncate(last);
+        rows.iter_mut().for_each(|row| row.cells.truncate(last));
     }
-    rows
+    if let Some(used) = used {
+        headers.splice(last..last, usage::HEADERS);
+        for (row, state) in rows.iter_mut().zip(states) {
+            row.cells.splice(last..last, used.of_resource(state));
+        }
+    }
+    output::table(&headers, &rows, colour)
 }
 
 fn row(state: &ResourceState, now_ns: i64) -> Row {
@@ -213,7 +226,7 @@ fn whole(shown: &mut Shown, list: BTreeMap<String, ResourceState>) -> Vec<(&'sta
 }
 
 fn print_changes(format: Format, changes: &[(&'static str, ResourceState)], shown: &mut Shown) -> Result<(), ClientError> {
-    if format == Format::Table {
+    if format.is_table() {
         let now_ns = output::now_ns();
         let rows = changes.iter().map(|(kind, state)| {
             let mut row = row(state, now_ns);
@@ -263,7 +276,7 @@ NAME    KIND   WEIGHT   WORKER     PHASE     RESTARTS   AGE
 a       -           1   worker-1   running          0   5s
 heavy   -          12   worker-2   running          0   5s
 ";
-        assert_eq!(table_at(&well, 6_000_000_000, false), expected);
+        assert_eq!(table_at(&well, None, 6_000_000_000, false), expected);
         let mut failing = state("b", "worker-1", "backoff", "");
         failing.message = "exit status 3".to_owned();
         failing.restarts = 4;
@@ -273,7 +286,13 @@ NAME   KIND   WEIGHT   WORKER     PHASE     RESTARTS   AGE   REASON
 a      -           1   -          pending          0   5s    no worker has gpu=true
 b      -           1   worker-1   backoff          4   5s    exit status 3
 ";
-        assert_eq!(table_at(&ill, 6_000_000_000, false), expected);
+        assert_eq!(table_at(&ill, None, 6_000_000_000, false), expected);
+        let expected = "\
+NAME   KIND   WEIGHT   WORKER     PHASE     RESTARTS   AGE   CPU   MEMORY   PROCESSES   REASON
+a      -           1   -          pending          0   5s      -        -           -   no worker has gpu=true
+b      -           1   worker-1   backoff          4   5s      -        -           -   exit status 3
+";
+        assert_eq!(table_at(&ill, Some(&Usage::default()), 6_000_000_000, false), expected);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod nodes;
 mod plan;
 pub(crate) mod session;
 mod source;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -141,7 +142,7 @@ struct Listing<'a> {
 /// Prints a list in the chosen form; the table is only made when it is wanted.
 fn print_list(format: Format, listing: Listing<'_>, table: impl FnOnce() -> String) -> Result<(), ClientError> {
     let text = match format {
-        Format::Table => table(),
+        Format::Table | Format::Wide => table(),
         Format::Json => output::json(&listing.values),
         Format::Yaml => output::yaml(&listing.values),
         Format::Name => listing.names.iter().map(|name| format!("{name}\n")).collect(),
@@ -152,7 +153,7 @@ fn print_list(format: Format, listing: Listing<'_>, table: impl FnOnce() -> Stri
 /// Prints one thing in the chosen form.
 fn print_one(format: Format, value: &Value, name: &str, text: impl FnOnce() -> String) -> Result<(), ClientError> {
     let text = match format {
-        Format::Table => text(),
+        Format::Table | Format::Wide => text(),
         Format::Json => output::json(value),
         Format::Yaml => output::yaml(value),
         Format::Name => format!("{name}\n"),

@@ -6,7 +6,11 @@ use evenkeel_proto::v1::{
     CordonWorkerRequest, ListMastersRequest, ListWorkersRequest, ListWorkersResponse, MasterState, UncordonWorkerRequest, WorkerState,
 };
 
-use super::{ClientArgs, ClientError, Listing, convert, print_list, print_one, session::Session};
+use super::{
+    ClientArgs, ClientError, Listing, convert, print_list, print_one,
+    session::Session,
+    usage::{self, Usage},
+};
 use crate::output::{self, Format, Row, Tone, or_dash};
 
 #[derive(Debug, Args)]
@@ -26,17 +30,19 @@ pub(crate) struct WorkerArgs {
 
 pub(crate) async fn workers(args: ListArgs) -> Result<(), ClientError> {
     let format = args.client.output.output;
-    let ListWorkersResponse { workers, brake, .. } = list_workers(&args.client.master.session()).await?;
+    let session = args.client.master.session();
+    let ListWorkersResponse { workers, brake, .. } = list_workers(&session).await?;
     if !brake.is_empty() {
         eprintln!("evenkeel: the brake holds: {brake} (evenkeel brake release)");
     }
-    if workers.is_empty() && format == Format::Table {
+    if workers.is_empty() && format.is_table() {
         eprintln!("no workers; start one with `evenkeel worker --id 1`");
         return Ok(());
     }
     let values = workers.iter().map(|w| convert::to_json("WorkerState", w)).collect::<Result<_, _>>()?;
     let names = workers.iter().map(|w| w.id.as_str()).collect();
-    print_list(format, Listing { values, names }, || workers_table(&workers, output::colour()))
+    let used = if format == Format::Wide { Some(usage::of_workers(&session).await) } else { None };
+    print_list(format, Listing { values, names }, || workers_table(&workers, used.as_ref(), output::colour()))
 }
 
 /// The workers as a master knows them, page by page.
@@ -82,9 +88,18 @@ pub(super) fn told(client: &ClientArgs, id: &str, done: &str, worker: Option<Wor
     print_one(client.output.output, &value, id, || format!("{id} {done}\n"))
 }
 
-fn workers_table(workers: &[WorkerState], colour: bool) -> String {
-    let headers = ["ID", "ADDRESS", "PHASE", "RESOURCES", "PAYLOAD", "CAPACITY", "CONTAINMENT", "LABELS", "VERSION"];
-    output::table(&headers, &workers.iter().map(worker_row).collect::<Vec<_>>(), colour)
+fn workers_table(workers: &[WorkerState], used: Option<&Usage>, colour: bool) -> String {
+    let mut headers = vec!["ID", "ADDRESS", "PHASE", "RESOURCES", "PAYLOAD", "CAPACITY", "CONTAINMENT", "LABELS", "VERSION"];
+    let mut rows: Vec<Row> = workers.iter().map(worker_row).collect();
+    // Before the labels, which may be long.
+    let at = headers.iter().position(|header| *header == "LABELS").unwrap_or_default();
+    if let Some(used) = used {
+        headers.splice(at..at, usage::HEADERS);
+        for (row, worker) in rows.iter_mut().zip(workers) {
+            row.cells.splice(at..at, used.of_worker(&worker.id));
+        }
+    }
+    output::table(&headers, &rows, colour)
 }
 
 fn worker_row(worker: &WorkerState) -> Row {
@@ -168,7 +183,12 @@ ID         ADDRESS          PHASE                           RESOURCES   PAYLOAD 
 worker-1   127.0.0.1:9090   ready                                   3         5          -   processes     gpu=true,zone=a   0.1.0
 worker-2   -                lost,cordoned (waiting 5.1 s)           0         0         10   -             -                 -
 ";
-        assert_eq!(workers_table(&[worker, lost], false), expected);
+        assert_eq!(workers_table(&[worker, lost.clone()], None, false), expected);
+        let expected = "\
+ID         ADDRESS   PHASE                           RESOURCES   PAYLOAD   CAPACITY   CONTAINMENT   CPU   MEMORY   PROCESSES   LABELS   VERSION
+worker-2   -         lost,cordoned (waiting 5.1 s)           0         0         10   -               -        -           -   -        -
+";
+        assert_eq!(workers_table(&[lost], Some(&Usage::default()), false), expected);
         let master = |id: &str, leader| MasterState {
             id: id.to_owned(),
             grpc_address: "h:9091".to_owned(),

@@ -171,7 +171,7 @@ fn page_size(asked: i32, usual: usize) -> Result<usize, Status> {
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn page_token<T, E>(text: &str, parse: fn(&str) -> Result<T, E>) -> Result<Option<T>, Status> {
+pub(super) fn page_token<T, E>(text: &str, parse: fn(&str) -> Result<T, E>) -> Result<Option<T>, Status> {
     let wrong = |_| Status::invalid_argument("page_token: invalid: it must be one that the page before has given");
     if text.is_empty() { Ok(None) } else { parse(text).map(Some).map_err(wrong) }
 }

@@ -30,26 +30,27 @@ pub(super) async fn read(
     request: v1::ReadLogsRequest,
     config: &MasterConfig,
 ) -> Result<Response<Answers<v1::ReadLogsResponse>>, Status> {
-    let channel = connect(&state.worker, &state.address, is_local(config)).await?;
+    let channel = connect(&state.worker, &state.address, is_local(config), "its output").await?;
     let ask = v1::LogsRequest { name: request.name, follow: request.follow, tail: request.tail };
     let chunks = WorkerClient::new(channel).logs(ask).await?.into_inner();
     Ok(Response::new(chunks.map(|chunk| chunk.map(|c| v1::ReadLogsResponse { chunk: c.chunk })).boxed()))
 }
 
 /// Whether this master serves its own machine only: then its workers are there, too.
-fn is_local(config: &MasterConfig) -> bool {
+pub(super) fn is_local(config: &MasterConfig) -> bool {
     config.grpc_listen.ip().is_loopback() || is_loopback(&config.grpc_host)
 }
 
-async fn connect(worker: &str, address: &str, is_local: bool) -> Result<Channel, Status> {
-    let unreachable = |why: String| Status::unavailable(format!("{worker} at {address} cannot be asked for its output: {why}"));
+/// A connection to a worker, to ask it for `what`.
+pub(super) async fn connect(worker: &str, address: &str, is_local: bool, what: &str) -> Result<Channel, Status> {
+    let unreachable = |why: String| Status::unavailable(format!("{worker} at {address} cannot be asked for {what}: {why}"));
     let found = timeout(CONNECT, lookup_host(address)).await.map_err(|_| unreachable("its name is not resolved in time".to_owned()))?;
     // What was judged is what is dialled: a name could mean something else the next time.
     let mut last = unreachable("its name has no address".to_owned());
     for found in found.map_err(|e| unreachable(e.to_string()))? {
         if let Some(kind) = forbidden(found.ip(), is_local) {
             last = Status::failed_precondition(format!(
-                "{worker} at {address} is not asked for its output: {} is {kind}; start the worker with --advertise HOST, by which masters reach it",
+                "{worker} at {address} is not asked for {what}: {} is {kind}; start the worker with --advertise HOST, by which masters reach it",
                 found.ip()
             ));
             continue;
@@ -118,11 +119,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_judged_by_its_addresses() {
-        let refused = connect("worker-1", "localhost:1", false).await.expect_err("loopback");
+        let refused = connect("worker-1", "localhost:1", false, "its output").await.expect_err("loopback");
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
         assert!(refused.message().starts_with("worker-1 at localhost:1 is not asked for its output: "), "{}", refused.message());
         assert!(refused.message().ends_with("--advertise HOST, by which masters reach it"), "{}", refused.message());
-        let unreachable = connect("worker-1", "localhost:1", true).await.expect_err("nobody listens");
+        let unreachable = connect("worker-1", "localhost:1", true, "its output").await.expect_err("nobody listens");
         assert_eq!(unreachable.code(), tonic::Code::Unavailable);
     }
 }

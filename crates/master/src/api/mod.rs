@@ -21,6 +21,7 @@ pub(crate) mod service;
 mod sources;
 mod states;
 mod transcode;
+mod usage;
 mod watch;
 
 pub use forward::NO_EFFECT;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_model::limits::{MAX_PAGE_BYTES, MAX_PLANS_WAITING, MAX_SEARCHES, MAX_SEARCHES_WAITING, MAX_WATCHES};
+use evenkeel_model::limits::{MAX_PAGE_BYTES, MAX_PLANS_WAITING, MAX_SEARCHES, MAX_SEARCHES_WAITING, MAX_USAGES, MAX_WATCHES};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -74,6 +74,8 @@ pub(crate) struct Turns {
     searches: Arc<Semaphore>,
     searches_waiting: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+    /// Those that ask workers what work uses.
+    usages: Arc<Semaphore>,
 }
 
 impl Default for Turns {
@@ -85,6 +87,7 @@ impl Default for Turns {
             searches: semaphore(MAX_SEARCHES),
             searches_waiting: semaphore(MAX_SEARCHES_WAITING),
             watches: semaphore(MAX_WATCHES),
+            usages: semaphore(MAX_USAGES),
         }
     }
 }
@@ -123,6 +126,13 @@ impl Turns {
     pub(super) fn watch(&self) -> Result<OwnedSemaphorePermit, Status> {
         let full = |_| Status::resource_exhausted(format!("{MAX_WATCHES} streams watch already; end some, or try again later"));
         self.watches.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// A place for one that asks workers what work uses, for as long as it is kept.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    pub(super) fn usage(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| Status::resource_exhausted(format!("{MAX_USAGES} callers ask workers already what work uses; try again"));
+        self.usages.clone().try_acquire_owned().map_err(full)
     }
 }
 

@@ -386,6 +386,7 @@ mod tests {
             (Method::GET, "/v1/plan", "drain=w", "", "Plan", r#"{"drain":"w"}"#),
             (Method::POST, "/v1/plan", "", r#"{"add":{"name":"a"}}"#, "Plan", r#"{"add":{"name":"a"}}"#),
             (Method::POST, "/v1/workers/w:drain", "", r#"{"deadlineMs":"5"}"#, "DrainWorker", r#"{"id":"w","deadlineMs":"5"}"#),
+            (Method::GET, "/v1/usage", "worker=w&onlyTotals=true", "", "ListUsage", r#"{"worker":"w","onlyTotals":true}"#),
             (Method::POST, "/v1/brake:release", "", "", "ReleaseBrake", "{}"),
         ];
         for (method, path, query, body, rpc, message) in cases {

@@ -387,6 +387,10 @@ impl Master for Service {
         Ok(Response::new(v1::ReleaseSourceResponse { source }))
     }
 
+    async fn list_usage(&self, request: tonic::Request<v1::ListUsageRequest>) -> Result<Response<v1::ListUsageResponse>, Status> {
+        super::usage::list(self, request.get_ref()).await.map(Response::new)
+    }
+
     type ReadLogsStream = Answers<v1::ReadLogsResponse>;
 
     async fn read_logs(&self, request: tonic::Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {

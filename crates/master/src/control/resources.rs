@@ -44,7 +44,7 @@ pub struct PutAnswer {
 pub enum Effect {
     /// It is new.
     Created,
-    /// It existed with a different definition.
+    /// It existed with a definition that says something else.
     Changed,
     /// It existed like this.
     Unchanged,
@@ -114,7 +114,7 @@ impl Command for Put {
         if !self.source.is_empty() && *old.value.source != *self.source {
             return stands(name, old.revision, Err(of_another(name, &old.value)));
         }
-        if old.value.definition == *self.definition {
+        if old.value.definition.is_same_as(&self.definition) {
             let answer = match by.unchanged.clone() {
                 Some(answer) => answer,
                 None => by.unchanged.insert(standing(by, name, old.value.clone(), Effect::Unchanged)).clone(),
@@ -174,7 +174,7 @@ impl Put {
             writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
         let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
-        let goes_on = |h: &&Holder| h.held.runs() && h.held.hash == record.definition.hash();
+        let goes_on = |h: &&Holder| h.held.runs() && h.held.has_work_of(&record.definition);
         if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
             // The worker checks them too, and it is to check those that are in force.
             decision.give_rules(&record.definition, &holder.worker, &holder.held);

@@ -19,6 +19,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 use crate::{
     agent::table::Row,
     authority::{BootTime, Clock, Gate},
+    usage::Root,
 };
 
 /// An agent that has not turned for so long hangs: with a session, a proof turns it every second at the least. Its guard has killed its work by
@@ -102,6 +103,16 @@ impl Board {
 
     pub(crate) fn all(&self) -> Vec<(ResourceName, Shown)> {
         self.rows().iter().map(|(name, shown)| (name.clone(), shown.clone())).collect()
+    }
+
+    /// The process that each run descends from, for [`crate::usage`]: one that only looks after it, or its main process where there is none.
+    pub(crate) fn roots(&self) -> Vec<(ResourceName, Root)> {
+        let root = |shown: &Shown| {
+            let roots = [(shown.root, false), (shown.pid, true)];
+            let (pid, is_work) = roots.into_iter().find(|(pid, _)| *pid > 0)?;
+            Some(Root { pid: i32::try_from(pid).ok()?, is_work })
+        };
+        self.rows().iter().filter_map(|(name, shown)| Some((name.clone(), root(shown)?))).collect()
     }
 
     pub(crate) fn has(&self, name: &ResourceName) -> bool {

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     agent::board::{Board, Shown},
     driver::process::log::{Follower, Logs, tail},
+    usage::{Usage, Used},
 };
 
 /// One message of output.
@@ -25,15 +26,30 @@ const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 pub(super) struct Service {
     pub(super) board: Arc<Board>,
     pub(super) logs: Logs,
+    pub(super) usage: Usage,
 }
 
 type Chunks = mpsc::Sender<Result<LogsResponse, Status>>;
 
 #[tonic::async_trait]
 impl Worker for Service {
-    async fn list_running(&self, _: Request<ListRunningRequest>) -> Result<Response<ListRunningResponse>, Status> {
-        let running = self.board.all().into_iter().map(|(name, shown)| running(&name, shown)).collect();
-        Ok(Response::new(ListRunningResponse { worker: self.board.worker.to_string(), running }))
+    async fn list_running(&self, request: Request<ListRunningRequest>) -> Result<Response<ListRunningResponse>, Status> {
+        let ListRunningRequest { name, only_totals } = request.into_inner();
+        let read = self.usage.read().await;
+        let reading = read.as_deref().ok();
+        let is_asked_for = |row: &(ResourceName, Shown)| !only_totals && (name.is_empty() || row.0.as_str() == name);
+        let used = |name: &ResourceName| reading.and_then(|reading| reading.runs.get(name)).copied();
+        let rows = self.board.all().into_iter().filter(is_asked_for);
+        let running = rows.map(|(name, shown)| running(&name, shown, used(&name))).collect();
+        let total = reading.map(|reading| reading.total);
+        Ok(Response::new(ListRunningResponse {
+            worker: self.board.worker.to_string(),
+            running,
+            cpu_ns: total.map(|total| nanos(total.cpu)),
+            memory_bytes: total.map(|total| total.memory),
+            processes: total.map(|total| total.processes),
+            unmeasured: read.err().map(|error| error.to_string()).unwrap_or_default(),
+        }))
     }
 
     type LogsStream = ReceiverStream<Result<LogsResponse, Status>>;
@@ -135,7 +151,12 @@ async fn blocking<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send
     result.map_err(|error| Status::internal(format!("the log cannot be read: {error}")))
 }
 
-fn running(name: &ResourceName, shown: Shown) -> Running {
+/// Nanoseconds; those of 500 years fit.
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn running(name: &ResourceName, shown: Shown, used: Option<Used>) -> Running {
     Running {
         name: name.to_string(),
         kind: shown.kind,
@@ -146,5 +167,8 @@ fn running(name: &ResourceName, shown: Shown) -> Running {
         since: shown.status.since,
         restarts: shown.status.restarts,
         message: shown.status.message,
+        cpu_ns: used.map(|used| nanos(used.cpu)),
+        memory_bytes: used.map(|used| used.memory),
+        processes: used.map(|used| used.processes),
     }
 }

@@ -19,12 +19,18 @@ use evenkeel_model::shown::bare;
 use evenkeel_net::refusal;
 use tonic::Code;
 
-use crate::agent::board::Board;
+use crate::{agent::board::Board, usage::Usage};
 
 /// `/healthz`, `/readyz` and `/metrics`.
-pub(super) fn routes(board: Arc<Board>, version: &str) -> Router {
-    let registry = Arc::new(board.registry(version));
-    let page = async move || ([(CONTENT_TYPE, evenkeel_metrics::CONTENT_TYPE)], evenkeel_metrics::page(&registry));
+pub(super) fn routes(board: Arc<Board>, usage: Usage, version: &str) -> Router {
+    let mut registry = board.registry(version);
+    registry.register_collector(Box::new(usage.clone()));
+    let registry = Arc::new(registry);
+    let page = async move || {
+        // What cannot be read is logged there, and left out of the page.
+        let _ = usage.read().await;
+        ([(CONTENT_TYPE, evenkeel_metrics::CONTENT_TYPE)], evenkeel_metrics::page(&registry))
+    };
     Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))

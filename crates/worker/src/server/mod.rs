@@ -1,6 +1,6 @@
 //! The worker's two servers: gRPC for masters and people, HTTP for probes and metrics.
 //!
-//! The wheel: beside it. They show what worker::agent has put on its board, and what is in the logs. Nothing here starts or stops work.
+//! The wheel: beside it. They show what worker::agent has put on its board, what worker::usage reads, and what is in the logs. Nothing here starts or stops work.
 
 mod grpc;
 mod http;
@@ -13,7 +13,7 @@ use evenkeel_proto::{DESCRIPTORS, v1::worker_server::WorkerServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::service::Routes;
 
-use crate::{agent::board::Board, config::WorkerError, driver::process::log::Logs};
+use crate::{agent::board::Board, config::WorkerError, driver::process::log::Logs, usage::Usage};
 
 /// The two ports, taken before anything is registered.
 pub(crate) struct Listeners {
@@ -45,8 +45,10 @@ pub(crate) fn serve(listeners: Listeners, names: Names, ports: Ports, board: &Ar
     // Most files are for the work. No call of a worker streams its requests.
     let keeper = Keeper::new(Limits::default().within(descriptors(), 4));
     let front = Front { keeper, ports, names, open_ended: OpenEnded::of([]) };
-    let worker = grpc::Service { board: Arc::clone(board), logs: logs.clone() };
-    let web = http::routes(Arc::clone(board), version);
+    let shown = Arc::clone(board);
+    let usage = Usage::new(move || shown.roots());
+    let worker = grpc::Service { board: Arc::clone(board), logs: logs.clone(), usage: usage.clone() };
+    let web = http::routes(Arc::clone(board), usage, version);
     let mut servers = JoinSet::new();
     servers.spawn(async move {
         match grpc_routes(worker).await {

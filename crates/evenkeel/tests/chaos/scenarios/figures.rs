@@ -136,7 +136,7 @@ async fn all_run(field: &Field, workers: usize) {
                 let port = field.stage.process(&format!("worker-{number}")).grpc;
                 let client = WorkerClient::connect(format!("http://127.0.0.1:{port}")).await.ok()?;
                 let mut client = client.max_decoding_message_size(64 << 20);
-                let answer = client.list_running(ListRunningRequest {}).await.ok()?.into_inner();
+                let answer = client.list_running(ListRunningRequest::default()).await.ok()?.into_inner();
                 running.extend(answer.running.into_iter().filter(|r| r.kind == "noop" && r.phase == "running").map(|r| r.name));
             }
             (running.len() == MANY).then_some(())?;

@@ -1,0 +1,166 @@
+//! Work: what a kind and a spec ask of a worker, however they are spelled.
+//!
+//! The wheel: before model::diff and under the planner, which both ask here whether something has changed. A spec that spells out a default
+//! asks for the same as one that leaves it out. Nothing here is stored: what is in etcd has a [`crate::Hash`] of the text, and what an
+//! earlier version wrote is compared by what it asks for.
+
+use std::hash::{Hash as _, Hasher as _};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    Spec,
+    process::{self, ProcessSpec},
+};
+
+/// Names the work of a kind and a spec, with its defaults filled in. Made anew by each process, and never stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Work(u64);
+
+impl Work {
+    /// The work of a kind and a spec.
+    #[must_use]
+    pub fn of(kind: &str, spec: &Spec) -> Self {
+        let mut hasher = Xxh3::new();
+        kind.hash(&mut hasher);
+        match filled_in(kind, spec) {
+            Some(process) => process.hash(&mut hasher),
+            None => spec.as_str().hash(&mut hasher),
+        }
+        Self(hasher.finish().min(u64::MAX - 1))
+    }
+
+    /// The work of what could not be read, or is not kept; no definition has it.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self(u64::MAX)
+    }
+}
+
+/// Whether two specs of one kind ask for the same work: by what they say with their defaults filled in where the kind's specs can be read here,
+/// else by their text.
+#[must_use]
+pub fn is_same(kind: &str, old: &Spec, new: &Spec) -> bool {
+    old == new || filled_in(kind, old).is_some_and(|old| filled_in(kind, new) == Some(old))
+}
+
+/// The spec as its driver reads it. None: only the text says what it asks for.
+fn filled_in(kind: &str, spec: &Spec) -> Option<ProcessSpec> {
+    if kind != process::KIND {
+        return None;
+    }
+    ProcessSpec::stored(spec).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(value: Value) -> Spec {
+        Spec::stored(value).expect("an object")
+    }
+
+    fn same(kind: &str, old: Value, new: Value) -> bool {
+        let (old, new) = (spec(old), spec(new));
+        let same = is_same(kind, &old, &new);
+        assert_eq!(Work::of(kind, &old) == Work::of(kind, &new), same, "both say the same of {old:?} and {new:?}");
+        same
+    }
+
+    fn with(field: &str, value: Value) -> Value {
+        let mut spec = json!({"command": ["a", "b"]});
+        spec[field] = value;
+        spec
+    }
+
+    #[test]
+    fn a_default_that_is_spelled_out_is_no_change_and_anything_else_is() {
+        let plain = || json!({"command": ["a", "b"]});
+        for (field, value) in [
+            ("restart", json!("always")),
+            ("env", json!({})),
+            ("stop_signal", json!("TERM")),
+            ("stop_signal", json!("SIGTERM")),
+            ("cwd", json!("/")),
+            ("allow_privilege_escalation", json!(false)),
+        ] {
+            assert!(same("process", plain(), with(field, value.clone())), "{field}: {value}");
+        }
+        let grace = |text: &str| with("stop_grace", json!(text));
+        assert!(same("process", grace("3000ms"), grace("3s")) && same("process", grace("1m"), grace("60s")));
+        assert!(same("process", with("stop_signal", json!("INT")), with("stop_signal", json!("SIGINT"))));
+        for (field, value) in [
+            ("restart", json!("never")),
+            ("env", json!({"A": ""})),
+            ("stop_signal", json!("INT")),
+            // What a worker takes where nothing is said is its own to know.
+            ("stop_grace", json!("500ms")),
+            ("cwd", json!("/srv")),
+            ("env_pass", json!([])),
+            ("allow_privilege_escalation", json!(true)),
+            ("command", json!(["a", "b", ""])),
+        ] {
+            assert!(!same("process", plain(), with(field, value.clone())), "{field}: {value}");
+        }
+        assert!(!same("process", grace("3s"), grace("3001ms")));
+    }
+
+    #[test]
+    fn what_cannot_be_read_here_goes_by_its_text() {
+        let always = || with("restart", json!("always"));
+        assert!(!same("crawler", json!({"command": ["a", "b"]}), always()), "only its driver knows what its fields mean");
+        assert!(!same("", json!({"command": ["a", "b"]}), always()), "the worker's catalog decides");
+        let broken = || json!({"command": ["a", "b"], "restart": "sometimes"});
+        assert!(same("process", broken(), broken()));
+        assert!(!same("process", broken(), json!({"command": ["a", "b"], "restart": "sometimes", "env": {}})));
+        assert!(!same("process", json!({"command": ["a", "b"]}), broken()) && !same("process", broken(), always()));
+        assert!(!same("process", json!({}), always()));
+        assert_ne!(Work::of("process", &Spec::default()), Work::of("", &Spec::default()));
+        assert_ne!(Work::of("process", &spec(always())), Work::unknown());
+    }
+
+    /// The same spec twice, in two spellings.
+    fn any_spellings() -> impl Strategy<Value = (Value, Value)> {
+        let field = |name: &'static str, spellings: &'static [&'static [Option<&'static str>]]| {
+            let one = prop::sample::select(spellings);
+            (one.clone().prop_flat_map(|same| (prop::sample::select(same), prop::sample::select(same)))).prop_map(move |pair| (name, pair))
+        };
+        const RESTART: &[&[Option<&str>]] = &[&[None, Some("always")], &[Some("never")], &[Some("on-failure")]];
+        const SIGNAL: &[&[Option<&str>]] = &[&[None, Some("TERM"), Some("SIGTERM")], &[Some("HUP"), Some("SIGHUP")], &[Some("SIGKILL")]];
+        const GRACE: &[&[Option<&str>]] =
+            &[&[None], &[Some("2s"), Some("2000ms"), Some("02s")], &[Some("1m"), Some("60s")], &[Some("0s"), Some("0ms")]];
+        let fields = (field("restart", RESTART), field("stop_signal", SIGNAL), field("stop_grace", GRACE));
+        let env = prop_oneof![Just(json!({})), Just(json!({"A": "b"}))];
+        (fields, env, any::<[bool; 2]>()).prop_map(|((restart, signal, grace), env, leaves_out)| {
+            let spelled = |which: usize| {
+                let mut spec = json!({"command": ["a"]});
+                for (name, (first, second)) in [restart, signal, grace] {
+                    if let Some(text) = [first, second][which] {
+                        spec[name] = json!(text);
+                    }
+                }
+                if env != json!({}) || !leaves_out[which] {
+                    spec["env"] = env.clone();
+                }
+                spec
+            };
+            (spelled(0), spelled(1))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_spelling_of_a_spec_is_the_same_work((old, new) in any_spellings()) {
+            prop_assert!(same("process", old, new));
+        }
+
+        #[test]
+        fn two_spellings_are_the_same_work_exactly_when_they_are_read_alike((old, _) in any_spellings(), (new, _) in any_spellings()) {
+            let read = |value: &Value| ProcessSpec::parse(&spec(value.clone())).expect("a good spec");
+            prop_assert_eq!(same("process", old.clone(), new.clone()), read(&old) == read(&new));
+        }
+    }
+}
