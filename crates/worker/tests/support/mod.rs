@@ -75,7 +75,8 @@ impl Testbed {
         Some(self.spawn(command, json!({})))
     }
 
-    fn spawn(&self, mut command: Command, more: Value) -> Worker {
+    /// Starts this command, which runs the worker with what it is given.
+    pub fn spawn(&self, mut command: Command, more: Value) -> Worker {
         let mut given = json!({"etcd": self.etcd.endpoints(), "id": self.id.as_str(), "data_dir": self.path("data")});
         given.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
         let log = self.path("worker.log");
@@ -188,7 +189,8 @@ impl Testbed {
     }
 }
 
-fn program() -> PathBuf {
+/// The worker's program.
+pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("this program");
     test.parent().and_then(Path::parent).expect("target folder").join("examples").join("worker")
 }
@@ -260,6 +262,17 @@ fn children(parent: i32) -> Vec<i32> {
         if ppid == Some(parent) {
             found.push(pid);
         }
+    }
+    found
+}
+
+/// A process and every one below it.
+pub fn descendants(root: i32) -> Vec<i32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(children(parent));
+        next += 1;
     }
     found
 }
