@@ -41,6 +41,10 @@ pub(crate) struct Stage {
     pub(crate) environment: BTreeMap<String, Vec<(String, String)>>,
     /// What every process has in its environment, beside its name as `STAGE_NAME`.
     pub(crate) marks: Vec<(String, String)>,
+    /// What starts a worker: words before its command line.
+    pub(crate) worker_launcher: Vec<String>,
+    /// What every worker is given beside the rest.
+    pub(crate) worker_flags: Vec<String>,
     processes: BTreeMap<String, Process>,
     folder: TempDir,
 }
@@ -91,6 +95,8 @@ impl Stage {
             routes: BTreeMap::new(),
             environment: BTreeMap::new(),
             marks: Vec::new(),
+            worker_launcher: Vec::new(),
+            worker_flags: Vec::new(),
             processes: BTreeMap::new(),
             folder,
         }
@@ -107,7 +113,8 @@ impl Stage {
         let log = self.folder.path().join(format!("{name}.log"));
         let output = fs::File::options().create(true).append(true).open(&log).expect("a log");
         let etcd = self.routes.get(name).cloned().unwrap_or_else(|| self.etcd.endpoints());
-        let mut command = evenkeel();
+        let launcher: &[String] = if role == "worker" { &self.worker_launcher } else { &[] };
+        let mut command = evenkeel_by(launcher);
         command
             .envs(self.marks.iter().map(|(mark, value)| (mark, value)))
             .envs(self.environment.get(name).into_iter().flatten().map(|(variable, value)| (variable, value)))
@@ -120,7 +127,7 @@ impl Stage {
             .stdout(output.try_clone().expect("a log"))
             .stderr(output);
         if role == "worker" {
-            command.arg("--data-dir").arg(self.folder.path().join(name));
+            command.arg("--data-dir").arg(self.folder.path().join(name)).args(&self.worker_flags);
         }
         let child = command.spawn().expect("started");
         self.processes.insert(name.to_owned(), Process { child, grpc, http, log });
@@ -384,7 +391,14 @@ impl Drop for Stage {
 
 /// The binary, with nothing of the caller's environment that concerns it.
 pub(crate) fn evenkeel() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
+    evenkeel_by(&[])
+}
+
+/// The same, started by another program.
+fn evenkeel_by(launcher: &[String]) -> Command {
+    let mut words = launcher.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_evenkeel")]);
+    let mut command = Command::new(words.next().expect("one at least"));
+    command.args(words);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("EVENKEEL_") {
             command.env_remove(name);

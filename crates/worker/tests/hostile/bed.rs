@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     kinds::{BECOME, Kind, WORK},
     lives::Lives,
-    support::{self, Testbed, Worker, eventually, signal},
+    support::{self, DEADLINE, Testbed, Worker, eventually, signal},
 };
 
 /// The means of holding work.
@@ -165,7 +165,16 @@ impl Bed {
 
     /// Waits until all of it is dead. How long that took since then.
     pub(crate) async fn all_dead(&self, since: Instant, what: &str) -> Duration {
-        eventually("the end of all work", async || self.lives.all().is_empty().then_some(())).await;
+        let began = Instant::now();
+        loop {
+            let left = self.lives.all();
+            if left.is_empty() {
+                break;
+            }
+            let names: Vec<&str> = left.keys().map(|run| self.runs[*run].name.as_str()).collect();
+            assert!(began.elapsed() < DEADLINE, "{what}: of {names:?} there lives {left:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let took = since.elapsed();
         println!("{}: {what}: all of it was dead {took:?} later", self.case.as_str());
         self.lives.nothing_lives();

@@ -31,6 +31,9 @@ const AFTER_GRACE: Duration = Duration::from_secs(1);
 /// It ends when it is asked to.
 const GOOD: Kind = ("good", "touch $DIR/$NAME.ready; exec sleep 300");
 
+/// An orphan is made and ends some hundred times a second: whoever waits for a moment without one waits for ever.
+const FORKS_ALL_DAY: Kind = ("forks-all-day", "touch $DIR/$NAME.ready; while :; do (true &); done");
+
 impl Bed {
     /// The processes of the main program of a run live, and what it has left elsewhere as well.
     fn lives_on(&self, run: usize, before: &BTreeSet<i32>) {
@@ -45,7 +48,7 @@ impl Bed {
 }
 
 async fn forks_all_day(case: Case) {
-    let kinds = [kinds::DOUBLE_FORKS, GOOD, kinds::kind("deaf"), kinds::kind("forked-twice"), kinds::kind("unmarked")];
+    let kinds = [FORKS_ALL_DAY, GOOD, kinds::kind("deaf"), kinds::kind("forked-twice"), kinds::kind("unmarked")];
     let bed = Bed::with("h-beside", case, &kinds).await;
     let main = BTreeSet::from([bed.main_pid(0).await]);
     for run in 1..bed.runs.len() {
