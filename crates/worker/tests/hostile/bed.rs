@@ -165,19 +165,26 @@ impl Bed {
 
     /// Waits until all of it is dead. How long that took since then.
     pub(crate) async fn all_dead(&self, since: Instant, what: &str) -> Duration {
+        let took = self.dead_but(&[], since, what).await;
+        self.lives.nothing_lives();
+        took
+    }
+
+    /// The same, but for what these have left.
+    pub(crate) async fn dead_but(&self, left: &[&str], since: Instant, what: &str) -> Duration {
         let began = Instant::now();
         loop {
-            let left = self.lives.all();
-            if left.is_empty() {
+            let mut all = self.lives.all();
+            all.retain(|run, _| !left.contains(&self.runs[*run].name.as_str()));
+            if all.is_empty() {
                 break;
             }
-            let names: Vec<&str> = left.keys().map(|run| self.runs[*run].name.as_str()).collect();
-            assert!(began.elapsed() < DEADLINE, "{what}: of {names:?} there lives {left:?}");
+            let names: Vec<&str> = all.keys().map(|run| self.runs[*run].name.as_str()).collect();
+            assert!(began.elapsed() < DEADLINE, "{what}: of {names:?} there lives {all:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let took = since.elapsed();
-        println!("{}: {what}: all of it was dead {took:?} later", self.case.as_str());
-        self.lives.nothing_lives();
+        println!("{}: {what}: it was dead {took:?} later", self.case.as_str());
         took
     }
 
