@@ -14,6 +14,9 @@ use crate::{
 /// The kind of these specs.
 pub const KIND: &str = "process";
 
+/// What a spec may have, for people.
+const FIELDS: &str = "command, env, env_pass, cwd, restart, stop_signal, stop_grace, allow_privilege_escalation";
+
 /// A checked spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -21,8 +24,13 @@ pub struct ProcessSpec {
     pub command: Vec<String>,
     /// What its environment has beside the usual.
     pub env: BTreeMap<String, String>,
-    /// The folder that it starts in; none: the worker's.
+    /// What its environment has of the worker's own, beside PATH, HOME, USER and LANG; none: what the worker gives to all.
+    pub env_pass: Option<Vec<String>>,
+    /// The folder that it starts in; none: `/`.
     pub cwd: Option<String>,
+    /// Its programs may gain privileges by being executed, as those with the setuid bit do. A worker that could not end what has become another
+    /// user refuses that.
+    pub allow_privilege_escalation: bool,
     /// When it is started again.
     pub restart: Restart,
     /// What asks it to end.
@@ -86,7 +94,9 @@ impl ProcessSpec {
         let mut parsed = Self {
             command: Vec::new(),
             env: BTreeMap::new(),
+            env_pass: None,
             cwd: None,
+            allow_privilege_escalation: false,
             restart: Restart::default(),
             stop_signal: StopSignal::Term,
             stop_grace: None,
@@ -96,11 +106,13 @@ impl ProcessSpec {
             match field.as_str() {
                 "command" => parsed.command = command(value)?,
                 "env" => parsed.env = env(value)?,
+                "env_pass" => parsed.env_pass = Some(env_pass(value)?),
+                "allow_privilege_escalation" => parsed.allow_privilege_escalation = flag("allow_privilege_escalation", value)?,
                 "cwd" => parsed.cwd = Some(cwd(value)?),
                 "restart" => parsed.restart = restart(value)?,
                 "stop_signal" => parsed.stop_signal = stop_signal(value)?,
                 "stop_grace" => parsed.stop_grace = Some(stop_grace(value)?),
-                _ => return wrong(&bare(field), "unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
+                _ => return wrong(&bare(field), format!("unknown field; use one of {FIELDS}")),
             }
         }
         if parsed.command.is_empty() {
@@ -113,8 +125,10 @@ impl ProcessSpec {
         if self.command.len() > MAX_ARGUMENTS {
             return wrong("command", format!("{} arguments are more than {MAX_ARGUMENTS}; put them in a file", self.command.len()));
         }
-        if self.env.len() > MAX_ENV {
-            return wrong("env", format!("{} variables are more than {MAX_ENV}; put them in a file", self.env.len()));
+        for (field, count) in [("env", self.env.len()), ("env_pass", self.env_pass.as_ref().map_or(0, Vec::len))] {
+            if count > MAX_ENV {
+                return wrong(field, format!("{count} variables are more than {MAX_ENV}; put them in a file"));
+            }
         }
         let program = self.command.first().map(|program| ("command[0]", program));
         for (field, path) in program.into_iter().chain(self.cwd.as_ref().map(|cwd| ("cwd", cwd))) {
@@ -145,16 +159,37 @@ fn env(value: &Value) -> Checked<BTreeMap<String, String>> {
     let mut env = BTreeMap::new();
     for (name, value) in fields {
         let field = format!("env.{}", bare(name));
-        if name.is_empty() || name.contains('=') || name.contains('\0') {
-            return wrong(&field, "invalid name of a variable: one or more characters, no = and no NUL");
-        }
-        if name.starts_with("EVENKEEL_") {
-            return wrong(&field, "names that begin with EVENKEEL_ are set by the worker");
-        }
+        variable(&field, name)?;
         let Some(text) = value.as_str() else { return wrong(&field, "must be a string; put it in quotes") };
         env.insert(name.clone(), without_nul(&field, text)?);
     }
     Ok(env)
+}
+
+fn variable(field: &str, name: &str) -> Checked<()> {
+    if name.is_empty() || name.contains('=') || name.contains('\0') {
+        return wrong(field, "invalid name of a variable: one or more characters, no = and no NUL");
+    }
+    if name.starts_with("EVENKEEL_") {
+        return wrong(field, "names that begin with EVENKEEL_ are set by the worker");
+    }
+    Ok(())
+}
+
+fn env_pass(value: &Value) -> Checked<Vec<String>> {
+    let Some(items) = value.as_array() else { return wrong("env_pass", "must be a list of names of variables") };
+    let mut names = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        let field = format!("env_pass[{index}]");
+        let Some(name) = item.as_str() else { return wrong(&field, "must be a string; put it in quotes") };
+        variable(&field, name)?;
+        names.push(name.to_owned());
+    }
+    Ok(names)
+}
+
+fn flag(field: &str, value: &Value) -> Checked<bool> {
+    value.as_bool().map_or_else(|| wrong(field, format!("must be true or false, not {}", value_shown(value))), Ok)
 }
 
 fn cwd(value: &Value) -> Checked<String> {
@@ -244,11 +279,13 @@ mod tests {
     #[test]
     fn a_full_spec_is_read() {
         let spec = parse(json!({"command": ["./crawl", ""], "env": {"A": "b"}, "cwd": "/srv", "restart": "on-failure",
-            "stop_signal": "INT", "stop_grace": "2s"}));
+            "env_pass": ["TZ"], "allow_privilege_escalation": true, "stop_signal": "INT", "stop_grace": "2s"}));
         let expected = ProcessSpec {
             command: vec!["./crawl".into(), String::new()],
             env: BTreeMap::from([("A".into(), "b".into())]),
+            env_pass: Some(vec!["TZ".into()]),
             cwd: Some("/srv".into()),
+            allow_privilege_escalation: true,
             restart: Restart::OnFailure,
             stop_signal: StopSignal::Int,
             stop_grace: Some(Duration::from_secs(2)),
@@ -276,7 +313,13 @@ mod tests {
             (with("command", json!([""])), "spec.command: must be a list of strings that begins with the program"),
             (with("command", json!(["a", 1])), "spec.command[1]: must be a string; put it in quotes"),
             (with("command", json!(["a\0"])), "spec.command[0]: has a NUL character"),
-            (with("comand", json!(["a"])), "spec.comand: unknown field; use one of command, env, cwd, restart, stop_signal, stop_grace"),
+            (with("comand", json!(["a"])), &format!("spec.comand: unknown field; use one of {FIELDS}")),
+            (with("env_pass", json!("TZ")), "spec.env_pass: must be a list of names of variables"),
+            (with("env_pass", json!(["A", 1])), "spec.env_pass[1]: must be a string; put it in quotes"),
+            (with("env_pass", json!(["A=B"])), "spec.env_pass[0]: invalid name of a variable: one or more characters, no = and no NUL"),
+            (with("env_pass", json!(["EVENKEEL_ID"])), "spec.env_pass[0]: names that begin with EVENKEEL_ are set by the worker"),
+            (with("env_pass", json!(vec!["A"; 1025])), "spec.env_pass: 1025 variables are more than 1024; put them in a file"),
+            (with("allow_privilege_escalation", json!("yes")), "spec.allow_privilege_escalation: must be true or false, not \"yes\""),
             (with("env", json!(["a"])), "spec.env: must be a map from names to strings"),
             (with("env", json!({"A": 1})), "spec.env.A: must be a string; put it in quotes"),
             (with("env", json!({"A=B": "1"})), "spec.env.A=B: invalid name of a variable: one or more characters, no = and no NUL"),

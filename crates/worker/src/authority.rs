@@ -318,7 +318,14 @@ impl Gate {
     /// Whether something may be started now.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.clock.now().0 < self.open_until.load(Ordering::SeqCst)
+        self.opens_until().is_some()
+    }
+
+    /// Until when something may be started; none: not now.
+    #[must_use]
+    pub fn opens_until(&self) -> Option<BootTime> {
+        let until = BootTime(self.open_until.load(Ordering::SeqCst));
+        (self.clock.now() < until).then_some(until)
     }
 
     /// The clock that it goes by.

@@ -17,7 +17,7 @@ use evenkeel_store as store;
 use crate::{
     authority::{Timing, TimingError},
     catalog::CatalogError,
-    driver::UnknownDriver,
+    driver::{EnvPass, UnknownDriver},
     guard::{LinkError, STATUS_AGAIN},
 };
 
@@ -56,6 +56,8 @@ pub struct WorkerConfig {
     pub catalog: Option<PathBuf>,
     /// The drivers that it offers; empty: all.
     pub drivers: Vec<String>,
+    /// What work may have of its environment, beside PATH, HOME, USER and LANG.
+    pub env_pass: EnvPass,
     /// Where it keeps logs: a folder of its own.
     pub data_dir: PathBuf,
     /// The bound of each of the two generations of a log, in bytes.
@@ -86,6 +88,7 @@ impl WorkerConfig {
             capacity: None,
             catalog: None,
             drivers: Vec::new(),
+            env_pass: EnvPass::default(),
             data_dir,
             max_log_bytes: MAX_LOG_BYTES,
             timing: Timing::default(),

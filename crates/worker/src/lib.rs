@@ -13,6 +13,7 @@ pub mod config;
 mod containment;
 pub mod desired;
 pub mod driver;
+mod fault;
 pub mod guard;
 pub mod reconcile;
 pub mod report;

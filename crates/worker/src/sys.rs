@@ -1,6 +1,6 @@
-//! The one unsafe corner: what a child does between fork and exec.
+//! The one unsafe corner: forks, what a child does between fork and exec, and calls of the kernel that have no safe form.
 //!
-//! The wheel: under worker::driver and worker::guard. Between fork and exec only system calls are made: no allocation, no lock.
+//! The wheel: under worker::containment and worker::guard. It decides nothing.
 
 use std::{io, os::fd::OwnedFd, os::unix::process::CommandExt, process::Command};
 
@@ -15,16 +15,12 @@ use nix::{
 pub(crate) struct ChildSetup {
     /// The signals that it begins with blocked; none: no signal is.
     pub(crate) blocked: Option<SigSet>,
-    /// It gets a session and process group of its own.
-    pub(crate) own_session: bool,
     /// What it is sent when the *thread* that started it ends (Linux).
     pub(crate) death_signal: Option<Signal>,
     /// The process that starts it: if that has ended meanwhile, the child ends too.
     pub(crate) parent: Option<Pid>,
     /// `cgroup.procs` of the cgroup that it joins.
     pub(crate) cgroup: Option<OwnedFd>,
-    /// The limit of open files that it gets back (soft, hard).
-    pub(crate) open_files: Option<(u64, u64)>,
     /// The score that it gets back (Linux).
     pub(crate) oom_score: Option<OomScore>,
 }
@@ -72,9 +68,6 @@ pub(crate) fn set_up(command: &mut Command, setup: ChildSetup) {
 
 fn enter(setup: &ChildSetup) -> io::Result<()> {
     setup.blocked.unwrap_or_else(SigSet::empty).thread_set_mask()?;
-    if setup.own_session {
-        nix::unistd::setsid()?;
-    }
     #[cfg(target_os = "linux")]
     if let Some(signal) = setup.death_signal {
         nix::sys::prctl::set_pdeathsig(signal)?;
@@ -86,14 +79,92 @@ fn enter(setup: &ChildSetup) -> io::Result<()> {
     if let Some(procs) = &setup.cgroup {
         nix::unistd::write(procs, b"0")?;
     }
-    if let Some((soft, hard)) = setup.open_files {
-        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft, hard)?;
-    }
     #[cfg(target_os = "linux")]
     if let Some(score) = setup.oom_score {
         score.write()?;
     }
     Ok(())
+}
+
+/// What became of this process at a fork.
+pub(crate) enum Forked {
+    /// It is the parent; the child has this number.
+    Parent(Pid),
+    /// It is the child.
+    Child,
+}
+
+/// Forks this process. In the child only the calling thread exists: what another thread held locked stays locked there for ever. The C
+/// library takes care of its own locks (of memory, say). So a process that has other threads may call this only if the child touches
+/// nothing of theirs: no log, no runtime.
+///
+/// # Errors
+/// The kernel refuses: too many processes, no memory.
+pub(crate) fn fork() -> io::Result<Forked> {
+    #[allow(unsafe_code, reason = "there is no safe form; its rule is in the text above, and each caller says how it keeps it")]
+    let forked = unsafe { nix::unistd::fork() }?;
+    Ok(match forked {
+        nix::unistd::ForkResult::Parent { child } => Forked::Parent(child),
+        nix::unistd::ForkResult::Child => Forked::Child,
+    })
+}
+
+/// Ends this process at once: nothing of the parent that it was forked from is flushed or undone.
+pub(crate) fn exit_now(status: i32) -> ! {
+    #[allow(unsafe_code, reason = "it has no safe form; it ends the process")]
+    unsafe {
+        nix::libc::_exit(status)
+    }
+}
+
+/// Gives every signal its default action, also those that a parent ignores, and the two that the C library keeps for itself.
+#[cfg(target_os = "linux")]
+pub(crate) fn default_signals() {
+    use nix::libc;
+    const SIGNALS: libc::c_int = 64;
+    /// The kernel's form of an action, all zero: the default, no flags, an empty mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    for signal in 1..=SIGNALS {
+        // SIGKILL and SIGSTOP have no other, and are refused.
+        #[allow(unsafe_code, reason = "the C library would leave out its own two; the action outlives the call and runs no code of ours")]
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>());
+        }
+    }
+}
+
+/// Gives every signal its default action, also those that a parent ignores.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn default_signals() {
+    for signal in Signal::iterator() {
+        // SIGKILL and SIGSTOP have no other, and are refused.
+        #[allow(unsafe_code, reason = "the default action runs no code of ours")]
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+    }
+}
+
+/// Closes every file of this process but its three streams and this one.
+pub(crate) fn close_all_but(kept: std::os::fd::BorrowedFd<'_>) {
+    let kept = u32::try_from(std::os::fd::AsRawFd::as_raw_fd(&kept)).unwrap_or(u32::MAX);
+    #[cfg(target_os = "linux")]
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1).max(3), u32::MAX)] {
+        if first <= last {
+            #[allow(unsafe_code, reason = "it has no safe form; the caller is a fork that owns none of these files any more")]
+            unsafe {
+                nix::libc::close_range(first, last, 0);
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let most = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(65_536));
+        for file in (3..u32::try_from(most).unwrap_or(1024)).filter(|file| *file != kept) {
+            #[allow(unsafe_code, reason = "it has no safe form; the caller is a fork that owns none of these files any more")]
+            unsafe {
+                nix::libc::close(i32::try_from(file).unwrap_or(-1));
+            }
+        }
+    }
 }
 
 /// No child inherits a file that is open now, but for its three streams.

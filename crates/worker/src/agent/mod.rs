@@ -32,7 +32,7 @@ use crate::{
     authority::{BootTime, Clock, Gate, SystemClock, Timing},
     catalog::Catalog,
     config::{FindHost, WorkerConfig, WorkerError},
-    containment::Containment,
+    containment::{Containment, spawner::Spawned},
     desired::Desired,
     driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
     guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
@@ -73,9 +73,12 @@ struct State {
 ///
 /// # Errors
 /// Why it cannot begin or go on: [`WorkerError::exit_status`] tells the guard what to do.
-pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerError> {
+pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), WorkerError> {
     config.timing.check()?;
-    let containment = contain(&config, &link)?;
+    let spawned = link.take_spawner()?;
+    let containment = contain(&config, &link, spawned)?;
+    // Each run is a file of this process. The spawner was forked before, so that work has the limit that the worker was given.
+    evenkeel_net::raise_descriptors();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let gate = Gate::shut(clock.clone());
     let registry = drivers(&config, &gate, &containment)?;
@@ -176,14 +179,14 @@ async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerErro
 }
 
 /// Prepares the folder for data, and finds out how work is held.
-fn contain(config: &WorkerConfig, link: &GuardLink) -> Result<Arc<Containment>, WorkerError> {
+fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<Arc<Containment>, WorkerError> {
     let data_dir = |source| WorkerError::DataDir { path: config.data_dir.clone(), source };
     std::fs::create_dir_all(log::log_folder(&config.data_dir)).map_err(data_dir)?;
     let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
     if let Err(error) = logs.prune(KEEP_LOGS, SystemTime::now()) {
         tracing::warn!(%error, "old logs cannot be removed");
     }
-    Containment::find(&config.id, link.guard_pid, &link.guard_id(), link.hello.by_cgroup)
+    Containment::find(&config.id, link.guard_pid, &link.guard_id(), link.hello.by_cgroup, spawned)
         .map(Arc::new)
         .map_err(|source| WorkerError::System { what: "hold processes", source })
 }
@@ -195,9 +198,9 @@ fn drivers(config: &WorkerConfig, gate: &Gate, containment: &Arc<Containment>) -
         max_log_bytes: config.max_log_bytes,
         grace: config.timing.grace,
         gate: gate.clone(),
+        env_pass: config.env_pass.clone(),
     };
-    let process = ProcessDriver::new(process, Arc::clone(containment))
-        .map_err(|source| WorkerError::System { what: "start the thread that starts processes", source })?;
+    let process = ProcessDriver::new(process, Arc::clone(containment));
     Ok(Registry::default().with(Arc::new(Noop)).with(Arc::new(process)).limited_to(&config.drivers)?)
 }
 

@@ -105,9 +105,15 @@ impl Table {
         handles.for_each(|handle| handle.stop(order));
     }
 
-    /// Takes in what a driver observed; the status that follows, if the run is still of this epoch and was not told to stop.
+    /// Takes in what a driver observed; the status that follows, if the run is still of this epoch. Of what was told to stop nothing is news
+    /// but what keeps it from ending.
     pub(crate) fn observe(&mut self, name: &ResourceName, epoch: Epoch, seen: Observation, now_ns: i64) -> Option<&Status> {
-        let run = self.run(name).filter(|run| run.epoch == epoch && run.state != RunState::Stopping)?;
+        let run = self.run(name).filter(|run| run.epoch == epoch)?;
+        if run.state == RunState::Stopping {
+            let row = self.rows.get_mut(name).filter(|_| seen.phase == Observed::Stopping)?;
+            row.status.message = seen.message;
+            return Some(&row.status);
+        }
         let rests = matches!(seen.phase, Observed::Exited | Observed::Failed);
         if rests != (run.state == RunState::Resting) {
             self.set_state(name, if rests { RunState::Resting } else { RunState::Live });
@@ -207,5 +213,8 @@ mod tests {
         assert_eq!(status.since, 5, "since it runs");
         table.stop(&name("a"), StopOrder::default(), 7);
         assert_eq!(table.observe(&name("a"), Epoch(1), seen(Observed::Running), 8), None, "it was told to stop");
+        let stuck = Observation { message: "7 does not die".to_owned(), ..seen(Observed::Stopping) };
+        let status = table.observe(&name("a"), Epoch(1), stuck, 9).expect("what keeps it from ending");
+        assert_eq!((status.phase, status.since, status.message.as_str()), (Observed::Stopping, 7, "7 does not die"));
     }
 }

@@ -3,6 +3,8 @@
 //! The wheel: under worker::guard and worker::driver, which look for descendants to kill. It kills nothing. On Linux a scan allocates
 //! nothing: the guard scans while memory may be short.
 
+use nix::errno::Errno;
+
 /// One process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -16,14 +18,31 @@ pub(crate) struct Stat {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Processes, is_zombie};
+pub(crate) use linux::{Processes, is_zombie, name_and_state};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::{Processes, is_zombie};
+pub(crate) use other::{Processes, is_zombie, name_and_state};
+
+/// Whether this process may kill those of any user: its effective capabilities have CAP_KILL.
+pub(crate) fn may_kill_any_user() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| has_cap_kill(&status))
+}
+
+fn has_cap_kill(status: &str) -> bool {
+    const CAP_KILL: u32 = 5;
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    capabilities.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> CAP_KILL & 1 == 1)
+}
+
+/// Whether an error says that the process is gone. Anything else (too few files, no memory) says nothing of it.
+pub(crate) fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::ESRCH))
+}
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
 
+    use evenkeel_model::shown::bare;
     use nix::{
         fcntl::{OFlag, open, openat},
         sys::stat::Mode,
@@ -32,6 +51,15 @@ mod linux {
     use rustix::fs::RawDir;
 
     use super::Stat;
+    use crate::fault;
+
+    /// The name of a process, and the letter of its state; none if it is gone.
+    pub(crate) fn name_and_state(pid: i32) -> Option<(String, char)> {
+        let line = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let (open, close) = (line.iter().position(|b| *b == b'(')?, line.iter().rposition(|b| *b == b')')?);
+        let name = bare(&String::from_utf8_lossy(line.get(open + 1..close)?)).to_string();
+        Some((name, char::from(*line.get(close + 2)?)))
+    }
 
     /// Whether a process has ended, every thread of it, and waits to be reaped. False if that cannot be seen.
     pub(crate) fn is_zombie(pid: i32) -> bool {
@@ -48,10 +76,14 @@ mod linux {
         }
 
         /// Visits every process once, the lower numbers first. One that comes or goes meanwhile may be missed.
+        ///
+        /// # Errors
+        /// The first process that could not be looked at, although it is there: what was visited is not all. The others were visited.
         pub(crate) fn each(&mut self, mut visit: impl FnMut(Stat)) -> io::Result<()> {
             let mut room = [MaybeUninit::uninit(); 4096];
             lseek(&self.0, 0, Whence::SeekSet)?;
             let mut entries = RawDir::new(&self.0, &mut room);
+            let mut whole = Ok(());
             while let Some(entry) = entries.next() {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
@@ -64,15 +96,16 @@ mod linux {
                 room[..name.len()].copy_from_slice(name);
                 room[name.len()..].copy_from_slice(b"/stat");
                 let mut text = [0_u8; 512];
-                let Ok(file) = openat(&self.0, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else {
-                    continue;
-                };
-                let Ok(length) = nix::unistd::read(&file, &mut text) else { continue };
-                if let Some(stat) = super::parse(&text[..length]) {
-                    visit(stat);
+                let file = fault::at("procfs.open")
+                    .and_then(|()| Ok(openat(&self.0, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?));
+                match file.and_then(|file| Ok(nix::unistd::read(&file, &mut text)?)) {
+                    Ok(length) => super::parse(&text[..length]).into_iter().for_each(&mut visit),
+                    Err(error) if super::is_gone(&error) => {}
+                    // Invisible is not gone.
+                    Err(error) => whole = whole.and(Err(error)),
                 }
             }
-            Ok(())
+            whole
         }
     }
 }
@@ -104,6 +137,11 @@ mod other {
     use std::{io, process::Command};
 
     use super::Stat;
+
+    /// Unknown here.
+    pub(crate) fn name_and_state(_pid: i32) -> Option<(String, char)> {
+        None
+    }
 
     /// Unknown here: nothing that asks it is used but on Linux.
     pub(crate) fn is_zombie(_pid: i32) -> bool {
@@ -147,6 +185,15 @@ mod tests {
         assert_eq!(stat(format!("42 (sh) Z{tail}")), Some(Stat { dead: true, ..expected }));
         assert_eq!(stat(format!("42 (sh) Z{}", tail.replace("20 0 1 0", "20 0 4 0"))), Some(expected), "other threads still run");
         assert_eq!(stat("42 (sh".to_owned()), None);
+    }
+
+    #[test]
+    fn the_right_to_kill_is_read() {
+        assert!(has_cap_kill("CapInh:\t0000000000000000\nCapEff:\t000001ffffffffff\n"));
+        assert!(has_cap_kill("CapEff:\t0000000000000020\n"));
+        for status in ["CapEff:\t0000000000000000\n", "CapEff:\t000001ffffffffdf\n", "CapPrm:\t0000000000000020\n", ""] {
+            assert!(!has_cap_kill(status), "{status}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::authority::BootTime;
 
 pub use noop::Noop;
-pub use process::{ProcessConfig, ProcessDriver};
+pub use process::{ProcessConfig, ProcessDriver, environment::EnvPass};
 
 /// What a driver is to run.
 #[derive(Clone, Debug)]

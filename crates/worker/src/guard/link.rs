@@ -18,7 +18,10 @@ use nix::sys::socket::{MsgFlags, send};
 use tokio::sync::watch;
 
 use super::wire::{Hello, Inbox, Registered, ToAgent, ToGuard};
-use crate::authority::BootTime;
+use crate::{
+    authority::BootTime,
+    containment::spawner::{self, Spawned},
+};
 
 /// The guard speaks at once.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -44,6 +47,8 @@ pub struct GuardLink {
     /// The guard's process.
     pub guard_pid: u32,
     stream: Arc<UnixStream>,
+    /// What forks the shims of work, until it is taken over.
+    spawned: Option<Spawned>,
 }
 
 /// Speaks to the guard, from anywhere.
@@ -51,10 +56,11 @@ pub struct GuardLink {
 pub struct LinkSender(Arc<dyn Fn(ToGuard) -> bool + Send + Sync>);
 
 impl GuardLink {
-    /// Takes the link over from standard input, where the guard put it. Call it once, first of all.
+    /// Takes the link over from standard input, where the guard put it, and forks the process that is to hold work. Call it once, first of
+    /// all: no other thread may exist yet.
     ///
     /// # Errors
-    /// No guard started this process, or it says nothing.
+    /// No guard started this process, or it says nothing; or no process can be made.
     pub fn open() -> Result<Self, LinkError> {
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         stream.local_addr().map_err(|_| LinkError::NoGuard)?;
@@ -62,7 +68,8 @@ impl GuardLink {
         nix::unistd::dup2_stdin(OwnedFd::from(File::open("/dev/null")?)).map_err(io::Error::from)?;
         #[cfg(target_os = "linux")]
         let _ = nix::sys::prctl::set_name(c"evenkeel-agent");
-        let link = Self::over(stream, nix::unistd::getppid().as_raw().unsigned_abs())?;
+        let mut link = Self::over(stream, nix::unistd::getppid().as_raw().unsigned_abs())?;
+        link.spawned = Some(spawner::fork()?);
         // The guard takes the end of the link for the end of this process, so it must not come before.
         let _ = OPEN_TO_THE_END.set(Arc::clone(&link.stream));
         Ok(link)
@@ -76,7 +83,12 @@ impl GuardLink {
             _ => return Err(LinkError::NoGuard),
         };
         stream.set_read_timeout(None)?;
-        Ok(Self { hello, guard_pid, stream: Arc::new(stream) })
+        Ok(Self { hello, guard_pid, stream: Arc::new(stream), spawned: None })
+    }
+
+    /// The process that holds work; there is one, and it is taken once.
+    pub(crate) fn take_spawner(&mut self) -> Result<Spawned, LinkError> {
+        self.spawned.take().ok_or(LinkError::NoGuard)
     }
 
     /// What speaks.

@@ -7,7 +7,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 /// A process that ran for so long ran well.
-const WELL: Duration = Duration::from_secs(10);
+pub(super) const WELL: Duration = Duration::from_secs(10);
 
 /// Counts the runs in a row that were too short.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,33 +3,39 @@
 //! The wheel: under worker::driver. Whether the resource runs here at all is not its question. It starts nothing before every process
 //! of the run before is dead, and it reports the end only then.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    process::{Command, ExitStatus, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{ffi::CString, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
 
 use evenkeel_model::{
     Observed,
     process::{ProcessSpec, Restart, StopSignal},
 };
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::sys::signal::Signal;
 use tokio::{
-    process::Child,
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Tools, backoff::Backoff, log::Log, output::Output, spawner::SpawnError};
+use super::{
+    Tools,
+    backoff::{Backoff, WELL},
+    log::Log,
+};
 use crate::{
-    containment::{Cell, GUARD_MARK},
+    authority::BootTime,
+    containment::{
+        Cell, GUARD_MARK, Heard,
+        child::in_words,
+        wire::{Start, ToAgent},
+    },
     driver::{Observation, Observer, StopOrder, Work},
-    sys,
 };
 
 /// How often a gate that is shut is asked again.
 const GATE_PERIOD: Duration = Duration::from_millis(50);
+/// A shim that ends a run says every second that it still tries. One that says nothing for longer was stopped or killed: the spawner ends it.
+const SILENCE: Duration = Duration::from_millis(2500);
+/// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
+const NO_SHIM: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper {
     pub(super) work: Work,
@@ -38,7 +44,10 @@ pub(super) struct Keeper {
     pub(super) log: Log,
     pub(super) observer: Observer,
     pub(super) orders: watch::Receiver<Option<StopOrder>>,
+    /// How often the process was started.
     pub(super) starts: u32,
+    /// Runs in a row that ended, or could not be started, before they ran well.
+    pub(super) failures: u32,
     pub(super) backoff: Backoff,
 }
 
@@ -46,8 +55,8 @@ pub(super) struct Keeper {
 enum Outcome {
     /// It was told to stop.
     Stopped,
-    /// It ended by itself.
-    Exited { status: ExitStatus, ran: Duration },
+    /// It ended by itself; without a status if its shim was killed.
+    Exited { status: Option<ExitStatus>, ran: Duration },
     /// It could not be started.
     NotStarted { message: String },
     /// The gate is shut.
@@ -64,10 +73,84 @@ enum Next {
     Over,
 }
 
-/// Whether a variable of the environment is meant for the worker: its settings, and the ear of its service manager, which would take work's
-/// word for the worker's.
-fn is_the_workers(name: &[u8]) -> bool {
-    name.starts_with(b"EVENKEEL_") || matches!(name, b"NOTIFY_SOCKET" | b"WATCHDOG_USEC" | b"WATCHDOG_PID")
+/// What is known of a run that goes on.
+struct Attended {
+    /// Its shim; 0: it has not said anything yet.
+    shim: u32,
+    /// Its main process; 0: there is none yet.
+    main: u32,
+    begun: Option<Instant>,
+    /// It has run for so long that it runs well.
+    well: bool,
+    /// How it ended, before all of it was dead.
+    ended: Option<Outcome>,
+    /// It was told to stop, and is killed then.
+    grace_ends: Option<Instant>,
+    killed: bool,
+    /// Nobody is left who could give an order.
+    orphaned: bool,
+    heard_at: Instant,
+    /// What did not die when it was last told of.
+    stuck: String,
+}
+
+/// What is to be done at some time if nothing happens before.
+#[derive(Clone, Copy)]
+enum Due {
+    /// The grace has ended.
+    Kill,
+    /// It has run well for long enough.
+    RunsWell,
+    /// There is no shim yet.
+    NoShim,
+    /// The shim should have said something.
+    Silence,
+    Nothing,
+}
+
+impl Attended {
+    fn new() -> Self {
+        Self {
+            shim: 0,
+            main: 0,
+            begun: None,
+            well: false,
+            ended: None,
+            grace_ends: None,
+            killed: false,
+            orphaned: false,
+            heard_at: Instant::now(),
+            stuck: String::new(),
+        }
+    }
+
+    /// What is due next, and when; `kill_by` is an order's time.
+    fn due(&self, kill_by: Option<Instant>) -> (Due, Instant) {
+        if self.killed || self.ended.is_some() {
+            return (Due::Silence, self.heard_at + SILENCE);
+        }
+        match (self.grace_ends, self.begun) {
+            (Some(end), _) => (Due::Kill, kill_by.map_or(end, |at| at.min(end))),
+            (None, Some(begun)) if !self.well => (Due::RunsWell, begun + WELL),
+            (None, None) if self.shim == 0 => (Due::NoShim, self.heard_at + NO_SHIM),
+            // A shim that starts its child or watches over it has nothing to say.
+            (None, _) => (Due::Nothing, self.heard_at + Duration::from_secs(3600)),
+        }
+    }
+
+    fn ran(&self) -> Duration {
+        self.begun.map_or(Duration::ZERO, |begun| begun.elapsed())
+    }
+
+    /// How it ended, now that all of it has.
+    fn outcome(self) -> Outcome {
+        let ran = self.ran();
+        match self.ended {
+            _ if self.grace_ends.is_some() => Outcome::Stopped,
+            Some(outcome) => outcome,
+            None => Outcome::Exited { status: None, ran },
+        }
+    }
 }
 
 impl Keeper {
@@ -76,14 +159,14 @@ impl Keeper {
             let outcome = if self.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
             match self.after(&outcome) {
                 Next::Again { after, message } => {
-                    self.observe(Observed::Backoff, 0, message);
+                    self.observe(Observed::Backoff, &Attended::new(), message);
                     tokio::select! {
                         () = sleep(after) => {}
                         () = told_to_stop(&mut self.orders) => {}
                     }
                 }
                 Next::Rest { phase, message } => {
-                    self.observe(phase, 0, message);
+                    self.observe(phase, &Attended::new(), message);
                     told_to_stop(&mut self.orders).await;
                 }
                 Next::Over => break,
@@ -98,82 +181,117 @@ impl Keeper {
         match outcome {
             Outcome::Stopped => Next::Over,
             Outcome::NoAuthority => Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() },
-            Outcome::NotStarted { message } if self.spec.restart == Restart::Never => {
-                Next::Rest { phase: Observed::Failed, message: message.clone() }
+            Outcome::NotStarted { message } => {
+                self.failures = self.failures.saturating_add(1);
+                if self.spec.restart == Restart::Never {
+                    return Next::Rest { phase: Observed::Failed, message: message.clone() };
+                }
+                Next::Again { after: self.backoff.after(Duration::ZERO), message: message.clone() }
             }
-            Outcome::NotStarted { message } => Next::Again { after: self.backoff.after(Duration::ZERO), message: message.clone() },
             Outcome::Exited { status, ran } => {
-                let message = describe(*status);
+                let message = status.map_or_else(|| "how it ended is not known: its shim was killed".to_owned(), describe);
                 let rests = match self.spec.restart {
                     Restart::Always => false,
-                    Restart::OnFailure => status.success(),
+                    Restart::OnFailure => status.is_some_and(|status| status.success()),
                     Restart::Never => true,
                 };
                 if rests {
-                    Next::Rest { phase: Observed::Exited, message }
-                } else {
-                    Next::Again { after: self.backoff.after(*ran), message }
+                    return Next::Rest { phase: Observed::Exited, message };
                 }
+                self.failures = if *ran >= WELL { 0 } else { self.failures.saturating_add(1) };
+                Next::Again { after: self.backoff.after(*ran), message }
             }
         }
     }
 
     /// Starts the process and stays with it until all of it is dead.
     async fn run_once(&mut self) -> Outcome {
-        let mut cell = match self.tools.containment.cell(&self.work.name, self.work.epoch) {
+        let tools = Arc::clone(&self.tools);
+        let Some(not_after) = tools.gate.opens_until() else { return Outcome::NoAuthority };
+        let mut cell = match tools.containment.cell(&self.work.name) {
             Ok(cell) => cell,
-            Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {error}") },
+            Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
-        let begun = Instant::now();
-        let (mut child, output) = match self.start(&cell).await {
-            Ok(started) => started,
-            Err(outcome) => return outcome,
-        };
-        let pid = child.id().unwrap_or_default();
-        cell.started(i32::try_from(pid).unwrap_or_default());
-        self.starts += 1;
-        self.observe(Observed::Running, pid, String::new());
-        tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, pid, "started");
-        let ended = tokio::select! {
-            status = child.wait() => status.ok(),
-            () = told_to_stop(&mut self.orders) => None,
-        };
-        let outcome = match ended {
-            Some(status) => {
-                cell.reaped();
-                Outcome::Exited { status, ran: begun.elapsed() }
-            }
-            None => {
-                self.stop(&mut cell, &mut child).await;
-                Outcome::Stopped
-            }
-        };
+        cell.start(self.what_to_start(not_after)).await;
+        let run = self.attend(&mut cell).await;
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
-        output.finish().await;
-        outcome
+        run.outcome()
     }
 
-    /// Asks the process to end, then makes it.
-    async fn stop(&mut self, cell: &mut Cell, child: &mut Child) {
-        let grace_ends = Instant::now() + self.spec.stop_grace.unwrap_or(self.tools.grace);
-        cell.signal(signal_of(self.spec.stop_signal));
-        // One that was stopped could not hear it.
-        cell.signal(Signal::SIGCONT);
+    /// Stays with a run until its shim says that nothing of it is left, or says nothing where it should.
+    async fn attend(&mut self, cell: &mut Cell<'_>) -> Attended {
+        let mut run = Attended::new();
         loop {
-            let end = self.kill_by().map_or(grace_ends, |at| at.min(grace_ends));
+            let (due, at) = run.due(self.kill_by());
             tokio::select! {
-                _ = child.wait() => break,
-                () = sleep_until(end) => {
-                    cell.signal(Signal::SIGKILL);
-                    cell.kill().await;
-                    let _ = child.wait().await;
-                    break;
+                biased;
+                heard = cell.next() => match heard {
+                    Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
+                    Heard::Said(said) => self.take_in(&mut run, said),
+                },
+                ordered = self.orders.changed(), if !run.orphaned => {
+                    run.orphaned = ordered.is_err();
+                    self.stop(&mut run, cell).await;
                 }
-                Ok(()) = self.orders.changed() => {}
+                () = sleep_until(at) => match due {
+                    Due::Kill => {
+                        (run.killed, run.heard_at) = (true, Instant::now());
+                        cell.kill().await;
+                    }
+                    Due::RunsWell => {
+                        (self.failures, run.well) = (0, true);
+                        self.observe(Observed::Running, &run, String::new());
+                    }
+                    Due::NoShim => {
+                        self.observe(Observed::Starting, &run, "waits for the process that is to hold it".to_owned());
+                        self.tools.containment.check_spawner().await;
+                        run.heard_at = Instant::now();
+                    }
+                    Due::Silence => return run,
+                    Due::Nothing => {}
+                },
             }
         }
-        cell.reaped();
+    }
+
+    fn take_in(&mut self, run: &mut Attended, said: ToAgent) {
+        run.heard_at = Instant::now();
+        match said {
+            ToAgent::Ready(pid) => run.shim = pid.unsigned_abs(),
+            ToAgent::Forked(pid) => run.main = pid.unsigned_abs(),
+            ToAgent::Started => {
+                run.begun = Some(Instant::now());
+                self.starts += 1;
+                self.observe(Observed::Running, run, String::new());
+                tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, pid = run.main, "started");
+            }
+            ToAgent::HeldUp(what) => self.observe(Observed::Starting, run, what),
+            ToAgent::Refused(message) => run.ended = Some(Outcome::NotStarted { message }),
+            ToAgent::TooLate => run.ended = Some(Outcome::NoAuthority),
+            ToAgent::Exited(status) => {
+                let outcome = Outcome::Exited { status: Some(ExitStatus::from_raw(status)), ran: run.ran() };
+                run.ended.get_or_insert(outcome);
+            }
+            ToAgent::Output(bytes) => {
+                let _ = self.log.append(&bytes);
+            }
+            ToAgent::Stuck(what) if run.stuck != what => {
+                let phase = if run.grace_ends.is_some() { Observed::Stopping } else { Observed::Backoff };
+                self.observe(phase, run, what.clone());
+                run.stuck = what;
+            }
+            ToAgent::Stuck(_) | ToAgent::Empty => {}
+        }
+    }
+
+    /// Asks the process to end, the first time. A further order may bring the time of the kill forward.
+    async fn stop(&mut self, run: &mut Attended, cell: &mut Cell<'_>) {
+        if run.grace_ends.is_none() {
+            let grace = if run.orphaned { Duration::ZERO } else { self.spec.stop_grace.unwrap_or(self.tools.grace) };
+            run.grace_ends = Some(Instant::now() + grace);
+            cell.signal(signal_of(self.spec.stop_signal) as i32).await;
+        }
     }
 
     /// When the order says that everything must be killed.
@@ -186,49 +304,30 @@ impl Keeper {
         self.orders.borrow().is_some() || self.orders.has_changed().is_err()
     }
 
-    async fn start(&self, cell: &Cell) -> Result<(Child, Output), Outcome> {
-        let program = &self.spec.command[0];
-        if let Some(cwd) = &self.spec.cwd
-            && !std::path::Path::new(cwd).is_dir()
-        {
-            return Err(Outcome::NotStarted { message: format!("cannot start {program:?}: cwd {cwd:?} is no folder") });
-        }
-        let system = |error: std::io::Error| Outcome::NotStarted { message: format!("cannot start {program:?}: {}", in_words(&error)) };
-        let (reader, writer) = std::io::pipe().map_err(system)?;
-        let command = self.command(cell, writer).map_err(system)?;
-        let output = Output::copy(reader, self.log.clone()).map_err(system)?;
-        match self.tools.spawner.spawn(command).await {
-            Ok(child) => Ok((child, output)),
-            Err(SpawnError::NoAuthority) => Err(Outcome::NoAuthority),
-            Err(SpawnError::System(error)) => Err(system(error)),
+    fn what_to_start(&self, not_after: BootTime) -> Start {
+        let own = [
+            ("EVENKEEL_RESOURCE", self.work.name.to_string()),
+            ("EVENKEEL_EPOCH", self.work.epoch.to_string()),
+            ("EVENKEEL_WORKER", self.tools.worker.to_string()),
+            (GUARD_MARK, self.tools.containment.mark().to_owned()),
+        ];
+        // The spec was checked: no text has a NUL.
+        let text = |text: &str| CString::new(text).unwrap_or_default();
+        Start {
+            not_after,
+            may_gain_privileges: self.spec.allow_privilege_escalation,
+            cgroup: CString::default(),
+            cwd: text(self.spec.cwd.as_deref().unwrap_or("/")),
+            command: self.spec.command.iter().map(|argument| text(argument)).collect(),
+            environment: self.tools.inherited.of_work(&self.spec, own),
         }
     }
 
-    fn command(&self, cell: &Cell, output: std::io::PipeWriter) -> std::io::Result<Command> {
-        let mut command = Command::new(&self.spec.command[0]);
-        command.args(&self.spec.command[1..]).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| is_the_workers(name.as_encoded_bytes())) {
-            command.env_remove(name);
-        }
-        command
-            .envs(&self.spec.env)
-            .env("EVENKEEL_RESOURCE", self.work.name.as_str())
-            .env("EVENKEEL_EPOCH", self.work.epoch.to_string())
-            .env("EVENKEEL_WORKER", self.tools.worker.as_str())
-            .env(GUARD_MARK, self.tools.containment.mark());
-        if let Some(cwd) = &self.spec.cwd {
-            command.current_dir(cwd);
-        }
-        let mut setup = cell.setup()?;
-        setup.open_files = self.tools.open_files;
-        sys::set_up(&mut command, setup);
-        Ok(command)
-    }
-
-    fn observe(&self, phase: Observed, pid: u32, message: String) {
+    fn observe(&self, phase: Observed, run: &Attended, message: String) {
         if !message.is_empty() {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
+        let pid = if phase == Observed::Running { run.main } else { 0 };
         self.observer.is(Observation { phase, pid, restarts: self.starts.saturating_sub(1), message });
     }
 }
@@ -249,13 +348,6 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// An error of the system as people say it.
-fn in_words(error: &std::io::Error) -> String {
-    let text = error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned());
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
-}
-
 fn signal_of(signal: StopSignal) -> Signal {
     match signal {
         StopSignal::Term => Signal::SIGTERM,
@@ -273,10 +365,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_and_errors_are_told_in_words() {
+    fn ends_are_told_in_words() {
         assert_eq!(describe(ExitStatus::from_raw(3 << 8)), "exit status 3");
         assert_eq!(describe(ExitStatus::from_raw(9)), "killed by signal 9 (SIGKILL)");
-        assert_eq!(in_words(&std::io::Error::from_raw_os_error(nix::libc::ENOENT)), "no such file or directory");
-        assert_eq!(in_words(&std::io::Error::other("Odd")), "odd");
     }
 }

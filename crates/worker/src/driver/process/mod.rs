@@ -3,21 +3,24 @@
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
 mod backoff;
+pub(crate) mod environment;
 mod keeper;
 pub(crate) mod log;
-mod output;
-mod spawner;
 
 #[cfg(test)]
 mod tests;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use evenkeel_model::{Spec, WorkerId, process::ProcessSpec};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use self::{backoff::Backoff, keeper::Keeper, log::Logs, spawner::Spawner};
+use self::{
+    backoff::Backoff,
+    environment::{EnvPass, Inherited},
+    keeper::Keeper,
+    log::Logs,
+};
 use super::{Driver, Handle, Observer, SpecError, StopOrder, Work};
 use crate::{authority::Gate, containment::Containment};
 
@@ -34,6 +37,8 @@ pub struct ProcessConfig<'a> {
     pub grace: Duration,
     /// Asked before each start.
     pub gate: Gate,
+    /// What work may have of this process's environment.
+    pub env_pass: EnvPass,
 }
 
 /// What every keeper uses.
@@ -41,12 +46,10 @@ pub struct ProcessConfig<'a> {
 struct Tools {
     worker: WorkerId,
     containment: Arc<Containment>,
-    spawner: Spawner,
+    inherited: Inherited,
     logs: Logs,
     grace: Duration,
     gate: Gate,
-    /// The limit of open files (soft, hard) as it was: what work gets.
-    open_files: Option<(u64, u64)>,
 }
 
 /// Runs processes.
@@ -56,23 +59,27 @@ pub struct ProcessDriver(Arc<Tools>);
 struct Run(watch::Sender<Option<StopOrder>>);
 
 impl ProcessDriver {
-    /// Starts its thread. It must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// No thread can be had.
-    pub(crate) fn new(config: ProcessConfig<'_>, containment: Arc<Containment>) -> io::Result<Self> {
-        let ProcessConfig { worker, data_dir, max_log_bytes, grace, gate } = config;
+    /// A driver that holds its runs by this containment.
+    #[must_use]
+    pub(crate) fn new(config: ProcessConfig<'_>, containment: Arc<Containment>) -> Self {
+        let ProcessConfig { worker, data_dir, max_log_bytes, grace, gate, env_pass } = config;
         let logs = Logs::new(log::log_folder(data_dir), max_log_bytes);
-        let spawner = Spawner::start(gate.clone())?;
-        Ok(Self(Arc::new(Tools { worker, containment, spawner, logs, grace, gate, open_files: raise_open_files() })))
+        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace, gate }))
     }
-}
 
-/// Each run takes two files: this process may need more than work is used to.
-fn raise_open_files() -> Option<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
-    Some((soft, hard))
+    /// A spec that this worker can run as it is.
+    fn spec(&self, spec: &Spec) -> Result<ProcessSpec, SpecError> {
+        let spec = ProcessSpec::stored(spec)?;
+        self.0.inherited.check(&spec)?;
+        if spec.allow_privilege_escalation && !self.0.containment.ends_any_user() {
+            return Err(SpecError(
+                "spec.allow_privilege_escalation: this worker could not end what becomes another user: it neither has the capability CAP_KILL \
+                 nor holds work by cgroups; leave it out, or require a worker that can"
+                    .to_owned(),
+            ));
+        }
+        Ok(spec)
+    }
 }
 
 impl Driver for ProcessDriver {
@@ -81,18 +88,18 @@ impl Driver for ProcessDriver {
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
-        Ok(ProcessSpec::stored(spec)?.stop_grace.unwrap_or(self.0.grace))
+        Ok(self.spec(spec)?.stop_grace.unwrap_or(self.0.grace))
     }
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
-        let spec = match ProcessSpec::stored(&work.spec) {
+        let spec = match self.spec(&work.spec) {
             Ok(spec) => spec,
-            Err(error) => return Err((error.into(), observer)),
+            Err(error) => return Err((error, observer)),
         };
         let (order, orders) = watch::channel(None);
         let log = self.0.logs.writer(&work.name);
         let tools = Arc::clone(&self.0);
-        let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, backoff: Backoff::default() };
+        let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());
         Ok(Box::new(Run(order)))
     }

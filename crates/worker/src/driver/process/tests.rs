@@ -1,12 +1,9 @@
-//! The driver on real processes, held by process groups: this process plays the guard that adopts orphans.
+//! The driver on real processes, held by descent alone.
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
     time::Instant,
 };
 
@@ -18,31 +15,23 @@ use tokio::{sync::mpsc, time::timeout};
 use super::*;
 use crate::{
     authority::{BootTime, SystemClock, boot_time},
+    containment::spawner,
     driver::{Event, Observation, What},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// All tests share it, as all runs of an agent do: it takes an unmarked orphan for work that nobody owns.
+/// Its spawner is a fork of this process, which holds nothing that the spawner needs.
 fn containment() -> Arc<Containment> {
-    static SHARED: OnceLock<Arc<Containment>> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| {
-        #[cfg(target_os = "linux")]
-        nix::sys::prctl::set_child_subreaper(true).expect("subreaper");
-        let worker = WorkerId::new("driver-test").expect("id");
-        Arc::new(Containment::find(&worker, std::process::id(), "driver-test", false).expect("containment"))
-    });
-    Arc::clone(shared)
+    let worker = WorkerId::new("driver-test").expect("id");
+    let spawned = spawner::fork().expect("a spawner");
+    Arc::new(Containment::find(&worker, std::process::id(), "driver-test", false, spawned).expect("containment"))
 }
 
-struct Bench {
-    /// One test at a time: this process plays agent and guard at once, so a child of one test that is not marked yet looks like an orphan to
-    /// another one that clears up. An agent's child is never its guard's.
-    _alone: MutexGuard<'static, ()>,
+struct Testbed {
     folder: tempfile::TempDir,
     driver: ProcessDriver,
     gate: Gate,
-    /// No other test has it: it is part of the mark.
     epoch: Epoch,
 }
 
@@ -51,10 +40,8 @@ struct Started {
     events: mpsc::UnboundedReceiver<Event>,
 }
 
-impl Bench {
+impl Testbed {
     fn new() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().expect("folder");
         let gate = Gate::shut(Arc::new(SystemClock));
         gate.open_until(Some(BootTime(u64::MAX)));
@@ -64,10 +51,10 @@ impl Bench {
             max_log_bytes: 1 << 20,
             grace: Duration::from_millis(500),
             gate: gate.clone(),
+            env_pass: EnvPass::default(),
         };
-        let driver = ProcessDriver::new(config, containment()).expect("driver");
-        static EPOCHS: AtomicI64 = AtomicI64::new(42);
-        Self { _alone: alone, folder, driver, gate, epoch: Epoch(EPOCHS.fetch_add(1, Ordering::SeqCst)) }
+        let driver = ProcessDriver::new(config, containment());
+        Self { folder, driver, gate, epoch: Epoch(42) }
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -75,7 +62,15 @@ impl Bench {
     }
 
     fn start(&self, spec: Value) -> Started {
-        let work = Work { name: name(), epoch: self.epoch, spec: Spec::from_value(spec).expect("spec") };
+        self.start_spec(Spec::from_value(spec).expect("spec"))
+    }
+
+    fn env(&self) -> Value {
+        json!({"DIR": self.folder.path().to_str().expect("utf-8")})
+    }
+
+    fn start_spec(&self, spec: Spec) -> Started {
+        let work = Work { name: name(), epoch: self.epoch, spec };
         let (sender, events) = mpsc::unbounded_channel();
         let observer = Observer::new(name(), self.epoch, sender);
         let handle = self.driver.start(work, observer).map_err(|(error, observer)| {
@@ -140,23 +135,28 @@ async fn number_in(file: &Path) -> i32 {
     }
 }
 
-/// Dead, or a zombie that this process, being its guard here, has yet to reap.
+async fn exists(file: &Path) {
+    let begun = Instant::now();
+    while !file.exists() {
+        assert!(begun.elapsed() < DEADLINE, "{} does not come", file.display());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn is_dead(pid: i32) -> bool {
-    let pid = Pid::from_raw(pid);
-    let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
-    kill(pid, None) == Err(Errno::ESRCH)
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 
 #[tokio::test]
 async fn a_process_gets_its_environment_and_its_last_output_is_kept() {
-    let bench = Bench::new();
-    let mut run = bench.shell(
+    let testbed = Testbed::new();
+    let mut run = testbed.shell(
         "echo $EVENKEEL_RESOURCE $EVENKEEL_EPOCH $EVENKEEL_WORKER; echo err >&2; head -c 200000 /dev/zero | tr '\\0' x; printf END; exit 3",
     );
     let exited = run.until(Observed::Exited).await;
     assert_eq!((exited.message.as_str(), exited.restarts, exited.pid), ("exit status 3", 0, 0));
-    let output = bench.output();
-    let begin = format!("work {} worker-7\nerr\n", bench.epoch);
+    let output = testbed.output();
+    let begin = format!("work {} worker-7\nerr\n", testbed.epoch);
     assert!(output.starts_with(&begin), "{}", &output[..40]);
     assert!(output.ends_with("xEND"));
     assert_eq!(output.len(), begin.len() + 200_000 + 3);
@@ -165,20 +165,20 @@ async fn a_process_gets_its_environment_and_its_last_output_is_kept() {
 
 #[tokio::test]
 async fn what_was_stored_beyond_a_limit_of_today_still_starts() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     let mut command = vec!["sh", "-c", "echo $#", "sh"];
     command.resize(command.len() + 5000, "a");
-    let mut run = bench.start(json!({"command": command, "restart": "never"}));
+    let mut run = testbed.start(json!({"command": command, "restart": "never"}));
     run.until(Observed::Exited).await;
-    assert_eq!(bench.output(), "5000\n");
+    assert_eq!(testbed.output(), "5000\n");
     run.stop().await;
 }
 
 #[tokio::test]
 async fn a_process_that_ignores_the_signal_is_killed_after_its_grace() {
-    let bench = Bench::new();
-    let mut run = bench.shell("trap '' TERM; echo $$ > $DIR/pid; while :; do sleep 0.05; done");
-    let pid = number_in(&bench.path("pid")).await;
+    let testbed = Testbed::new();
+    let mut run = testbed.shell("trap '' TERM; echo $$ > $DIR/pid; while :; do sleep 0.05; done");
+    let pid = number_in(&testbed.path("pid")).await;
     run.until(Observed::Running).await;
     let took = run.stop().await;
     assert!(took >= Duration::from_millis(500), "{took:?}");
@@ -187,9 +187,9 @@ async fn a_process_that_ignores_the_signal_is_killed_after_its_grace() {
 
 #[tokio::test]
 async fn an_order_can_be_made_more_urgent() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     let mut run =
-        bench.start(json!({"command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"], "stop_grace": "1h"}));
+        testbed.start(json!({"command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"], "stop_grace": "1h"}));
     run.until(Observed::Running).await;
     run.handle.stop(StopOrder::default());
     run.handle.stop(StopOrder { kill_by: Some(boot_time() + Duration::from_millis(100)) });
@@ -198,21 +198,22 @@ async fn an_order_can_be_made_more_urgent() {
 
 #[tokio::test]
 async fn a_child_in_another_session_that_holds_the_pipe_dies_with_its_resource() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     let mut run =
-        bench.shell("echo said; (setsid sh -c 'trap \"\" TERM HUP; echo $$ > $DIR/pid; while :; do sleep 0.05; done' &); exec sleep 300");
-    let pid = number_in(&bench.path("pid")).await;
+        testbed.shell("echo said; (setsid sh -c 'trap \"\" TERM HUP; echo $$ > $DIR/pid; while :; do sleep 0.05; done' &); exec sleep 300");
+    let pid = number_in(&testbed.path("pid")).await;
     run.until(Observed::Running).await;
     run.stop().await;
     assert!(is_dead(pid));
-    assert_eq!(bench.output(), "said\n");
+    assert_eq!(testbed.output(), "said\n");
 }
 
 #[tokio::test]
 async fn an_orphan_without_any_mark_does_not_outlive_the_stop() {
-    let bench = Bench::new();
-    let mut run = bench.shell("(sh -c 'echo $$ > $DIR/pid; exec env -i setsid sh -c \"while :; do sleep 0.05; done\"' &); exec sleep 300");
-    let pid = number_in(&bench.path("pid")).await;
+    let testbed = Testbed::new();
+    let mut run =
+        testbed.shell("(sh -c 'echo $$ > $DIR/pid; exec env -i setsid sh -c \"while :; do sleep 0.05; done\"' &); exec sleep 300");
+    let pid = number_in(&testbed.path("pid")).await;
     run.until(Observed::Running).await;
     run.stop().await;
     assert!(is_dead(pid));
@@ -220,17 +221,15 @@ async fn an_orphan_without_any_mark_does_not_outlive_the_stop() {
 
 #[tokio::test]
 async fn what_a_process_left_behind_is_dead_before_it_is_started_again() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     let script = "if [ -f $DIR/pid ]; then kill -0 $(cat $DIR/pid) 2>/dev/null && echo overlap; sleep 300; fi
         (setsid sh -c 'echo $$ > $DIR/pid; exec sleep 300' &); while [ ! -s $DIR/pid ]; do sleep 0.01; done; exit 1";
-    let env = json!({"DIR": bench.folder.path().to_str().expect("utf-8")});
-    let mut run = bench.start(json!({"command": ["sh", "-c", script], "env": env}));
+    let env = json!({"DIR": testbed.folder.path().to_str().expect("utf-8")});
+    let mut run = testbed.start(json!({"command": ["sh", "-c", script], "env": env}));
     assert_eq!(run.until(Observed::Backoff).await.message, "exit status 1");
-    // A zombie of ours would look alive to the script.
-    is_dead(number_in(&bench.path("pid")).await);
     assert_eq!(run.until(Observed::Running).await.restarts, 1);
     run.stop().await;
-    assert!(bench.driver.0.logs.read(&name()).expect("readable").is_none(), "nothing overlapped");
+    assert!(testbed.driver.0.logs.read(&name()).expect("readable").is_none(), "nothing overlapped");
 }
 
 #[tokio::test]
@@ -242,8 +241,8 @@ async fn the_restart_policy_decides_what_follows_an_end() {
         ("never", "kill -9 $$", Observed::Exited),
     ];
     for (restart, script, phase) in cases {
-        let bench = Bench::new();
-        let mut run = bench.start(json!({"command": ["sh", "-c", script], "restart": restart}));
+        let testbed = Testbed::new();
+        let mut run = testbed.start(json!({"command": ["sh", "-c", script], "restart": restart}));
         let seen = run.until(phase).await;
         assert_eq!(seen.message.contains("SIGKILL"), script.contains("-9"), "{}", seen.message);
         run.stop().await;
@@ -252,13 +251,13 @@ async fn the_restart_policy_decides_what_follows_an_end() {
 
 #[tokio::test]
 async fn restarts_come_slower_and_slower() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     // Each run notes its own start: what this test sees of it may come late, and then the next pause would look short.
-    let env = json!({"DIR": bench.folder.path().to_str().expect("utf-8")});
-    let mut run = bench.start(json!({"command": ["sh", "-c", "date +%s%N >> $DIR/starts; exit 1"], "env": env}));
+    let env = json!({"DIR": testbed.folder.path().to_str().expect("utf-8")});
+    let mut run = testbed.start(json!({"command": ["sh", "-c", "date +%s%N >> $DIR/starts; exit 1"], "env": env}));
     while run.until(Observed::Backoff).await.restarts < 4 {}
     run.stop().await;
-    let text = fs::read_to_string(bench.path("starts")).expect("starts");
+    let text = fs::read_to_string(testbed.path("starts")).expect("starts");
     let starts: Vec<u64> = text.lines().map(|line| line.parse().expect("nanoseconds")).collect();
     let pauses: Vec<u64> = starts.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
     assert_eq!(pauses.len(), 4, "{pauses:?}");
@@ -267,38 +266,137 @@ async fn restarts_come_slower_and_slower() {
 
 #[tokio::test]
 async fn what_cannot_be_started_says_so_in_words() {
+    let testbed = Testbed::new();
+    let program = |name: &str, text: &str, mode: u32| {
+        let path = testbed.path(name);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+        path.to_str().expect("utf-8").to_owned()
+    };
+    let (windows, perl) = (program("windows", "#!/bin/sh\r\necho\r\n", 0o755), program("perl", "#!/opt/none/perl -w\n", 0o755));
+    let (plain, text) = (program("plain", "#!/bin/sh\n", 0o644), program("text", "\x01\x02 no program", 0o755));
+    let large = "x".repeat(200_000);
     let cases = [
-        (json!({"command": ["./crawl"]}), Observed::Backoff, "cannot start \"./crawl\": no such file or directory"),
-        (json!({"command": ["./crawl"], "restart": "never"}), Observed::Failed, "cannot start \"./crawl\": no such file or directory"),
-        (json!({"command": ["/etc/passwd"]}), Observed::Backoff, "cannot start \"/etc/passwd\": permission denied"),
-        (json!({"command": ["true"], "cwd": "/none"}), Observed::Backoff, "cannot start \"true\": cwd \"/none\" is no folder"),
+        (json!({"command": ["./crawl"]}), "spec.command[0]: \"./crawl\" does not exist on this worker".to_owned()),
+        (
+            json!({"command": ["crawl"], "env": {"PATH": "/none:/bin"}}),
+            "spec.command[0]: \"crawl\" is in no folder of PATH (/none:/bin)".to_owned(),
+        ),
+        (json!({"command": ["/etc"]}), "spec.command[0]: \"/etc\" is a folder; name a program".to_owned()),
+        (
+            json!({"command": [plain]}),
+            format!(
+                "spec.command[0]: {plain:?} may not be executed by the user of this worker: its mode, a folder above it, or a mount with noexec"
+            ),
+        ),
+        (
+            json!({"command": [windows]}),
+            format!(
+                "spec.command[0]: {windows:?} is a script whose lines end in CR LF, so that its interpreter \"/bin/sh\" is not found; write it with LF alone"
+            ),
+        ),
+        (
+            json!({"command": [perl]}),
+            format!("spec.command[0]: {perl:?} is a script whose interpreter \"/opt/none/perl\" does not exist on this worker"),
+        ),
+        (
+            json!({"command": [text]}),
+            format!("spec.command[0]: {text:?} is neither a program for this machine nor a script that begins with #! and its interpreter"),
+        ),
+        (json!({"command": ["true"], "cwd": "/none"}), "spec.cwd: \"/none\" does not exist on this worker".to_owned()),
+        (json!({"command": ["true"], "cwd": "/etc/passwd"}), "spec.cwd: \"/etc/passwd\" is no folder on this worker".to_owned()),
     ];
-    for (spec, phase, message) in cases {
-        let bench = Bench::new();
-        let mut run = bench.start(spec);
-        assert_eq!(run.until(phase).await.message, message);
+    for (mut spec, message) in cases {
+        for (restart, phase) in [("always", Observed::Backoff), ("never", Observed::Failed)] {
+            spec["restart"] = json!(restart);
+            let mut run = testbed.start(spec.clone());
+            assert_eq!(run.until(phase).await.message, message);
+            run.stop().await;
+        }
+    }
+    // What was stored before there were limits.
+    let spec = Spec::stored(json!({"command": ["true"], "env": {"A": large}})).expect("an object");
+    let mut run = testbed.start_spec(spec);
+    let seen = run.until(Observed::Backoff).await.message;
+    assert!(seen.starts_with("spec.command and spec.env: ") && seen.contains("131072 bytes for each of them"), "{seen}");
+    run.stop().await;
+}
+
+/// Of the worker it has neither signals that are ignored or blocked, nor the mask of files, the folder, soft limits or files.
+#[tokio::test]
+async fn work_begins_as_on_a_machine_that_nobody_has_changed() {
+    let _left_open = fs::File::open("/etc/passwd").expect("opened");
+    let testbed = Testbed::new();
+    let mut run = testbed.shell(
+        "grep -E '^(SigIgn|SigBlk|NoNewPrivs)' /proc/self/status; umask; pwd; ulimit -S -c; ulimit -S -n; ls /proc/self/fd | tr '\n' ' '; \
+         ps -o sid= -p $$ | tr -d ' ' | grep -c \"^$$\\$\"; env | cut -d= -f1 | sort | tr '\n' ' '",
+    );
+    run.until(Observed::Exited).await;
+    let expected = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t1\n0022\n/\n0\n1024\n0 1 2 3 1\n\
+                    DIR EVENKEEL_EPOCH EVENKEEL_GUARD EVENKEEL_RESOURCE EVENKEEL_WORKER HOME LANG PATH PWD USER ";
+    let lines = |text: &str| {
+        text.replace("SHLVL ", "")
+            .replace("OLDPWD ", "")
+            .replace(" _ ", " ")
+            .lines()
+            .map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(lines(&testbed.output()), lines(expected));
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn a_shim_that_its_work_kills_or_stops_ends_the_run_all_the_same() {
+    let testbed = Testbed::new();
+    for signal in ["KILL", "STOP"] {
+        let script = format!(
+            "(setsid sh -c 'echo $$ > $DIR/{signal}.pid; exec sleep 300' &); while [ ! -s $DIR/{signal}.pid ]; do sleep 0.01; done; \
+             kill -{signal} $PPID; touch $DIR/{signal}.done; sleep 300"
+        );
+        let mut run = testbed.start(json!({"command": ["sh", "-c", script], "env": testbed.env()}));
+        let pid = number_in(&testbed.path(&format!("{signal}.pid"))).await;
+        if signal == "KILL" {
+            assert_eq!(run.until(Observed::Backoff).await.message, "how it ended is not known: its shim was killed");
+            assert!(is_dead(pid), "what it left behind is dead before anything is started again");
+        } else {
+            exists(&testbed.path("STOP.done")).await;
+        }
         run.stop().await;
+        let pid = number_in(&testbed.path(&format!("{signal}.pid"))).await;
+        assert!(is_dead(pid), "{signal}");
     }
 }
 
 #[tokio::test]
-async fn nothing_is_started_without_authority() {
-    let bench = Bench::new();
-    bench.gate.open_until(None);
-    let mut run = bench.shell("echo started");
-    assert_eq!(run.until(Observed::Backoff).await.message, "waits for authority");
-    bench.gate.open_until(Some(BootTime(u64::MAX)));
+async fn only_a_worker_that_can_end_them_lets_work_gain_privileges() {
+    let testbed = Testbed::new();
+    let spec = json!({"command": ["grep", "NoNewPrivs", "/proc/self/status"], "restart": "never", "allow_privilege_escalation": true});
+    assert!(testbed.driver.0.containment.ends_any_user(), "these tests run as root");
+    let mut run = testbed.start(spec);
     run.until(Observed::Exited).await;
-    assert_eq!(bench.output(), "started\n");
+    assert_eq!(testbed.output(), "NoNewPrivs:\t0\n");
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_started_without_authority() {
+    let testbed = Testbed::new();
+    testbed.gate.open_until(None);
+    let mut run = testbed.shell("echo started");
+    assert_eq!(run.until(Observed::Backoff).await.message, "waits for authority");
+    testbed.gate.open_until(Some(BootTime(u64::MAX)));
+    run.until(Observed::Exited).await;
+    assert_eq!(testbed.output(), "started\n");
     run.stop().await;
 }
 
 #[tokio::test]
 async fn a_wrong_spec_starts_nothing() {
-    let bench = Bench::new();
+    let testbed = Testbed::new();
     let work = Work { name: name(), epoch: Epoch(1), spec: Spec::default() };
     let (sender, _events) = mpsc::unbounded_channel();
-    let Err((error, observer)) = bench.driver.start(work, Observer::new(name(), Epoch(1), sender)) else { panic!("started") };
+    let Err((error, observer)) = testbed.driver.start(work, Observer::new(name(), Epoch(1), sender)) else { panic!("started") };
     observer.unused();
     assert!(error.to_string().starts_with("spec.command: is missing"), "{error}");
 }

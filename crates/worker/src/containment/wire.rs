@@ -1,0 +1,296 @@
+//! What the agent and the shim of a run say to each other over their socket: frames, in one file for both sides.
+//!
+//! The wheel: between worker::driver and worker::containment. A frame is a tag of one byte, the length of the rest as four bytes, the least
+//! first, and the rest. Numbers are little-endian; a text in a list ends with a NUL, which no text has in it.
+//!
+//! | tag | from | rest |
+//! |---|---|---|
+//! | 1 start | agent | boot time in ns after which nothing may be started (8), 1 if privileges may be gained (1), cgroup, cwd, number of arguments (4), arguments, environment |
+//! | 2 signal | agent | number (4) |
+//! | 3 kill | agent | |
+//! | 16 ready | shim | its process number (4) |
+//! | 17 forked | shim | the main process's number (4) |
+//! | 18 started | shim | |
+//! | 19 refused | shim | why nothing was started, for people |
+//! | 20 too late | shim | |
+//! | 21 held up | shim | what the child waits for, for people |
+//! | 22 exited | shim | the status of the main process, as the kernel has it (4) |
+//! | 23 output | shim | bytes |
+//! | 24 stuck | shim | what does not die, for people |
+//! | 25 empty | shim | |
+
+use std::ffi::{CStr, CString};
+
+use crate::authority::BootTime;
+
+/// The longest rest of a frame: the largest spec and environment fit well. What claims more is no frame of ours.
+const LONGEST: usize = 64 << 20;
+const HEADER: usize = 5;
+
+/// What to start, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Nothing is started from this time on.
+    pub(crate) not_after: BootTime,
+    /// Programs may gain privileges by being executed (setuid).
+    pub(crate) may_gain_privileges: bool,
+    /// The folder of the cgroup that holds it; empty: none.
+    pub(crate) cgroup: CString,
+    /// The folder that it starts in.
+    pub(crate) cwd: CString,
+    /// The program and its arguments; never empty.
+    pub(crate) command: Vec<CString>,
+    /// All of its environment, as NAME=VALUE.
+    pub(crate) environment: Vec<CString>,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToShim {
+    /// Start this. Said once, first.
+    Start(Start),
+    /// Send this signal to the main process and its group.
+    Signal(i32),
+    /// Kill everything.
+    Kill,
+}
+
+/// What the shim says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToAgent {
+    /// It is there, and has this number.
+    Ready(i32),
+    /// There is a main process, which does not execute its program yet.
+    Forked(i32),
+    /// The main process executes its program.
+    Started,
+    /// Nothing was started.
+    Refused(String),
+    /// Nothing was started, because authority had ended.
+    TooLate,
+    /// The program is not executed yet: this is what the child waits for.
+    HeldUp(String),
+    /// The main process has ended.
+    Exited(i32),
+    /// Output of any process of the run.
+    Output(Vec<u8>),
+    /// This does not die.
+    Stuck(String),
+    /// Nothing of the run is left. The last word.
+    Empty,
+}
+
+fn frame(tag: u8, rest: &[&[u8]]) -> Vec<u8> {
+    let length: usize = rest.iter().map(|part| part.len()).sum();
+    let mut frame = Vec::with_capacity(HEADER + length);
+    frame.push(tag);
+    frame.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+    rest.iter().for_each(|part| frame.extend_from_slice(part));
+    frame
+}
+
+impl ToShim {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Start(start) => {
+                let mut texts = Vec::new();
+                let all = [&start.cgroup, &start.cwd].into_iter().chain(&start.command).chain(&start.environment);
+                all.for_each(|text| texts.extend_from_slice(text.as_bytes_with_nul()));
+                let arguments = u32::try_from(start.command.len()).unwrap_or(u32::MAX);
+                frame(1, &[&start.not_after.0.to_le_bytes(), &[u8::from(start.may_gain_privileges)], &arguments.to_le_bytes(), &texts])
+            }
+            Self::Signal(number) => frame(2, &[&number.to_le_bytes()]),
+            Self::Kill => frame(3, &[]),
+        }
+    }
+
+    /// None for what is no message.
+    pub(crate) fn decode(frame: &Frame) -> Option<Self> {
+        match frame.tag {
+            1 => start(&frame.rest).map(Self::Start),
+            2 => number(&frame.rest).map(Self::Signal),
+            3 => Some(Self::Kill),
+            _ => None,
+        }
+    }
+}
+
+fn start(rest: &[u8]) -> Option<Start> {
+    let (not_after, rest) = rest.split_first_chunk::<8>()?;
+    let (&[may_gain_privileges], rest) = rest.split_first_chunk::<1>()?;
+    let (arguments, mut rest) = rest.split_first_chunk::<4>()?;
+    let mut texts = Vec::new();
+    while !rest.is_empty() {
+        let text = CStr::from_bytes_until_nul(rest).ok()?;
+        rest = &rest[text.to_bytes_with_nul().len()..];
+        texts.push(text.to_owned());
+    }
+    let mut texts = texts.into_iter();
+    let (cgroup, cwd) = (texts.next()?, texts.next()?);
+    let arguments = usize::try_from(u32::from_le_bytes(*arguments)).ok()?;
+    let command: Vec<CString> = texts.by_ref().take(arguments).collect();
+    if command.is_empty() || command.len() != arguments {
+        return None;
+    }
+    Some(Start {
+        not_after: BootTime(u64::from_le_bytes(*not_after)),
+        may_gain_privileges: may_gain_privileges != 0,
+        cgroup,
+        cwd,
+        command,
+        environment: texts.collect(),
+    })
+}
+
+fn number(rest: &[u8]) -> Option<i32> {
+    rest.first_chunk::<4>().map(|bytes| i32::from_le_bytes(*bytes))
+}
+
+impl ToAgent {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Ready(pid) => frame(16, &[&pid.to_le_bytes()]),
+            Self::Forked(pid) => frame(17, &[&pid.to_le_bytes()]),
+            Self::Started => frame(18, &[]),
+            Self::Refused(why) => frame(19, &[why.as_bytes()]),
+            Self::TooLate => frame(20, &[]),
+            Self::HeldUp(what) => frame(21, &[what.as_bytes()]),
+            Self::Exited(status) => frame(22, &[&status.to_le_bytes()]),
+            Self::Output(bytes) => frame(23, &[bytes]),
+            Self::Stuck(what) => frame(24, &[what.as_bytes()]),
+            Self::Empty => frame(25, &[]),
+        }
+    }
+
+    /// None for what is no message.
+    pub(crate) fn decode(frame: Frame) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Some(match frame.tag {
+            16 => Self::Ready(number(&frame.rest)?),
+            17 => Self::Forked(number(&frame.rest)?),
+            18 => Self::Started,
+            19 => Self::Refused(text(&frame.rest)),
+            20 => Self::TooLate,
+            21 => Self::HeldUp(text(&frame.rest)),
+            22 => Self::Exited(number(&frame.rest)?),
+            23 => Self::Output(frame.rest),
+            24 => Self::Stuck(text(&frame.rest)),
+            25 => Self::Empty,
+            _ => return None,
+        })
+    }
+}
+
+/// A frame as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    tag: u8,
+    rest: Vec<u8>,
+}
+
+/// Puts frames together from what reads yield. It takes no memory while nothing is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(Vec<u8>);
+
+/// What came is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what came over the socket of a run is no frame")]
+pub(crate) struct NoFrame;
+
+impl Inbox {
+    /// These bytes were read.
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, if there is one.
+    ///
+    /// # Errors
+    /// The bytes cannot be the beginning of a frame.
+    pub(crate) fn take(&mut self) -> Result<Option<Frame>, NoFrame> {
+        let Some((&[tag, a, b, c, d], rest)) = self.0.split_first_chunk::<HEADER>() else { return Ok(None) };
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).map_err(|_| NoFrame)?;
+        if length > LONGEST {
+            return Err(NoFrame);
+        }
+        let Some(rest) = rest.get(..length) else { return Ok(None) };
+        let frame = Frame { tag, rest: rest.to_vec() };
+        self.0.drain(..HEADER + length);
+        if self.0.is_empty() {
+            self.0 = Vec::new();
+        }
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> CString {
+        CString::new(text).expect("no NUL")
+    }
+
+    fn start_of(cgroup: &str, command: &[&str], environment: &[&str]) -> ToShim {
+        let list = |texts: &[&str]| texts.iter().map(|t| text(t)).collect();
+        let (command, environment) = (list(command), list(environment));
+        let (cgroup, cwd) = (text(cgroup), text("/"));
+        ToShim::Start(Start { not_after: BootTime(u64::MAX - 1), may_gain_privileges: true, cgroup, cwd, command, environment })
+    }
+
+    fn frames(bytes: &[u8], chunk: usize) -> Vec<Frame> {
+        let (mut inbox, mut found) = (Inbox::default(), Vec::new());
+        for piece in bytes.chunks(chunk) {
+            inbox.add(piece);
+            while let Some(frame) = inbox.take().expect("frames") {
+                found.push(frame);
+            }
+        }
+        assert_eq!(inbox.0.capacity(), 0, "an idle inbox takes no memory");
+        found
+    }
+
+    #[test]
+    fn every_message_comes_back_however_it_is_cut() {
+        let to_shim = [
+            start_of("", &["sleep", "", "1"], &[]),
+            start_of("/sys/fs/cgroup/x", &["a"], &["A=b", "EMPTY=", "", "A=c"]),
+            ToShim::Signal(-1),
+            ToShim::Kill,
+        ];
+        let bytes: Vec<u8> = to_shim.iter().flat_map(ToShim::encode).collect();
+        let to_agent = [
+            ToAgent::Ready(3),
+            ToAgent::Forked(7),
+            ToAgent::Started,
+            ToAgent::Refused("no".into()),
+            ToAgent::TooLate,
+            ToAgent::HeldUp("cwd".into()),
+            ToAgent::Exited(256),
+            ToAgent::Output(vec![0, 255, 10]),
+            ToAgent::Output(Vec::new()),
+            ToAgent::Stuck("12".into()),
+            ToAgent::Empty,
+        ];
+        let back: Vec<u8> = to_agent.iter().flat_map(ToAgent::encode).collect();
+        for chunk in [1, 3, 7, 4096] {
+            let found: Vec<_> = frames(&bytes, chunk).iter().map(|frame| ToShim::decode(frame).expect("known")).collect();
+            assert_eq!(found, to_shim);
+            let found: Vec<_> = frames(&back, chunk).into_iter().map(|frame| ToAgent::decode(frame).expect("known")).collect();
+            assert_eq!(found, to_agent);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let mut inbox = Inbox::default();
+        inbox.add(&[1, 255, 255, 255, 255]);
+        assert_eq!(inbox.take(), Err(NoFrame));
+        for (tag, rest) in
+            [(9, vec![]), (2, vec![1]), (1, vec![0; 12]), (1, vec![0; 14]), (1, [vec![0; 9], vec![9, 0, 0, 0], vec![0; 4]].concat())]
+        {
+            let frame = Frame { tag, rest };
+            assert_eq!(ToShim::decode(&frame), None, "{frame:?}");
+        }
+    }
+}
