@@ -57,7 +57,10 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     testbed.phase("known", epoch, Observed::Running).await;
     testbed.phase("unknown", unknown, Observed::Running).await;
     let why = testbed.phase("failed", failed, Observed::Failed).await.message;
-    assert_eq!(why, "spec.comand: unknown field; use one of command, env, env_pass, cwd, restart, stop_signal, stop_grace, allow_privilege_escalation");
+    assert_eq!(
+        why,
+        "spec.comand: unknown field; use one of command, env, env_pass, cwd, restart, stop_signal, stop_grace, allow_privilege_escalation"
+    );
     let why = testbed.phase("docker", docker, Observed::Failed).await.message;
     assert_eq!(why, "kind \"docker\" has no driver here; there are noop, process");
 

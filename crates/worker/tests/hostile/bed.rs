@@ -3,7 +3,6 @@
 //! Beside the wheel. The test plays the leader; `Lives` judges.
 
 use std::{
-    collections::BTreeSet,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -88,6 +87,11 @@ pub(crate) struct Bed {
 impl Bed {
     /// An admitted worker without work.
     pub(crate) async fn open(test: &str, case: Case) -> Self {
+        Self::open_with_faults(test, case, &[]).await
+    }
+
+    /// The same, whose places fail like this for as long as [`Bed::fault`] is there: a place and an error.
+    pub(crate) async fn open_with_faults(test: &str, case: Case, faults: &[(&str, &str)]) -> Self {
         assert!(
             fs::metadata("/proc/self").expect("proc").uid() == 0,
             "hostile work is tried under root and under nobody: run these tests as root, or leave them out: \
@@ -101,7 +105,9 @@ impl Bed {
         make_become(folder);
         let delegated = (case.means == Means::Cgroup && case.user == User::Nobody).then(|| Delegated::new(&id));
         let lives = Lives::new(&folder.join("work.py"));
-        let worker = start_worker(&testbed, case, delegated.as_ref());
+        let fault = |(place, error): &(&str, &str)| format!("{place}={error}@{}", testbed.path(&format!("fault.{place}")).display());
+        let faults = faults.iter().map(fault).collect::<Vec<_>>().join(",");
+        let worker = start_worker(&testbed, case, delegated.as_ref(), &faults);
         let (session, _) = testbed.admit_after(Session(0)).await;
         Self { case, worker, lives, session, runs: Vec::new(), testbed, delegated }
     }
@@ -117,6 +123,11 @@ impl Bed {
         }
         bed.is_held_as_the_case_says().await;
         bed
+    }
+
+    /// The file that is there while a place fails.
+    pub(crate) fn fault(&self, place: &str) -> PathBuf {
+        self.path(&format!("fault.{place}"))
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -190,13 +201,12 @@ impl Bed {
 
     /// Every process that holds the work or its holders, the guard first.
     pub(crate) fn holders(&self) -> Vec<i32> {
-        let work: BTreeSet<i32> = self.lives.all().into_values().flatten().map(|living| living.pid).collect();
-        support::descendants(self.worker.guard_pid()).into_iter().filter(|pid| !work.contains(pid)).collect()
+        support::descendants(self.worker.guard_pid()).into_iter().filter(|pid| self.lives.is_work(*pid) == Some(false)).collect()
     }
 
     /// Another worker of the same id: the one before has died.
     pub(crate) fn start_worker_again(&mut self) {
-        self.worker = start_worker(&self.testbed, self.case, self.delegated.as_ref());
+        self.worker = start_worker(&self.testbed, self.case, self.delegated.as_ref(), "");
     }
 
     /// Waits for this, and admits whoever registers meanwhile.
@@ -234,7 +244,7 @@ impl Bed {
 const NOBODY: u32 = 65_534;
 
 /// The guard's program, its user, and its cgroup.
-fn start_worker(testbed: &Testbed, case: Case, delegated: Option<&Delegated>) -> Worker {
+fn start_worker(testbed: &Testbed, case: Case, delegated: Option<&Delegated>, faults: &str) -> Worker {
     let more = match case.means {
         Means::Cgroup => json!({}),
         Means::Processes => json!({"groups_only": true}),
@@ -247,6 +257,9 @@ fn start_worker(testbed: &Testbed, case: Case, delegated: Option<&Delegated>) ->
     let join = delegated.map(|folder| format!("echo $$ > {}/cgroup.procs && ", folder.0.display())).unwrap_or_default();
     let user = if case.user == User::Nobody { "setpriv --reuid=65534 --regid=65534 --clear-groups -- " } else { "" };
     let mut command = Command::new("sh");
+    if !faults.is_empty() {
+        command.env("EVENKEEL_FAULTS", faults);
+    }
     command.args(["-c", &format!("{join}exec {user}\"$0\" \"$@\""), program.to_str().expect("utf-8")]);
     testbed.spawn(command, more)
 }

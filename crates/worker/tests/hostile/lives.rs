@@ -62,7 +62,7 @@ impl Lives {
     pub(crate) fn command(&self, run: usize, program: &[&str]) -> Vec<String> {
         let limit = self.base + u64::try_from(run).expect("a number");
         assert!(limit < self.base + RUNS, "a test has at most {RUNS} runs");
-        let first = ["prlimit".to_owned(), format!("--msgqueue={limit}:{limit}"), "--".to_owned()];
+        let first = ["/usr/bin/prlimit".to_owned(), format!("--msgqueue={limit}:{limit}"), "--".to_owned()];
         first.into_iter().chain(program.iter().map(|word| (*word).to_owned())).collect()
     }
 
@@ -79,6 +79,12 @@ impl Lives {
             }
         }
         found
+    }
+
+    /// Whether a process is work of this test; none if it has ended.
+    pub(crate) fn is_work(&self, pid: i32) -> Option<bool> {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+        (!is_dead(pid)).then(|| limit_of(&limits).is_some_and(|limit| (self.base..self.base + RUNS).contains(&limit)))
     }
 
     /// What lives of one run.

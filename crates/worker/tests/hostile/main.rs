@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
+mod faults;
 mod holders;
 mod kinds;
 mod lives;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They would take the processors from each other.
     arguments.test_threads.get_or_insert(1);
-    let trials = [checks(), matrix::all(), holders::all(), neighbours::all(), scale::all()].into_iter().flatten().collect();
+    let trials = [checks(), matrix::all(), holders::all(), neighbours::all(), faults::all(), scale::all()].into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
