@@ -26,6 +26,7 @@ mod timing;
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use cli::{Command, WRONG_USAGE};
+use evenkeel_worker::guard::GuardLink;
 use service_manager::Manager;
 use settings::Surroundings;
 
@@ -52,10 +53,12 @@ fn main() -> ExitCode {
             settled(args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
         }
         Command::WorkerAgent(args) => {
+            // First of all: it forks, and the log may have a thread.
+            let link = GuardLink::open();
             log::start(&args.common);
             settled(args.settle(&surroundings()), |settings| {
                 log::tell(&settings.common.notes);
-                run::worker_agent(settings, Manager::from_environment())
+                run::worker_agent(settings, link, Manager::from_environment())
             })
         }
         Command::Dev(args) => dev::run(&args),

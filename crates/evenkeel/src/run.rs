@@ -9,7 +9,7 @@ use evenkeel_master::MasterConfig;
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, WorkerError, agent,
-    guard::{self, GuardConfig, GuardLink},
+    guard::{self, GuardConfig, GuardLink, LinkError},
 };
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,7 +105,7 @@ pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result
 }
 
 /// Runs a worker's agent, as the guard's child.
-pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -> Result<u8, Failed> {
+pub(crate) fn worker_agent(settings: WorkerSettings, link: Result<GuardLink, LinkError>, manager: Option<Manager>) -> Result<u8, Failed> {
     let http = settings.common.http.listen;
     let failed = |e: WorkerError| Failed { status: e.exit_status(), line: e.to_string() };
     let client = Client::new(Config::new(settings.common.etcd)).map_err(|e| failed(e.into()))?;
@@ -120,9 +120,10 @@ pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -
     config.capacity = settings.capacity;
     config.catalog = settings.catalog;
     config.drivers = settings.drivers;
+    config.env_pass = settings.env_pass;
     config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
-    let link = GuardLink::open().map_err(|e| failed(e.into()))?;
+    let link = link.map_err(|e| failed(e.into()))?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         if let Some(manager) = manager {

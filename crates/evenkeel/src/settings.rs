@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
 use evenkeel_net::{InvalidHost, Names};
 use evenkeel_planner::PlannerConfig;
+use evenkeel_worker::EnvPass;
 
 use crate::{
     listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve},
@@ -107,6 +108,9 @@ pub(crate) struct WorkerArgs {
     /// The drivers that it offers
     #[arg(long, value_name = "A,B", env = "EVENKEEL_DRIVERS", value_delimiter = ',', default_values = DRIVERS, value_parser = driver, hide_env = true)]
     pub(crate) drivers: Vec<String>,
+    /// A variable of its own environment that work may ask for by env_pass; many times, or with commas; '*' gives all to work that asks for none
+    #[arg(long, value_name = "NAME", env = "EVENKEEL_ENV_PASS", value_delimiter = ',', value_parser = variable, hide_env = true)]
+    pub(crate) env_pass: Vec<String>,
     /// Where logs and notes of its work are kept
     #[arg(long, value_name = "DIR", env = "EVENKEEL_DATA_DIR", hide_env = true)]
     pub(crate) data_dir: Option<PathBuf>,
@@ -175,6 +179,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) catalog: Option<PathBuf>,
     /// Kinds that the worker has; never empty.
     pub(crate) drivers: Vec<String>,
+    /// What of its environment work may have.
+    pub(crate) env_pass: EnvPass,
     pub(crate) data_dir: PathBuf,
     pub(crate) spans: Spans,
 }
@@ -214,8 +220,34 @@ impl WorkerArgs {
             std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
         }
         let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
-        let common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
-        Ok(WorkerSettings { id, common, labels, capacity: self.capacity, catalog: self.catalog, drivers: self.drivers, data_dir, spans })
+        let env_pass = env_pass(self.env_pass)?;
+        let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
+        common.notes.push(Note { warning: env_pass == EnvPass::All, text: told_env_pass(&env_pass) });
+        let (capacity, catalog, drivers) = (self.capacity, self.catalog, self.drivers);
+        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, spans })
+    }
+}
+
+/// What work gets of the worker's environment; one star stands for all of it.
+fn env_pass(names: Vec<String>) -> Result<EnvPass, String> {
+    match names.as_slice() {
+        [star] if star == "*" => Ok(EnvPass::All),
+        names if names.iter().any(|name| name == "*") => Err("--env-pass: '*' is everything; give it alone, or names alone".to_owned()),
+        _ => Ok(EnvPass::Names(names.into_iter().collect())),
+    }
+}
+
+fn told_env_pass(env_pass: &EnvPass) -> String {
+    match env_pass {
+        EnvPass::All => "work gets the whole environment of this worker, unless its spec has env_pass (--env-pass '*')".to_owned(),
+        EnvPass::Names(names) if names.is_empty() => "work gets PATH, HOME, USER and LANG of this worker's environment".to_owned(),
+        EnvPass::Names(names) => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            format!(
+                "work gets PATH, HOME, USER and LANG of this worker's environment, and what its spec's env_pass asks for of {}",
+                names.join(", ")
+            )
+        }
     }
 }
 
@@ -309,6 +341,16 @@ fn http_host(text: &str) -> Result<String, InvalidHost> {
     Names::of([text]).map(|_| text.to_owned())
 }
 
+fn variable(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(['=', '\0']) {
+        return Err("a variable has a name of one or more characters, no = and no NUL".to_owned());
+    }
+    if text.starts_with("EVENKEEL_") {
+        return Err("names that begin with EVENKEEL_ are the worker's settings and are passed to no work".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn driver(text: &str) -> Result<String, String> {
     ResourceName::new(text).map_err(|e| e.to_string())?;
     if DRIVERS.contains(&text) { Ok(text.to_owned()) } else { Err(format!("unknown driver {text:?}; use one of {}", DRIVERS.join(", "))) }
@@ -369,6 +411,21 @@ mod tests {
     }
 
     #[test]
+    fn what_work_gets_of_the_environment_is_a_list_or_everything() {
+        let names = |names: &[&str]| Ok(EnvPass::Names(names.iter().map(|name| (*name).to_owned()).collect()));
+        let both = Err("--env-pass: '*' is everything; give it alone, or names alone".to_owned());
+        for (given, expected) in
+            [(&[][..], names(&[])), (&["TZ", "A", "TZ"], names(&["A", "TZ"])), (&["*"], Ok(EnvPass::All)), (&["A", "*"], both)]
+        {
+            assert_eq!(env_pass(given.iter().map(|name| (*name).to_owned()).collect()), expected, "{given:?}");
+        }
+        assert_eq!(told_env_pass(&EnvPass::default()), "work gets PATH, HOME, USER and LANG of this worker's environment");
+        for bad in ["", "A=B", "EVENKEEL_ETCD"] {
+            assert!(variable(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn ports_without_flags_are_the_usual() {
         let settings = master("").expect("valid").common;
         assert_eq!((settings.http.listen.port(), settings.grpc.listen.port()), (8081, 9091));
@@ -404,7 +461,7 @@ mod tests {
         assert_eq!(settings.common.http.host, "box");
         assert_eq!(settings.common.http_names, Names::of(["w.example", "[::1]", "w2.example"]).expect("hosts"));
         assert_eq!(settings.common.http.listen.to_string(), "0.0.0.0:8080");
-        assert!(settings.common.notes.is_empty());
+        assert_eq!(settings.common.notes.len(), 1, "what work gets of the environment");
     }
 
     #[test]

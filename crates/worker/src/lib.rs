@@ -22,3 +22,4 @@ mod sys;
 
 pub use config::{FindHost, WorkerConfig, WorkerError, default_data_dir};
 pub use containment::ContainmentMode;
+pub use driver::EnvPass;

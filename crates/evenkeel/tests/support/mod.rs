@@ -119,6 +119,8 @@ impl Stage {
             .envs(self.marks.iter().map(|(mark, value)| (mark, value)))
             .envs(self.environment.get(name).into_iter().flatten().map(|(variable, value)| (variable, value)))
             .env(NAME_MARK, name)
+            // The marks by which processes are found are in the environment of work as well.
+            .env("EVENKEEL_ENV_PASS", "*")
             .args(["tied", "--parent", &std::process::id().to_string(), "--signal", "kill", "--", env!("CARGO_BIN_EXE_evenkeel")])
             .args([role, "--id", id, "--etcd", &etcd.join(",")])
             .args(["--grpc", &format!("127.0.0.1:{grpc}"), "--http", &format!("127.0.0.1:{http}")])

@@ -152,6 +152,7 @@ impl Serving<'_> {
             hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
             status: self.status(epoch, Observed::Starting, String::new()),
             pid: 0,
+            root: 0,
             handle: None,
             refused: false,
         };
@@ -219,6 +220,7 @@ impl Serving<'_> {
             hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
             status: self.status(epoch, Observed::Failed, message.clone()),
             pid: 0,
+            root: 0,
             handle: None,
             refused: false,
         };
@@ -237,6 +239,7 @@ impl Serving<'_> {
             hash: assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
             status: stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())),
             pid: 0,
+            root: 0,
             handle: None,
             refused: false,
         };

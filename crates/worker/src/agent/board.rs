@@ -31,6 +31,8 @@ pub(crate) struct Shown {
     pub(crate) kind: String,
     pub(crate) hash: Hash,
     pub(crate) pid: u32,
+    /// The process that all of it descends from; 0: none.
+    pub(crate) root: u32,
     pub(crate) status: Status,
 }
 
@@ -81,7 +83,7 @@ impl Board {
             self.rows().remove(name);
             return;
         };
-        let shown = Shown { kind: row.kind.clone(), hash: row.hash, pid: row.pid, status: row.status.clone() };
+        let shown = Shown { kind: row.kind.clone(), hash: row.hash, pid: row.pid, root: row.root, status: row.status.clone() };
         let mut rows = self.rows();
         if let Some(before) = rows.get(name).filter(|before| before.status.epoch == shown.status.epoch) {
             let more = shown.status.restarts.saturating_sub(before.status.restarts);

@@ -21,6 +21,7 @@ pub(crate) struct Row {
     pub(crate) hash: Hash,
     pub(crate) status: Status,
     pub(crate) pid: u32,
+    pub(crate) root: u32,
     /// None: there is nothing to stop.
     pub(crate) handle: Option<Box<dyn Handle>>,
     /// This worker may not run it, by the rules that it was given.
@@ -120,7 +121,7 @@ impl Table {
         }
         let row = self.rows.get_mut(name)?;
         row.enter(seen.phase, now_ns);
-        (row.pid, row.status.restarts, row.status.message) = (seen.pid, seen.restarts, seen.message);
+        (row.pid, row.root, row.status.restarts, row.status.message) = (seen.pid, seen.root, seen.restarts, seen.message);
         Some(&row.status)
     }
 
@@ -179,11 +180,11 @@ mod tests {
         let epoch = Epoch(epoch);
         let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, message: String::new() };
         let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
-        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, handle: None, refused: false }
+        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, root: 0, handle: None, refused: false }
     }
 
     fn seen(phase: Observed) -> Observation {
-        Observation { phase, pid: 9, restarts: 0, message: String::new() }
+        Observation { phase, pid: 9, root: 8, restarts: 0, message: String::new() }
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Observation {
     pub phase: Observed,
     /// Its main process; 0: none.
     pub pid: u32,
+    /// The process that all of it descends from, which is not of the work itself; 0: none.
+    pub root: u32,
     /// How often it was started again.
     pub restarts: u32,
     /// For people.

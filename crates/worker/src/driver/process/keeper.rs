@@ -328,7 +328,7 @@ impl Keeper {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
         let pid = if phase == Observed::Running { run.main } else { 0 };
-        self.observer.is(Observation { phase, pid, restarts: self.starts.saturating_sub(1), message });
+        self.observer.is(Observation { phase, pid, root: run.shim, restarts: self.starts.saturating_sub(1), message });
     }
 }
 

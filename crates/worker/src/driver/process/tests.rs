@@ -400,3 +400,58 @@ async fn a_wrong_spec_starts_nothing() {
     observer.unused();
     assert!(error.to_string().starts_with("spec.command: is missing"), "{error}");
 }
+
+/// A file system that never answers, as a dead NFS server's: mounted, and nobody serves it. Root may do that.
+struct Hung {
+    folder: PathBuf,
+    holder: std::process::Child,
+}
+
+impl Hung {
+    const MOUNT: &str = "import ctypes, os, sys, time
+fd = os.open('/dev/fuse', os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+options = f'fd={fd},rootmode=40000,user_id=0,group_id=0'.encode()
+assert libc.mount(b'hung', sys.argv[1].encode(), b'fuse', 0, options) == 0, os.strerror(ctypes.get_errno())
+print('mounted', flush=True)
+time.sleep(600)
+";
+
+    fn mount(folder: PathBuf) -> Self {
+        use std::io::Read;
+        fs::create_dir(&folder).expect("folder");
+        let mut command = std::process::Command::new("python3");
+        let mut holder = command.args(["-c", Self::MOUNT]).arg(&folder).stdout(std::process::Stdio::piped()).spawn().expect("python3");
+        let mut said = [0; 8];
+        holder.stdout.as_mut().expect("piped").read_exact(&mut said).expect("mounted");
+        Self { folder, holder }
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.folder).status();
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_that_does_not_answer_holds_up_its_own_resource_alone() {
+    let testbed = Testbed::new();
+    let hung = Hung::mount(testbed.path("hung"));
+    let folder = hung.folder.to_str().expect("utf-8");
+    let program = format!("{folder}/program");
+    let cases = [
+        (json!({"command": ["true"], "cwd": format!("{folder}/cwd")}), format!("spec.cwd: \"{folder}/cwd\"")),
+        (json!({"command": [program]}), format!("spec.command[0]: \"{program}\"")),
+    ];
+    for (spec, field) in cases {
+        let mut held_up = testbed.start(spec);
+        let mut other = testbed.shell("echo runs");
+        other.until(Observed::Exited).await;
+        assert_eq!(held_up.until(Observed::Starting).await.message, format!("{field}: the file system has not answered yet"));
+        other.stop().await;
+        held_up.stop().await;
+    }
+}
