@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::{
-    bed::{Bed, Case, Means},
+    bed::{Bed, Case, Means, User},
     kinds::{self, Kind},
     support::{self, dead, eventually, is_dead},
     trials,
@@ -153,16 +153,19 @@ async fn deaths_at_the_start(case: Case) {
     }
 }
 
-/// Lets a process open no further file, or as many as before.
-fn limit_files(pid: i32, limit: &str) {
-    let status = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={limit}")]).status().expect("prlimit");
+/// Lets a process open no further file, or as many as before. The hard limit stays: raising it takes a right that root may lack.
+fn limit_files(case: Case, pid: i32, limit: &str) {
+    let user = if case.user == User::Nobody { "65534" } else { "0" };
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--", "prlimit", "--pid", &pid.to_string()]);
+    let status = command.arg(format!("--nofile={limit}")).status().expect("setpriv");
     assert!(status.success(), "prlimit --pid {pid}");
 }
 
 fn files_of(pid: i32) -> String {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit");
-    line.split_whitespace().take(2).collect::<Vec<_>>().join(":")
+    format!("{}:", line.split_whitespace().next().expect("a soft limit"))
 }
 
 /// The parents of all work cannot read the list of processes, and so cannot know of what they have to end.
@@ -172,7 +175,7 @@ async fn holder_without_files(case: Case) {
     let holders: Vec<(i32, String)> =
         bed.holders().into_iter().filter(|pid| !spared.contains(pid)).map(|pid| (pid, files_of(pid))).collect();
     for (pid, _) in &holders {
-        limit_files(*pid, "0:0");
+        limit_files(case, *pid, "0:");
     }
     for run in 0..bed.runs.len() {
         bed.tell_stop(run).await;
@@ -188,7 +191,7 @@ async fn holder_without_files(case: Case) {
     }
     for (pid, limit) in &holders {
         if !is_dead(*pid) {
-            limit_files(*pid, limit);
+            limit_files(case, *pid, limit);
         }
     }
     for run in 0..bed.runs.len() {
@@ -200,7 +203,7 @@ async fn holder_without_files(case: Case) {
 async fn guard_dies_beside_agent_without_files(case: Case) {
     let bed = Bed::with("h-orphan", case, &kinds::ALL).await;
     let agent = bed.worker.agent_pid().await;
-    limit_files(agent, "0:0");
+    limit_files(case, agent, "0:");
     let killed = Instant::now();
     support::signal(bed.worker.guard_pid(), Signal::SIGKILL);
     bed.all_dead(killed, "SIGKILL to the guard beside an agent that may open no file").await;
