@@ -43,8 +43,6 @@ pub(crate) struct Stage {
     pub(crate) marks: Vec<(String, String)>,
     /// What starts a worker: words before its command line.
     pub(crate) worker_launcher: Vec<String>,
-    /// What every worker is given beside the rest.
-    pub(crate) worker_flags: Vec<String>,
     processes: BTreeMap<String, Process>,
     folder: TempDir,
 }
@@ -96,7 +94,6 @@ impl Stage {
             environment: BTreeMap::new(),
             marks: Vec::new(),
             worker_launcher: Vec::new(),
-            worker_flags: Vec::new(),
             processes: BTreeMap::new(),
             folder,
         }
@@ -129,7 +126,7 @@ impl Stage {
             .stdout(output.try_clone().expect("a log"))
             .stderr(output);
         if role == "worker" {
-            command.arg("--data-dir").arg(self.folder.path().join(name)).args(&self.worker_flags);
+            command.arg("--data-dir").arg(self.folder.path().join(name));
         }
         let child = command.spawn().expect("started");
         self.processes.insert(name.to_owned(), Process { child, grpc, http, log });
