@@ -30,6 +30,8 @@ use crate::{fault, sys};
 const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// The usual limit of open files (soft): what programs are written for that wait for files by `select`. systemd gives the same.
 const USUAL_OPEN_FILES: u64 = 1024;
+/// No core files: they are as large as the memory, and lie where nobody looks.
+const USUAL_CORE: u64 = 0;
 /// The usual limit of a stack (soft), by the kernel.
 const USUAL_STACK: u64 = 8 << 20;
 
@@ -128,7 +130,7 @@ fn limits() -> io::Result<()> {
     for resource in ALL {
         let (_, hard) = getrlimit(resource)?;
         let soft = match resource {
-            Resource::RLIMIT_CORE => 0,
+            Resource::RLIMIT_CORE => USUAL_CORE,
             Resource::RLIMIT_NOFILE => USUAL_OPEN_FILES.min(hard),
             Resource::RLIMIT_STACK => USUAL_STACK.min(hard),
             _ => hard,

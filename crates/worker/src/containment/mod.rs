@@ -138,7 +138,7 @@ impl Containment {
         fault::at("agent.epoll")?;
         let stream = UnixStream::from_std(own)?;
         self.orders.send((Order::Fork(run), Some(shims))).map_err(|_| spawner_ended())?;
-        Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), cgroup, over: false })
+        Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), cgroup, over: false, deaf: false })
     }
 
     /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.
@@ -260,37 +260,49 @@ pub(crate) struct Cell<'a> {
     cgroup: Option<PathBuf>,
     /// Nothing of the run is left.
     over: bool,
+    /// Its shim does not hear.
+    deaf: bool,
 }
 
+/// How long a shim may take to read a word: it reads whatever else it does.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Cell<'_> {
-    /// Asks the shim to start this, with the cell's own cgroup.
-    pub(crate) async fn start(&mut self, mut start: Start) {
+    /// Asks the shim to start this, with the cell's own cgroup. False: it did not take the order, and starts nothing.
+    pub(crate) async fn start(&mut self, mut start: Start) -> bool {
+        /// Where thousands are started at once, the last shim comes seconds after it was asked for.
+        const DEADLINE: Duration = Duration::from_secs(60);
         if let Some(path) = &self.cgroup {
             start.cgroup = CString::new(path.clone().into_os_string().into_vec()).unwrap_or_default();
         }
-        self.say(&ToShim::Start(start)).await;
+        self.say(&ToShim::Start(start), DEADLINE).await
     }
 
     /// Sends a signal to the main process and its group.
     pub(crate) async fn signal(&mut self, number: i32) {
-        self.say(&ToShim::Signal(number)).await;
+        self.say(&ToShim::Signal(number), PATIENCE).await;
     }
 
     /// Kills all of it.
     pub(crate) async fn kill(&mut self) {
-        self.say(&ToShim::Kill).await;
+        self.say(&ToShim::Kill, PATIENCE).await;
     }
 
-    /// A shim that does not read has been stopped, or has gone. Then the socket is full or ended, and what is not said is made up for by
-    /// [`Cell::clear`].
-    async fn say(&mut self, said: &ToShim) {
-        const DEADLINE: Duration = Duration::from_secs(2);
-        let bytes = said.encode();
-        let _ = tokio::time::timeout(DEADLINE, self.stream.write_all(&bytes)).await;
+    /// A shim that does not read has been stopped, or has gone. Half a word is none: it hears nothing more, and the run is over by
+    /// [`Cell::clear`] alone.
+    async fn say(&mut self, said: &ToShim, deadline: Duration) -> bool {
+        if !self.deaf {
+            let bytes = said.encode();
+            self.deaf = !matches!(tokio::time::timeout(deadline, self.stream.write_all(&bytes)).await, Ok(Ok(())));
+        }
+        !self.deaf
     }
 
     /// What it says next. It may be dropped before it is ready, and loses nothing by that.
     pub(crate) async fn next(&mut self) -> Heard {
+        if self.deaf {
+            return Heard::Gone;
+        }
         loop {
             match self.inbox.take() {
                 Ok(Some(frame)) => match ToAgent::decode(frame) {
@@ -323,3 +335,6 @@ impl Cell<'_> {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

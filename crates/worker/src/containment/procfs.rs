@@ -95,17 +95,25 @@ mod linux {
                 let Some(room) = path.get_mut(..name.len() + 5) else { continue };
                 room[..name.len()].copy_from_slice(name);
                 room[name.len()..].copy_from_slice(b"/stat");
-                let mut text = [0_u8; 512];
-                let file = fault::at("procfs.open")
-                    .and_then(|()| Ok(openat(&self.0, &path[..name.len() + 5], OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?));
-                match file.and_then(|file| Ok(nix::unistd::read(&file, &mut text)?)) {
-                    Ok(length) => super::parse(&text[..length]).into_iter().for_each(&mut visit),
-                    Err(error) if super::is_gone(&error) => {}
-                    // Invisible is not gone.
+                match self.look_at(&path[..name.len() + 5]) {
+                    Ok(stat) => stat.into_iter().for_each(&mut visit),
                     Err(error) => whole = whole.and(Err(error)),
                 }
             }
             whole
+        }
+
+        /// One process by its path below `/proc`; none if it is gone.
+        fn look_at(&self, path: &[u8]) -> io::Result<Option<Stat>> {
+            let mut text = [0_u8; 512];
+            let file =
+                fault::at("procfs.open").and_then(|()| Ok(openat(&self.0, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?));
+            match file.and_then(|file| Ok(nix::unistd::read(&file, &mut text)?)) {
+                Ok(length) => Ok(super::parse(&text[..length])),
+                Err(error) if super::is_gone(&error) => Ok(None),
+                // Invisible is not gone.
+                Err(error) => Err(error),
+            }
         }
     }
 }

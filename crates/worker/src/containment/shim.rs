@@ -276,6 +276,7 @@ impl Shim {
                 child::become_program(start, Streams { output: output_end, report: File::from(report_end) }, shim)
             }
             sys::Forked::Parent(pid) => {
+                let _ = fault::at("shim.forked");
                 drop((output_end, report_end));
                 self.output = Some(output);
                 Ok((pid, Starting { report: File::from(report), told: Vec::new(), complain_at: Instant::now() + PATIENCE }))

@@ -103,7 +103,7 @@ mod tests {
 
     fn inherited(pass: EnvPass, variables: &[(&str, &str)]) -> Inherited {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Inherited::of(variables, pass, "/home/x".into(), "x".into())
+        Inherited::of(variables, pass, "/srv/x".into(), "x".into())
     }
 
     fn names(names: &[&str]) -> EnvPass {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn work_has_what_a_rule_gives_it_and_nothing_else() {
-        let usual = "HOME=/home/x LANG=C.UTF-8 PATH=/bin";
+        let usual = "HOME=/srv/x LANG=C.UTF-8 PATH=/bin";
         let cases = [
             (names(&[]), r#"{"command": ["a"]}"#, format!("EVENKEEL_EPOCH=7 {usual} USER=x")),
             (names(&["TZ"]), r#"{"command": ["a"]}"#, format!("EVENKEEL_EPOCH=7 {usual} USER=x")),

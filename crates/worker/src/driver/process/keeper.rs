@@ -95,7 +95,7 @@ struct Attended {
 }
 
 /// What is to be done at some time if nothing happens before.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
     /// The grace has ended.
     Kill,
@@ -212,8 +212,12 @@ impl Keeper {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
-        cell.start(self.what_to_start(not_after)).await;
-        let run = self.attend(&mut cell).await;
+        let run = if cell.start(self.what_to_start(not_after)).await {
+            self.attend(&mut cell).await
+        } else {
+            let message = "the process that is to hold it does not take its orders".to_owned();
+            Attended { ended: Some(Outcome::NotStarted { message }), ..Attended::new() }
+        };
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
         run.outcome()
@@ -224,34 +228,41 @@ impl Keeper {
         let mut run = Attended::new();
         loop {
             let (due, at) = run.due(self.kill_by());
+            let is_silence = due == Due::Silence;
+            // Output without end keeps no order and no time waiting. What was said counts before silence does.
             tokio::select! {
                 biased;
-                heard = cell.next() => match heard {
-                    Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
-                    Heard::Said(said) => self.take_in(&mut run, said),
-                },
                 ordered = self.orders.changed(), if !run.orphaned => {
                     run.orphaned = ordered.is_err();
                     self.stop(&mut run, cell).await;
                 }
-                () = sleep_until(at) => match due {
-                    Due::Kill => {
-                        (run.killed, run.heard_at) = (true, Instant::now());
-                        cell.kill().await;
-                    }
-                    Due::RunsWell => {
-                        (self.failures, run.well) = (0, true);
-                        self.observe(Observed::Running, &run, String::new());
-                    }
-                    Due::NoShim => {
-                        self.observe(Observed::Starting, &run, "waits for the process that is to hold it".to_owned());
-                        self.tools.containment.check_spawner().await;
-                        run.heard_at = Instant::now();
-                    }
-                    Due::Silence => return run,
-                    Due::Nothing => {}
+                () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell).await,
+                heard = cell.next() => match heard {
+                    Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
+                    Heard::Said(said) => self.take_in(&mut run, said),
                 },
+                () = sleep_until(at), if is_silence => return run,
             }
+        }
+    }
+
+    /// The time has come for this.
+    async fn act(&mut self, due: Due, run: &mut Attended, cell: &mut Cell<'_>) {
+        match due {
+            Due::Kill => {
+                (run.killed, run.heard_at) = (true, Instant::now());
+                cell.kill().await;
+            }
+            Due::RunsWell => {
+                (self.failures, run.well) = (0, true);
+                self.observe(Observed::Running, run, String::new());
+            }
+            Due::NoShim => {
+                self.observe(Observed::Starting, run, "waits for the process that is to hold it".to_owned());
+                self.tools.containment.check_spawner().await;
+                run.heard_at = Instant::now();
+            }
+            Due::Silence | Due::Nothing => {}
         }
     }
 

@@ -455,3 +455,11 @@ async fn a_file_system_that_does_not_answer_holds_up_its_own_resource_alone() {
         held_up.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_flood_of_output_holds_up_no_stop() {
+    let testbed = Testbed::new();
+    let mut run = testbed.start(json!({"command": ["sh", "-c", "trap '' TERM; yes & yes"], "stop_grace": "100ms"}));
+    run.until(Observed::Running).await;
+    run.stop().await;
+}

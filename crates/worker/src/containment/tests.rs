@@ -1,0 +1,315 @@
+//! Cells with a real spawner, real shims and real processes.
+
+use std::{
+    ffi::CString,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::timeout;
+
+use super::*;
+use crate::authority::{BootTime, boot_time};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn containment() -> Containment {
+    let worker = WorkerId::new("cells").expect("id");
+    Containment::find(&worker, std::process::id(), "mark", false, spawner::fork().expect("a spawner")).expect("containment")
+}
+
+fn cell(containment: &Containment) -> Cell<'_> {
+    containment.cell(&ResourceName::new("a").expect("name")).expect("a cell")
+}
+
+fn start(script: &str) -> Start {
+    let text = |text: &str| CString::new(text).expect("no NUL");
+    Start {
+        not_after: boot_time() + DEADLINE,
+        may_gain_privileges: false,
+        cgroup: CString::default(),
+        cwd: text("/"),
+        command: ["sh", "-c", script].map(text).to_vec(),
+        environment: vec![text("PATH=/usr/bin:/bin")],
+    }
+}
+
+async fn next(cell: &mut Cell<'_>) -> Option<ToAgent> {
+    match timeout(DEADLINE, cell.next()).await.expect("in time") {
+        Heard::Said(said) => Some(said),
+        Heard::Gone => None,
+    }
+}
+
+/// The numbers of the shim and of the main process, once that runs.
+async fn started(cell: &mut Cell<'_>) -> (i32, i32) {
+    let (mut shim, mut main) = (0, 0);
+    loop {
+        match next(cell).await.expect("a shim") {
+            ToAgent::Ready(pid) => shim = pid,
+            ToAgent::Forked(pid) => main = pid,
+            ToAgent::Started => return (shim, main),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What it says until nothing is left of it, but for output.
+async fn rest(cell: &mut Cell<'_>) -> Vec<ToAgent> {
+    let mut all = Vec::new();
+    while let Some(said) = next(cell).await {
+        if !matches!(said, ToAgent::Output(_)) {
+            all.push(said);
+        }
+    }
+    all
+}
+
+fn is_dead(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
+async fn until(what: &str, so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < DEADLINE, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn number(file: &Path) -> Option<i32> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+#[tokio::test]
+async fn nothing_is_started_once_authority_has_ended() {
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("ran");
+    let mut cell = cell(&containment);
+    cell.start(Start { not_after: BootTime(1), ..start(&format!("touch {}", file.display())) }).await;
+    let said = rest(&mut cell).await;
+    assert!(matches!(said.as_slice(), [ToAgent::Ready(_), ToAgent::TooLate, ToAgent::Empty]), "{said:?}");
+    cell.clear().await;
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn an_end_is_told_and_what_is_left_is_killed_before_the_last_word() {
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("left");
+    let mut cell = cell(&containment);
+    let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
+    cell.start(start(&left)).await;
+    started(&mut cell).await;
+    assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Empty]);
+    assert!(is_dead(number(&file).expect("what was left")));
+    cell.clear().await;
+}
+
+#[tokio::test]
+async fn a_second_start_is_a_second_owner_and_ends_the_run() {
+    let containment = containment();
+    let mut cell = cell(&containment);
+    cell.start(start("sleep 300")).await;
+    let (_, main) = started(&mut cell).await;
+    cell.start(start("sleep 300")).await;
+    assert_eq!(rest(&mut cell).await, [ToAgent::Exited(Signal::SIGKILL as i32), ToAgent::Empty]);
+    assert!(is_dead(main));
+}
+
+#[tokio::test]
+async fn a_run_whose_agent_has_gone_ends() {
+    let containment = containment();
+    let mut cell = cell(&containment);
+    cell.start(start("trap '' TERM HUP; sleep 300")).await;
+    let (shim, main) = started(&mut cell).await;
+    drop(cell);
+    until("the end of both", || is_dead(shim) && is_dead(main)).await;
+}
+
+#[tokio::test]
+async fn what_a_killed_shim_leaves_is_ended_and_its_neighbours_live_on() {
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("left");
+    let (mut killed, mut neighbour) = (cell(&containment), cell(&containment));
+    killed
+        .start(start(&format!("setsid sh -c 'echo $$ > {}; trap \"\" TERM HUP; while :; do sleep 0.05; done' & sleep 300", file.display())))
+        .await;
+    neighbour.start(start("(setsid sleep 300 &); sleep 300")).await;
+    let (shim, main) = started(&mut killed).await;
+    let (other_shim, other_main) = started(&mut neighbour).await;
+    until("what it has started", || number(&file).is_some()).await;
+    let left = number(&file).expect("what was left");
+    kill(Pid::from_raw(shim), Signal::SIGKILL).expect("killed");
+    assert_eq!(rest(&mut killed).await, []);
+    killed.clear().await;
+    assert!([shim, main, left].into_iter().all(is_dead));
+    // The spawner is not asked twice: what it does for one run is done when it says so.
+    containment.check_spawner().await;
+    assert!(!is_dead(other_shim) && !is_dead(other_main));
+    neighbour.kill().await;
+    assert_eq!(rest(&mut neighbour).await, [ToAgent::Exited(Signal::SIGKILL as i32), ToAgent::Empty]);
+}
+
+#[tokio::test]
+async fn everything_ends_when_the_guard_has_ended() {
+    let containment = containment();
+    let mut cells = [cell(&containment), cell(&containment)];
+    let mut all = Vec::new();
+    for cell in &mut cells {
+        cell.start(start("(setsid sh -c 'trap \"\" TERM HUP; sleep 300' &); sleep 300")).await;
+        let (shim, main) = started(cell).await;
+        all.extend([shim, main]);
+    }
+    containment.kill_all();
+    assert!(all.into_iter().all(is_dead));
+    let refused = containment.cell(&ResourceName::new("b").expect("name")).expect_err("nothing is started any more");
+    assert_eq!(refused.to_string(), "the guard has ended");
+}
+
+#[tokio::test]
+async fn output_beyond_what_an_agent_reads_waits_and_is_whole() {
+    let containment = containment();
+    let mut cell = cell(&containment);
+    cell.start(start("head -c 3000000 /dev/zero")).await;
+    started(&mut cell).await;
+    let mut bytes = 0;
+    let mut last = None;
+    while let Some(said) = next(&mut cell).await {
+        match said {
+            ToAgent::Output(part) => bytes += part.len(),
+            said => last = Some(said),
+        }
+    }
+    assert_eq!((bytes, last), (3_000_000, Some(ToAgent::Empty)));
+}
+
+/// Runs one test of this file in a process of its own, where these faults are injected.
+fn with_faults(test: &str, faults: &str) -> bool {
+    const ALONE: &str = "EVENKEEL_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().expect("this program");
+    let name = format!("containment::tests::{test}");
+    let status = Command::new(this).args(["--exact", &name, "--nocapture"]).env(ALONE, "1").env("EVENKEEL_FAULTS", faults).status();
+    assert!(status.expect("started").success(), "{test} with {faults}");
+    false
+}
+
+#[test]
+fn a_process_that_cannot_be_looked_at_is_not_gone() {
+    if with_faults("a_process_that_cannot_be_looked_at_is_not_gone", "procfs.open=EMFILE") {
+        let error = procfs::Processes::open().expect("opened").each(|_| {}).expect_err("nothing is known");
+        assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
+    }
+}
+
+/// Whatever the kernel refuses on the way to a process, nothing has begun, and nothing is left.
+#[tokio::test]
+async fn what_the_kernel_refuses_is_told_and_starts_nothing() {
+    const TEST: &str = "what_the_kernel_refuses_is_told_and_starts_nothing";
+    let way_out = "; a limit of processes is reached (pids.max of a cgroup, TasksMax=, pids_limit, or RLIMIT_NPROC of the user)";
+    let faults = [
+        ("spawner.fork=EAGAIN", format!("no process can be made: resource temporarily unavailable{way_out}")),
+        ("shim.fork=ENOMEM", "no process can be made: cannot allocate memory; memory is short".to_owned()),
+        ("shim.pipe=EMFILE", "cannot make a pipe: too many open files".to_owned()),
+    ];
+    for (fault, expected) in &faults {
+        if std::env::var("EVENKEEL_FAULTS").is_ok_and(|set| set != *fault) || !with_faults(TEST, fault) {
+            continue;
+        }
+        let containment = containment();
+        let mut cell = cell(&containment);
+        cell.start(start("sleep 300")).await;
+        let said = rest(&mut cell).await;
+        let refused = ToAgent::Refused(expected.clone());
+        assert!(said.ends_with(&[refused, ToAgent::Empty]), "{said:?}");
+        assert!(!said.iter().any(|said| matches!(said, ToAgent::Forked(_) | ToAgent::Started)), "{said:?}");
+        cell.clear().await;
+    }
+}
+
+/// The runtime cannot watch the socket of a run: no shim was asked for, so that there is none to forget.
+#[tokio::test]
+async fn a_socket_that_cannot_be_watched_begins_nothing() {
+    const TEST: &str = "a_socket_that_cannot_be_watched_begins_nothing";
+    for fault in ["agent.epoll=ENOSPC", "agent.socket=EMFILE"] {
+        if std::env::var("EVENKEEL_FAULTS").is_ok_and(|set| set != fault) || !with_faults(TEST, fault) {
+            continue;
+        }
+        let containment = containment();
+        containment.cell(&ResourceName::new("a").expect("name")).expect_err("refused");
+        containment.check_spawner().await;
+        let spawners: Vec<i32> = sweep::children(std::process::id().cast_signed()).expect("children");
+        assert_eq!(spawners.len(), 1, "the spawner alone");
+        assert!(sweep::children(spawners[0]).expect("children").is_empty(), "and it has no shim");
+    }
+}
+
+/// A shim that dies right where it hurts most: its child is there and nobody was told.
+#[tokio::test]
+async fn a_shim_that_is_killed_after_its_fork_leaves_nothing() {
+    const TEST: &str = "a_shim_that_is_killed_after_its_fork_leaves_nothing";
+    if !with_faults(TEST, "shim.forked=KILL") {
+        return;
+    }
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("ran");
+    let mut cell = cell(&containment);
+    cell.start(start(&format!("trap '' HUP TERM; echo $$ > {}; sleep 300", file.display()))).await;
+    let said = rest(&mut cell).await;
+    assert!(!said.contains(&ToAgent::Empty), "{said:?}");
+    cell.clear().await;
+    let spawner = sweep::children(std::process::id().cast_signed()).expect("children");
+    assert!(sweep::children(spawner[0]).expect("children").is_empty());
+    assert!(number(&file).is_none_or(is_dead));
+}
+
+/// The cgroup of a run fails where it can: it is not made, not joined, or not killed by. Nothing runs outside of it, and nothing is left.
+#[tokio::test]
+async fn a_run_whose_cgroup_fails_does_not_run_beside_it() {
+    const TEST: &str = "a_run_whose_cgroup_fails_does_not_run_beside_it";
+    let faults = [
+        ("shim.cgroup=ENOSPC", "cannot make the cgroup of the run: no space left on device"),
+        ("child.join=EPERM", "cannot join its cgroup: operation not permitted"),
+        ("shim.cgroup.kill=EPERM", ""),
+    ];
+    for (fault, refused) in faults {
+        if std::env::var("EVENKEEL_FAULTS").is_ok_and(|set| set != fault) || !with_faults(TEST, fault) {
+            continue;
+        }
+        let own = cgroup::own().expect("these tests run where a cgroup can be made");
+        let worker = WorkerId::new("cells-cgroup").expect("id");
+        let folder = work_folder(own, &worker, std::process::id());
+        let work = Cgroup::create(folder.clone()).expect("a cgroup");
+        let spawned = spawner::fork().expect("a spawner");
+        let containment = Containment::find(&worker, std::process::id(), "mark", true, spawned).expect("containment");
+        let mut cell = cell(&containment);
+        cell.start(start("trap '' TERM; (setsid sleep 300 &); sleep 300")).await;
+        if refused.is_empty() {
+            started(&mut cell).await;
+            until("both in the cgroup", || !work.is_empty().expect("asked")).await;
+            cell.kill().await;
+        }
+        let said = rest(&mut cell).await;
+        assert!(refused.is_empty() || said.contains(&ToAgent::Refused(refused.to_owned())), "{said:?}");
+        assert!(!said.contains(&ToAgent::Started) && said.last() == Some(&ToAgent::Empty), "{said:?}");
+        cell.clear().await;
+        assert!(work.is_empty().expect("asked"));
+        let below = fs::read_dir(&folder).expect("listed").flatten().filter(|entry| entry.path().is_dir()).count();
+        assert_eq!(below, 0, "the cgroup of the run is removed");
+        work.remove();
+    }
+}
