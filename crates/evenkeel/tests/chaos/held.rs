@@ -63,11 +63,12 @@ fn mode(path: &Path) -> u32 {
 /// How this work is held; an error if it is held otherwise than the scenario claims, or is another user's.
 pub(crate) fn judge(held: Held, work: &[Found]) -> Result<String, String> {
     let (by_cgroup, is_nobodys) = claim(held);
+    // One that has ended meanwhile says nothing.
     let is_in_one = |one: &Found| {
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", one.pid)).unwrap_or_default();
-        text.lines().filter_map(|line| line.strip_prefix("0::")).any(|path| path.contains("/evenkeel-"))
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", one.pid)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("0::")).map(|path| path.contains("/evenkeel-"))
     };
-    let found: BTreeSet<bool> = work.iter().map(is_in_one).collect();
+    let found: BTreeSet<bool> = work.iter().filter_map(is_in_one).collect();
     let users: BTreeSet<u32> = work.iter().filter_map(|one| Some(fs::metadata(format!("/proc/{}", one.pid)).ok()?.uid())).collect();
     let by = |by_cgroup: bool| if by_cgroup { "by cgroups" } else { "without cgroups" };
     let how = format!("held {}, users {users:?}", found.iter().map(|one| by(*one)).collect::<Vec<_>>().join(" and "));

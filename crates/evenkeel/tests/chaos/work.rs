@@ -100,7 +100,7 @@ while True:
         if os.fork() == 0:
             os.setsid()
     except OSError:
-        time.sleep(0.02)
+        time.sleep(0.05)
 ";
 
 /// Its parent gets another child, and it waits for its own end.

@@ -207,7 +207,7 @@ fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
         if let Ok(group) = Cgroup::open(entry.path()) {
             tracing::warn!(cgroup = %entry.path().display(), "ending the work that a killed guard left behind");
             while !group.is_empty().unwrap_or(true) {
-                let _ = group.kill();
+                let _ = group.kill_each();
                 std::thread::sleep(Duration::from_millis(1));
             }
             group.remove();

@@ -101,7 +101,7 @@ impl Lives {
 
     /// Several lists, and nobody of this run in any of them.
     pub(crate) fn nothing_lives_of(&self, run: usize, what: &str) {
-        for _ in 0..5 {
+        for _ in 0..2 {
             assert_eq!(self.of(run), Vec::new(), "{what}");
         }
     }

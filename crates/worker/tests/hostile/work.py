@@ -148,7 +148,7 @@ def bomb():
             if not is_full:
                 is_full = True
                 ready()
-            time.sleep(0.01)
+            time.sleep(0.03)
 
 
 def parent_of(pid):
