@@ -106,9 +106,10 @@ async fn fifty_runs(case: Case) {
     let mut left: Vec<usize> = (0..RUNS).collect();
     while !left.is_empty() {
         let run = left.swap_remove(random.usize(..left.len()));
-        bed.stop(run).await;
+        let took = bed.stop(run).await;
         let all = bed.lives.all();
         let name = &bed.runs[run].name;
+        println!("{}: {name} was reported stopped {took:?} later", case.as_str());
         assert_eq!(all.get(&run), None, "{name} was reported stopped; log:\n{}", bed.worker.log());
         for other in &left {
             assert!(!is_dead(mains[*other]), "{} was ended for the stop of {name}; log:\n{}", bed.runs[*other].name, bed.worker.log());
