@@ -55,10 +55,7 @@ enum Speed {
 }
 
 /// A trial of a name, in one case.
-fn trial<F: Future<Output = ()>>(name: &str, case: Case, speed: Speed, run: fn(Case) -> F) -> Trial
-where
-    F: 'static,
-{
+fn trial<F: Future<Output = ()> + 'static>(name: &str, case: Case, speed: Speed, run: fn(Case) -> F) -> Trial {
     let test = move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(run(case));
         Ok(())
