@@ -1,7 +1,8 @@
-//! Where tracing goes: to stderr, as text or as JSON.
+//! Where tracing goes: to stderr, as text or as JSON, by a writer that nobody waits for.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
+use evenkeel_worker::log_writer;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -9,17 +10,22 @@ use crate::{
     settings::{CommonArgs, LogFormat},
 };
 
-/// Starts the log of a long-running process.
-pub(crate) fn start(args: &CommonArgs) {
+/// Starts the log of a long-running process, and the thread that writes it.
+///
+/// # Errors
+/// No thread can be had.
+pub(crate) fn start(args: &CommonArgs) -> io::Result<()> {
+    let writer = log_writer::stderr()?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(&args.log_level))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()));
+        .with_writer(move || writer.clone())
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()));
     // A second start would only find the first: tests of one process do that.
     let _ = match args.log_format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+    Ok(())
 }
 
 /// The names of the levels, from the least to the most.

@@ -4,7 +4,7 @@
 //! worker::desired -> worker::reconcile -> worker::driver -> worker::report. This crate starts its parts and speaks to it from outside;
 //! it holds no rule of the cluster.
 //!
-//! `main` stays synchronous: a worker's guard must run before any thread of a runtime exists.
+//! `main` stays synchronous: a worker's guard must run before any thread of a runtime exists. The log's writer alone is one of its own.
 
 mod bench;
 mod cli;
@@ -26,9 +26,12 @@ mod timing;
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use cli::{Command, WRONG_USAGE};
-use evenkeel_worker::guard::GuardLink;
+use evenkeel_worker::{
+    guard::{self, GuardLink},
+    log_writer,
+};
 use service_manager::Manager;
-use settings::Surroundings;
+use settings::{CommonArgs, Surroundings};
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -41,22 +44,18 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Master(args) => {
-            log::start(&args.common);
-            settled(args.settle(&surroundings()), |settings| {
-                log::tell(&settings.common.notes);
-                run::master(settings, Manager::from_environment())
-            })
-        }
+        Command::Master(args) => logged(&args.common.clone(), args.settle(&surroundings()), |settings| {
+            log::tell(&settings.common.notes);
+            run::master(settings, Manager::from_environment())
+        }),
         Command::Worker(args) => {
-            log::start(&args.common);
-            settled(args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
+            guard::prepare();
+            logged(&args.common.clone(), args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
         }
         Command::WorkerAgent(args) => {
-            // First of all: it forks, and the log may have a thread.
+            // First of all: it forks, and the log has a thread.
             let link = GuardLink::open();
-            log::start(&args.common);
-            settled(args.settle(&surroundings()), |settings| {
+            logged(&args.common.clone(), args.settle(&surroundings()), |settings| {
                 log::tell(&settings.common.notes);
                 run::worker_agent(settings, link, Manager::from_environment())
             })
@@ -74,9 +73,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Settings that are wrong are wrong usage; what fails later is not.
-fn settled<S>(settings: Result<S, String>, run: impl FnOnce(S) -> Result<u8, run::Failed>) -> ExitCode {
-    match settings.map(run) {
+/// Runs what has a log. Settings that are wrong are wrong usage; what fails later is not.
+fn logged<S>(args: &CommonArgs, settings: Result<S, String>, run: impl FnOnce(S) -> Result<u8, run::Failed>) -> ExitCode {
+    if let Err(error) = log::start(args) {
+        return failed(&format!("cannot start the log: {error}"), 1);
+    }
+    let ended = settings.map(run);
+    log_writer::flush();
+    match ended {
         Err(wrong) => failed(&wrong, WRONG_USAGE),
         Ok(Err(error)) => failed(&error.line, error.status),
         Ok(Ok(status)) => ExitCode::from(status),

@@ -8,8 +8,9 @@ use std::{
 use evenkeel_master::MasterConfig;
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
-    ContainmentMode, WorkerConfig, WorkerError, agent,
+    WorkerConfig, WorkerError, agent,
     guard::{self, GuardConfig, GuardLink, LinkError},
+    log_writer,
 };
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -73,6 +74,7 @@ fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
             while first.elapsed() < ECHO {
                 told().await;
             }
+            log_writer::flush();
             std::process::exit(130);
         });
     })
@@ -95,12 +97,13 @@ fn reap_as_process_one() -> std::io::Result<()> {
 
 /// Runs a worker's guard, which starts `evenkeel worker-agent` with the same arguments. No runtime exists yet when this is called.
 pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result<u8, Failed> {
-    let program = std::env::current_exe().map_err(|e| Failed::new(format!("cannot find the own program: {e}")))?;
+    let program = guard::this_program().map_err(|e| Failed::new(format!("cannot find the own program: {e}")))?;
     let mut args: Vec<OsString> = arguments.iter().skip(1).cloned().collect();
     if let Some(subcommand) = args.iter_mut().find(|a| *a == "worker") {
         *subcommand = "worker-agent".into();
     }
-    let config = GuardConfig { program, args, worker: settings.id, containment: ContainmentMode::Auto };
+    let arg0 = arguments.first().cloned().unwrap_or_default();
+    let config = GuardConfig { program, arg0, args, worker: settings.id, containment: settings.containment.into() };
     guard::run(config).map_err(|e| Failed::new(e.to_string()))
 }
 

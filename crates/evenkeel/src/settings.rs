@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
 use evenkeel_net::{InvalidHost, Names};
 use evenkeel_planner::PlannerConfig;
-use evenkeel_worker::EnvPass;
+use evenkeel_worker::{ContainmentMode, EnvPass};
 
 use crate::{
     listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve},
@@ -27,6 +27,28 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// By which means a worker holds the processes of its work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Containment {
+    /// By a cgroup where it can be had, else as `processes`
+    #[default]
+    Auto,
+    /// By a cgroup; it does not start where none can be had
+    Cgroup,
+    /// By descent and the list of processes: for tests, and where cgroups misbehave
+    Processes,
+}
+
+impl From<Containment> for ContainmentMode {
+    fn from(containment: Containment) -> Self {
+        match containment {
+            Containment::Auto => Self::Auto,
+            Containment::Cgroup => Self::Cgroup,
+            Containment::Processes => Self::Processes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -114,6 +136,9 @@ pub(crate) struct WorkerArgs {
     /// Where logs and notes of its work are kept
     #[arg(long, value_name = "DIR", env = "EVENKEEL_DATA_DIR", hide_env = true)]
     pub(crate) data_dir: Option<PathBuf>,
+    /// How it holds the processes of its work
+    #[arg(long, value_name = "MEANS", env = "EVENKEEL_CONTAINMENT", value_enum, default_value = "auto", hide_env = true)]
+    pub(crate) containment: Containment,
     #[command(flatten)]
     pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
@@ -182,6 +207,7 @@ pub(crate) struct WorkerSettings {
     /// What of its environment work may have.
     pub(crate) env_pass: EnvPass,
     pub(crate) data_dir: PathBuf,
+    pub(crate) containment: Containment,
     pub(crate) spans: Spans,
 }
 
@@ -211,7 +237,7 @@ impl MasterArgs {
 
 impl WorkerArgs {
     /// The settings, or one line that says which flag is wrong and why.
-    pub(crate) fn settle(self, around: &Surroundings<'_>) -> Result<WorkerSettings, String> {
+    pub(crate) fn settle(mut self, around: &Surroundings<'_>) -> Result<WorkerSettings, String> {
         let id = id(self.id.as_deref(), "worker", &around.hostname);
         let id = WorkerId::new(&id).map_err(|e| format!("--id: {id:?} {e}"))?;
         let spans = self.timing.settle()?;
@@ -220,11 +246,11 @@ impl WorkerArgs {
             std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
         }
         let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
-        let env_pass = env_pass(self.env_pass)?;
+        let env_pass = env_pass(std::mem::take(&mut self.env_pass))?;
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
         common.notes.push(Note { warning: env_pass == EnvPass::All, text: told_env_pass(&env_pass) });
-        let (capacity, catalog, drivers) = (self.capacity, self.catalog, self.drivers);
-        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, spans })
+        let Self { capacity, catalog, drivers, containment, .. } = self;
+        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, containment, spans })
     }
 }
 
@@ -407,7 +433,7 @@ mod tests {
         assert_eq!(settings.common.grpc.listen.to_string(), "127.0.0.1:9090");
         assert_eq!(settings.data_dir, PathBuf::from("/state/worker-1"));
         assert_eq!(settings.drivers, DRIVERS);
-        assert_eq!(settings.capacity, None);
+        assert_eq!((settings.capacity, settings.containment), (None, Containment::Auto));
     }
 
     #[test]
@@ -452,12 +478,13 @@ mod tests {
 
     #[test]
     fn every_flag_of_a_worker_arrives() {
-        let line = "--id blue --etcd a:1,http://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --http-host w.example,[::1] --http-host W2.example --capacity 7 --drivers noop --data-dir /d --insecure --advertise box";
+        let line = "--id blue --etcd a:1,http://b:2 --prefix /x/y --label zone=a --label gpu=true,disk=ssd --http-host w.example,[::1] --http-host W2.example --capacity 7 --drivers noop --data-dir /d --containment cgroup --insecure --advertise box";
         let settings = worker(line).expect("valid");
         assert_eq!(settings.common.etcd, ["http://a:1", "http://b:2"]);
         assert_eq!(settings.common.prefix, "/x/y");
         assert_eq!(settings.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["disk=ssd", "gpu=true", "zone=a"]);
         assert_eq!((settings.capacity, settings.drivers), (Some(7), vec!["noop".to_owned()]));
+        assert_eq!(settings.containment, Containment::Cgroup);
         assert_eq!(settings.common.http.host, "box");
         assert_eq!(settings.common.http_names, Names::of(["w.example", "[::1]", "w2.example"]).expect("hosts"));
         assert_eq!(settings.common.http.listen.to_string(), "0.0.0.0:8080");

@@ -52,6 +52,9 @@ pub struct Registration {
     /// The version of its binary.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// By which means it holds the processes of its work: `cgroup` or `processes`. Empty: it does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub containment: String,
     /// D: for how long one proof gives it authority, in milliseconds; none: for no longer than every leader waits at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority_ms: Option<u64>,
@@ -81,6 +84,7 @@ impl Registration {
             capacity: None,
             kinds: Vec::new(),
             version: String::new(),
+            containment: String::new(),
             authority_ms: None,
             origin: Origin::default(),
             attests: None,
@@ -114,6 +118,7 @@ impl Registration {
             ("Address", &self.address, MAX_ADDRESS),
             ("HTTP", &self.http, MAX_ADDRESS),
             ("Version", &self.version, MAX_WORD),
+            ("Containment", &self.containment, MAX_WORD),
             ("BootID", &self.origin.boot_id, MAX_WORD),
             ("Guard", &self.origin.guard, MAX_WORD),
         ] {
@@ -224,17 +229,19 @@ mod tests {
             kinds: (0..64).map(|n| format!("k{n}")).collect(),
             http: "h".repeat(320),
             version: "v".repeat(128),
+            containment: "c".repeat(128),
             authority_ms: Some(3_600_000),
             origin: Origin { boot_id: "b".repeat(128), guard: "g".repeat(128) },
             ..Registration::bare(id.clone(), "a".repeat(320))
         };
         assert_eq!(good.clone().judged(&id), good);
         type Change = fn(&mut Registration);
-        let cases: [(Change, &str); 11] = [
+        let cases: [(Change, &str); 12] = [
             (|r| r.id = WorkerId::new("x").expect("id"), "it is the registration of x"),
             (|r| r.address.push('a'), "Address: 321 characters are more than 320"),
             (|r| r.http.push('a'), "HTTP: 321 characters are more than 320"),
             (|r| r.version.push('a'), "Version: 129 characters are more than 128"),
+            (|r| r.containment.push('a'), "Containment: 129 characters are more than 128"),
             (|r| r.origin.boot_id = "x".repeat(1_000_000), "BootID: 1000000 characters are more than 128"),
             (|r| r.origin.guard.push('a'), "Guard: 129 characters are more than 128"),
             (|r| drop(r.labels.insert("one".into(), String::new())), "Labels: 65 labels are more than 64; leave some out"),

@@ -88,6 +88,7 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
         capacity,
         kinds: vec!["noop".to_owned(), "process".to_owned()],
         version: String::new(),
+        containment: String::new(),
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: id.to_owned() },
         attests: admitted.filter(|_| attests),

@@ -9,6 +9,7 @@ use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, agent,
     guard::{self, GuardConfig, GuardLink},
+    log_writer,
 };
 use serde::Deserialize;
 
@@ -18,8 +19,9 @@ struct Given {
     etcd: Vec<String>,
     id: WorkerId,
     data_dir: PathBuf,
+    /// Empty: auto.
     #[serde(default)]
-    groups_only: bool,
+    containment: String,
     #[serde(default)]
     grpc_port: u16,
     #[serde(default)]
@@ -31,27 +33,42 @@ struct Given {
 
 fn main() -> ExitCode {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,evenkeel_worker=debug".to_owned());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).init();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let is_agent = args.len() == 2;
+    // First of all: it forks, and the log has a thread.
+    let link = is_agent.then(|| GuardLink::open().expect("the guard's link"));
+    if !is_agent {
+        guard::prepare();
+    }
+    let writer = log_writer::stderr().expect("the log's thread");
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).with_env_filter(filter).init();
     let text = args.last().and_then(|arg| arg.to_str()).expect("usage: worker JSON");
     let given: Given = serde_json::from_str(text).expect("what is given");
-    let status = if is_agent { run_agent(given) } else { run_guard(&given, args) };
+    let status = match link {
+        Some(link) => run_agent(given, link),
+        None => run_guard(&given, args),
+    };
+    log_writer::flush();
     ExitCode::from(status)
 }
 
 fn run_guard(given: &Given, mut args: Vec<OsString>) -> u8 {
     args.insert(0, "agent".into());
-    let containment = if given.groups_only { ContainmentMode::Groups } else { ContainmentMode::Auto };
-    let program = std::env::current_exe().expect("this program");
-    guard::run(GuardConfig { program, args, worker: given.id.clone(), containment }).unwrap_or_else(|error| {
+    let containment = match given.containment.as_str() {
+        "" => ContainmentMode::Auto,
+        "cgroup" => ContainmentMode::Cgroup,
+        "processes" => ContainmentMode::Processes,
+        other => panic!("unknown containment {other:?}; use one of cgroup, processes"),
+    };
+    let program = guard::this_program().expect("this program");
+    let arg0 = std::env::args_os().next().unwrap_or_default();
+    guard::run(GuardConfig { program, arg0, args, worker: given.id.clone(), containment }).unwrap_or_else(|error| {
         tracing::error!(%error);
         1
     })
 }
 
-fn run_agent(given: Given) -> u8 {
-    let link = GuardLink::open().expect("the guard's link");
+fn run_agent(given: Given, link: GuardLink) -> u8 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(async {
         let client = Client::new(Config::new(given.etcd)).expect("endpoints");

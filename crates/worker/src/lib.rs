@@ -15,11 +15,12 @@ pub mod desired;
 pub mod driver;
 mod fault;
 pub mod guard;
+pub mod log_writer;
 pub mod reconcile;
 pub mod report;
 mod server;
 mod sys;
 
 pub use config::{FindHost, WorkerConfig, WorkerError, default_data_dir};
-pub use containment::ContainmentMode;
+pub use containment::{ContainmentMode, means_name};
 pub use driver::EnvPass;

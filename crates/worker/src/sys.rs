@@ -186,6 +186,17 @@ pub(crate) fn run_first() -> io::Result<()> {
     Ok(nix::errno::Errno::result(result).map(drop)?)
 }
 
+/// Makes all threads of this process share one heap. Each would have 64 MiB of addresses of its own, which count against the limit of what may
+/// be locked into memory.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn share_one_heap() {
+    use nix::libc;
+    #[allow(unsafe_code, reason = "it has no safe form; it sets a number")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Makes the ends of children be told. A parent that ignores them hands that on, and then nobody learns how a child ended.
 pub(crate) fn hear_of_children() -> io::Result<()> {
     #[allow(unsafe_code, reason = "the default action runs no code of ours")]

@@ -29,7 +29,7 @@ async fn many_are_stopped_in_time_cgroups() {
 
 #[tokio::test]
 async fn many_are_stopped_in_time_groups() {
-    many_are_stopped_in_time("many-groups", json!({"groups_only": true})).await;
+    many_are_stopped_in_time("many-groups", json!({"containment": "processes"})).await;
 }
 
 /// When authority ends the agent itself is in time, and on a request to leave all of them stop together.
@@ -95,7 +95,7 @@ async fn work_that_runs_away_is_caught_cgroups() {
 
 #[tokio::test]
 async fn work_that_runs_away_is_caught_groups() {
-    work_that_runs_away_is_caught("runaway-groups", json!({"groups_only": true})).await;
+    work_that_runs_away_is_caught("runaway-groups", json!({"containment": "processes"})).await;
 }
 
 async fn work_that_runs_away_is_caught(id: &str, given: Value) {

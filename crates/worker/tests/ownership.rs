@@ -84,7 +84,7 @@ async fn a_killed_agent_takes_its_work_along_and_comes_back_cgroups() {
 
 #[tokio::test]
 async fn a_killed_agent_takes_its_work_along_and_comes_back_groups() {
-    a_killed_agent_takes_its_work_along_and_comes_back("own-kill-groups", json!({"groups_only": true})).await;
+    a_killed_agent_takes_its_work_along_and_comes_back("own-kill-groups", json!({"containment": "processes"})).await;
 }
 
 async fn a_killed_agent_takes_its_work_along_and_comes_back(id: &str, given: Value) {
@@ -145,7 +145,7 @@ async fn without_its_guard_the_agent_ends_all_work_cgroups() {
 
 #[tokio::test]
 async fn without_its_guard_the_agent_ends_all_work_groups() {
-    without_its_guard_the_agent_ends_all_work("own-orphan-groups", json!({"groups_only": true})).await;
+    without_its_guard_the_agent_ends_all_work("own-orphan-groups", json!({"containment": "processes"})).await;
 }
 
 async fn without_its_guard_the_agent_ends_all_work(id: &str, given: Value) {
@@ -313,16 +313,16 @@ async fn work_inherits_nothing_of_its_guard() {
 
 /// Without rights there is no cgroup, no lock on memory, no priority: the same rules hold.
 #[tokio::test]
-async fn a_worker_without_rights_holds_its_work_by_groups() {
+async fn a_worker_without_rights_holds_its_work_by_processes() {
     let testbed = Testbed::start("own-nobody").await;
     let as_nobody = testbed.worker_as_nobody();
     // Whoever is not root has no rights to give up.
     let is_root = as_nobody.is_some();
-    let worker = as_nobody.unwrap_or_else(|| testbed.worker(json!({"groups_only": true})));
+    let worker = as_nobody.unwrap_or_else(|| testbed.worker(json!({"containment": "processes"})));
     let (session, _) = testbed.admit_after(Session(0)).await;
     testbed.assign_script("a", HOSTILE).await;
     let (pid, child) = (testbed.started("a", 1).await, testbed.number("child.pid").await);
-    assert!(!is_root || worker.log().contains("work is held by process groups"), "{}", worker.log());
+    assert!(!is_root || worker.log().contains("work is not held by a cgroup"), "{}", worker.log());
     signal(worker.agent_pid().await, Signal::SIGKILL);
     dead(pid).await;
     dead(child).await;
@@ -338,7 +338,7 @@ async fn killed_agents_are_back_soon_cgroups() {
 
 #[tokio::test]
 async fn killed_agents_are_back_soon_groups() {
-    killed_agents_are_back_soon("own-r5-groups", json!({"groups_only": true})).await;
+    killed_agents_are_back_soon("own-r5-groups", json!({"containment": "processes"})).await;
 }
 
 /// R5, for the record: `ROUNDS=20 cargo nextest run -p evenkeel-worker --test ownership killed_agents_are_back --no-capture`.

@@ -83,7 +83,7 @@ pub(super) fn told(client: &ClientArgs, id: &str, done: &str, worker: Option<Wor
 }
 
 fn workers_table(workers: &[WorkerState], colour: bool) -> String {
-    let headers = ["ID", "ADDRESS", "PHASE", "RESOURCES", "PAYLOAD", "CAPACITY", "LABELS", "VERSION"];
+    let headers = ["ID", "ADDRESS", "PHASE", "RESOURCES", "PAYLOAD", "CAPACITY", "CONTAINMENT", "LABELS", "VERSION"];
     output::table(&headers, &workers.iter().map(worker_row).collect::<Vec<_>>(), colour)
 }
 
@@ -103,6 +103,7 @@ fn worker_row(worker: &WorkerState) -> Row {
         worker.resources.to_string(),
         worker.payload.to_string(),
         if worker.capacity == 0 { "-".to_owned() } else { worker.capacity.to_string() },
+        or_dash(&worker.containment),
         or_dash(&labels.join(",")),
         or_dash(&worker.version),
     ];
@@ -151,6 +152,7 @@ mod tests {
             phase: "ready".to_owned(),
             resources: 3,
             payload: 5,
+            containment: "processes".to_owned(),
             ..WorkerState::default()
         };
         let lost = WorkerState {
@@ -162,9 +164,9 @@ mod tests {
             ..WorkerState::default()
         };
         let expected = "\
-ID         ADDRESS          PHASE                           RESOURCES   PAYLOAD   CAPACITY   LABELS            VERSION
-worker-1   127.0.0.1:9090   ready                                   3         5          -   gpu=true,zone=a   0.1.0
-worker-2   -                lost,cordoned (waiting 5.1 s)           0         0         10   -                 -
+ID         ADDRESS          PHASE                           RESOURCES   PAYLOAD   CAPACITY   CONTAINMENT   LABELS            VERSION
+worker-1   127.0.0.1:9090   ready                                   3         5          -   processes     gpu=true,zone=a   0.1.0
+worker-2   -                lost,cordoned (waiting 5.1 s)           0         0         10   -             -                 -
 ";
         assert_eq!(workers_table(&[worker, lost], false), expected);
         let master = |id: &str, leader| MasterState {

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use prost_types::{ListValue, Value, value::Kind};
+
 use crate::{
     Scenario,
     field::{Assigned, Field},
@@ -28,6 +30,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("worker_paused_for_long", worker_paused_for_long),
     ("leader_paused", leader_paused),
     ("etcd_leader_paused", etcd_leader_paused),
+    ("fork_bomb", fork_bomb),
     ("rolling_restart", rolling_restart),
 ];
 
@@ -255,6 +258,39 @@ fn etcd_leader_paused(field: &mut Field) {
     // When it goes on, etcd's old leader may revoke leases that its successor has extended (etcd's issue 15247): work then starts anew where
     // it is.
     field.judge(0..=18);
+}
+
+/// In the setting that is shipped: the worker's limit of processes is full, and whoever is to end that still can.
+fn fork_bomb(field: &mut Field) {
+    let before = field.under_load();
+    let (worker, count) = busy_worker(field, &before);
+    let limit: u64 = stack::inspect(&worker.name, "{{.HostConfig.PidsLimit}}").parse().expect("a limit of processes");
+    field.did(format!("a fork bomb on a worker with {count} of 9, up to its limit of {limit} processes; then it is deleted"));
+    let policy = docker(&["exec", &worker.name, "cut", "-d", " ", "-f", "41", "/proc/1/stat"]);
+    field.note(if policy.trim() == "2" { "its guard runs first" } else { "its guard has no priority here" });
+    let running = || stack::processes(&worker.name);
+    let quiet = running();
+    let mut bomb = field.resource("bomb", Manner::Good);
+    (bomb.kind, bomb.pin) = ("process".to_owned(), worker.id.clone());
+    let script = ["sh", "-c", "bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done"];
+    let values = script.map(|text| Value { kind: Some(Kind::StringValue(text.to_owned())) }).to_vec();
+    let fields = &mut bomb.spec.as_mut().expect("a spec").fields;
+    fields.insert("command".to_owned(), Value { kind: Some(Kind::ListValue(ListValue { values })) });
+    field.add(&bomb);
+    // Each of them ends when it cannot fork, so that the limit is reached again and again and not held.
+    field.eventually("the limit is all but reached", |_| (running() > limit * 9 / 10).then_some(()));
+    field.delete("bomb");
+    field.healed();
+    let deleted = boot_time();
+    field.eventually("all of it is dead", |_| {
+        let is_gone = !Field::assignments()?.contains_key("bomb");
+        (is_gone && running() < quiet + 100).then_some(())
+    });
+    field.note(format!("dead {:.1} s after it was deleted", Duration::from_nanos(boot_time() - deleted).as_secs_f64()));
+    field.until_healthy();
+    assert_eq!(stack::inspect(&worker.name, "{{.RestartCount}}"), "0", "its guard has seen to it");
+    // The machine is starved: what could not prove its session in time was killed, here and on the other workers, and is back.
+    field.judge(0..=90);
 }
 
 fn rolling_restart(field: &mut Field) {

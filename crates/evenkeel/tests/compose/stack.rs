@@ -71,6 +71,12 @@ pub(crate) fn inspect(what: &str, template: &str) -> String {
     docker(&["inspect", "--format", template, what]).trim().to_owned()
 }
 
+/// How many processes and threads a container has.
+pub(crate) fn processes(container: &str) -> u64 {
+    let text = docker(&["stats", "--no-stream", "--format", "{{.PIDs}}", container]);
+    text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no number of processes"))
+}
+
 /// What all of it runs on.
 pub(crate) fn versions() -> String {
     let engine = docker(&["version", "--format", "{{.Server.Version}}"]);

@@ -120,5 +120,6 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         payload: worker.payload,
         cordoned: intent.is_some(),
         draining: intent.is_some_and(IntentKind::is_drain),
+        containment: registration.map(|r| r.containment.clone()).unwrap_or_default(),
     }
 }

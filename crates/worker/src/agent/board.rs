@@ -40,6 +40,8 @@ pub(crate) struct Shown {
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) worker: WorkerId,
+    /// By which means the processes of its work are held; empty: none are said to be.
+    containment: String,
     gate: Gate,
     clock: Arc<dyn Clock>,
     /// When the agent last turned within its session, in nanoseconds of boot time; 0: there is no session.
@@ -59,6 +61,7 @@ impl Board {
     pub(crate) fn new(worker: WorkerId, gate: Gate, clock: Arc<dyn Clock>) -> Self {
         Self {
             worker,
+            containment: String::new(),
             gate,
             clock,
             turned: AtomicU64::new(0),
@@ -71,6 +74,11 @@ impl Board {
             sessions: AtomicU64::new(0),
             statuses_written: AtomicU64::new(0),
         }
+    }
+
+    /// The same, of a worker that holds the processes of its work by this means.
+    pub(crate) fn held_by(self, containment: &str) -> Self {
+        Self { containment: containment.to_owned(), ..self }
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<ResourceName, Shown>> {
@@ -152,6 +160,11 @@ impl Collector for Board {
             resources.encode_family(&[("phase", phase)])?.encode_gauge(&count)?;
         }
         gauge(&mut encoder, "evenkeel_worker_ready", "1 while the worker is admitted and has authority.", u64::from(self.is_ready()))?;
+        if !self.containment.is_empty() {
+            let help = "1 for the means by which the processes of work are held.";
+            let mut containment = encoder.encode_descriptor("evenkeel_worker_containment", help, None, MetricType::Gauge)?;
+            containment.encode_family(&[("means", self.containment.as_str())])?.encode_gauge(&1_u32)?;
+        }
         for (name, help, value) in [
             ("starts", "Resources started.", &self.starts),
             ("restarts", "Resources started again after they ended.", &self.restarts),
@@ -186,6 +199,16 @@ mod tests {
         fn unix_ns(&self) -> i64 {
             0
         }
+    }
+
+    #[test]
+    fn the_metrics_say_by_which_means_work_is_held() {
+        let clock = Arc::new(Hand::default());
+        let board = || Board::new(WorkerId::new("w").expect("id"), Gate::shut(clock.clone()), clock.clone());
+        let page = |board: Board| evenkeel_metrics::page(&Arc::new(board).registry("1.2.3"));
+        let page_of_one = page(board().held_by("processes"));
+        assert!(page_of_one.contains("evenkeel_worker_containment{means=\"processes\"} 1\n"), "{page_of_one}");
+        assert!(!page(board()).contains("evenkeel_worker_containment"));
     }
 
     #[test]

@@ -32,10 +32,11 @@ use crate::{
     authority::{BootTime, Clock, Gate, SystemClock, Timing},
     catalog::Catalog,
     config::{FindHost, WorkerConfig, WorkerError},
-    containment::{Containment, spawner::Spawned},
+    containment::{Containment, means_name, spawner::Spawned},
     desired::Desired,
     driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
     guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
+    log_writer,
     report::Reporter,
     server::{self, Listeners},
 };
@@ -89,7 +90,8 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     let link_sender = link.sender();
     let leave = listen_to_guard(link, Arc::clone(&containment))?;
 
-    let board = Arc::new(Board::new(config.id.clone(), gate.clone(), clock.clone()));
+    let means = means_name(hello.by_cgroup);
+    let board = Arc::new(Board::new(config.id.clone(), gate.clone(), clock.clone()).held_by(means));
     let registration = Registration {
         id: config.id.clone(),
         address: register::address(&config.advertise_host, listeners.grpc_port),
@@ -98,6 +100,7 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         capacity: config.capacity,
         kinds: registry.kinds(),
         version: config.version.clone(),
+        containment: means.to_owned(),
         authority_ms: Some(config.timing.authority_ms()),
         origin,
         attests: None,
@@ -163,7 +166,8 @@ pub struct Parts {
 /// # Errors
 /// Those of [`run`].
 pub async fn live(parts: Parts) -> Result<(), WorkerError> {
-    let board = Arc::new(Board::new(parts.registration.id.clone(), parts.gate.clone(), parts.clock.clone()));
+    let board = Board::new(parts.registration.id.clone(), parts.gate.clone(), parts.clock.clone());
+    let board = Arc::new(board.held_by(&parts.registration.containment));
     live_shown_on(parts, board).await
 }
 
@@ -186,7 +190,7 @@ fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<
     if let Err(error) = logs.prune(KEEP_LOGS, SystemTime::now()) {
         tracing::warn!(%error, "old logs cannot be removed");
     }
-    Containment::find(&config.id, link.guard_pid, &link.guard_id(), link.hello.by_cgroup, spawned)
+    Containment::find(&config.id, link.hello, link.mark(), spawned)
         .map(Arc::new)
         .map_err(|source| WorkerError::System { what: "hold processes", source })
 }
@@ -209,6 +213,7 @@ fn listen_to_guard(link: GuardLink, containment: Arc<Containment>) -> Result<wat
     link.listen(move || {
         containment.kill_all();
         tracing::error!("the guard has ended: all work was killed");
+        log_writer::flush();
         exit(i32::from(STATUS_AGAIN));
     })
     .map_err(|source| WorkerError::System { what: "listen to the guard", source })

@@ -43,31 +43,32 @@ use self::{
     spawner::{Order, Spawned},
     wire::{Inbox, Start, ToAgent, ToShim},
 };
-use crate::{fault, guard::STATUS_AGAIN};
+use crate::{
+    fault,
+    guard::{Hello, Mark, STATUS_AGAIN},
+    log_writer,
+};
 
-/// Which means of holding processes are tried.
+/// By which means a worker is to hold the processes of its work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ContainmentMode {
-    /// Cgroups where they can be had, else descent alone.
+    /// By a cgroup where it can be had, else as [`Self::Processes`].
     #[default]
     Auto,
-    /// Descent: who was born of whom, as subreapers keep it.
-    Groups,
+    /// By a cgroup, or not at all: there is no guard without.
+    Cgroup,
+    /// By descent alone: who was born of whom, as subreapers keep it.
+    Processes,
+}
+
+/// How a registration, a metric and the log call the means that is used.
+#[must_use]
+pub fn means_name(by_cgroup: bool) -> &'static str {
+    if by_cgroup { "cgroup" } else { "processes" }
 }
 
 /// The environment variable that tells the processes of one guard from those of another.
 pub(crate) const GUARD_MARK: &str = "EVENKEEL_GUARD";
-
-/// The folder of the cgroup that holds all work of a guard.
-pub(crate) fn work_folder(own: PathBuf, worker: &WorkerId, guard_pid: u32) -> PathBuf {
-    own.join(format!("{}{guard_pid}", work_prefix(worker)))
-}
-
-/// How the names of such folders begin.
-pub(crate) fn work_prefix(worker: &WorkerId) -> String {
-    // A folder's name has at most 255 bytes.
-    format!("evenkeel-{:.200}-", worker.as_str())
-}
 
 /// Makes cells.
 #[derive(Debug)]
@@ -97,10 +98,10 @@ impl Containment {
     ///
     /// # Errors
     /// The cgroup cannot be opened, or no thread can be had.
-    pub(crate) fn find(worker: &WorkerId, guard_pid: u32, mark: &str, by_cgroup: bool, spawned: Spawned) -> io::Result<Self> {
-        let work = if by_cgroup {
+    pub(crate) fn find(worker: &WorkerId, hello: Hello, guard: Mark, spawned: Spawned) -> io::Result<Self> {
+        let work = if hello.by_cgroup {
             let own = cgroup::own().ok_or_else(|| io::Error::other("the cgroup of this process cannot be found"))?;
-            let work = Cgroup::open(work_folder(own, worker, guard_pid))?;
+            let work = Cgroup::open(cgroup::work_folder(&own, worker, hello.guard))?;
             work.remove_children();
             Some(work)
         } else {
@@ -108,7 +109,7 @@ impl Containment {
         };
         let answers = Arc::<Answers>::default();
         let orders = speak(&spawned, Arc::clone(&answers))?;
-        Ok(Self { work, mark: mark.to_owned(), runs: AtomicU64::new(0), ending: AtomicBool::new(false), orders, answers })
+        Ok(Self { work, mark: guard.to_string(), runs: AtomicU64::new(0), ending: AtomicBool::new(false), orders, answers })
     }
 
     /// The mark that every process bears in its environment.
@@ -141,6 +142,15 @@ impl Containment {
         Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), cgroup, over: false, deaf: false })
     }
 
+    /// Ends this process if the cgroup of all work was removed: nothing can be started in it any more. The guard makes another one before it
+    /// starts the next agent.
+    pub(crate) fn check_cgroup(&self) {
+        if let Some(work) = self.work.as_ref().filter(|work| !work.exists()) {
+            tracing::error!(cgroup = %work.path().display(), "the cgroup of all work was removed: the agent ends, and its guard makes another");
+            end_this_agent();
+        }
+    }
+
     /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.
     pub(crate) fn kill_all(&self) {
         self.ending.store(true, Ordering::SeqCst);
@@ -171,7 +181,7 @@ impl Containment {
         while self.answers.pings.load(Ordering::SeqCst) == before {
             if tokio::time::Instant::now() >= end {
                 tracing::error!("the spawner does not answer: the guard ends all work");
-                exit(i32::from(STATUS_AGAIN));
+                end_this_agent();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -197,6 +207,12 @@ impl Containment {
         }
         group.remove();
     }
+}
+
+/// The guard ends all work, and starts another agent.
+fn end_this_agent() -> ! {
+    log_writer::flush();
+    exit(i32::from(STATUS_AGAIN))
 }
 
 fn spawner_ended() -> io::Error {
@@ -231,7 +247,7 @@ fn speak(spawned: &Spawned, answers: Arc<Answers>) -> io::Result<mpsc::Sender<(O
                 Ok(Some((Order::EndAll, _))) => break,
                 Ok(None) | Err(_) => {
                     tracing::error!("the spawner has ended: the guard ends all work");
-                    exit(i32::from(STATUS_AGAIN));
+                    end_this_agent();
                 }
             }
         }
@@ -300,9 +316,6 @@ impl Cell<'_> {
 
     /// What it says next. It may be dropped before it is ready, and loses nothing by that.
     pub(crate) async fn next(&mut self) -> Heard {
-        if self.deaf {
-            return Heard::Gone;
-        }
         loop {
             match self.inbox.take() {
                 Ok(Some(frame)) => match ToAgent::decode(frame) {
@@ -315,14 +328,15 @@ impl Cell<'_> {
                 Ok(None) => {}
                 Err(_) => return Heard::Gone,
             }
-            if self.stream.readable().await.is_err() {
+            // What it said before it stopped hearing counts; nothing else is waited for.
+            if !self.deaf && self.stream.readable().await.is_err() {
                 return Heard::Gone;
             }
             let mut room = [0; 16 << 10];
             match self.stream.try_read(&mut room) {
                 Ok(0) => return Heard::Gone,
                 Ok(count) => self.inbox.add(&room[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.deaf => {}
                 Err(_) => return Heard::Gone,
             }
         }

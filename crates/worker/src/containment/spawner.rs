@@ -6,8 +6,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, IoSlice, IoSliceMut, Write},
+    io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -253,6 +254,10 @@ impl Spawner {
             }
             Err(error) => {
                 let said = [ToAgent::Refused(child::fork_refused(&error)), ToAgent::Empty].map(|said| said.encode()).concat();
+                // What the agent has asked already is taken out: a socket that is closed over it would be reset, and the answer lost.
+                let _ = socket.shutdown(Shutdown::Read);
+                let mut unread = [0; 4096];
+                while matches!((&mut &socket).read(&mut unread), Ok(count) if count > 0) {}
                 // It is new, so that it has room for that. If not, the agent sees its end, and asks.
                 let _ = (&mut &socket).write_all(&said);
             }

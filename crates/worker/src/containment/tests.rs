@@ -22,7 +22,16 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 fn containment() -> Containment {
     let worker = WorkerId::new("cells").expect("id");
-    Containment::find(&worker, std::process::id(), "mark", false, spawner::fork().expect("a spawner")).expect("containment")
+    Containment::find(&worker, hello(false), mark(), spawner::fork().expect("a spawner")).expect("containment")
+}
+
+fn mark() -> Mark {
+    Mark::of_this_process().expect("mark")
+}
+
+fn hello(by_cgroup: bool) -> Hello {
+    let Mark { pid_namespace, started, .. } = mark();
+    Hello { guard: 7, generation: 1, previous: None, by_cgroup, pid_namespace, started }
 }
 
 fn cell(containment: &Containment) -> Cell<'_> {
@@ -292,10 +301,10 @@ async fn a_run_whose_cgroup_fails_does_not_run_beside_it() {
         }
         let own = cgroup::own().expect("these tests run where a cgroup can be made");
         let worker = WorkerId::new("cells-cgroup").expect("id");
-        let folder = work_folder(own, &worker, std::process::id());
+        let folder = cgroup::work_folder(&own, &worker, hello(true).guard);
         let work = Cgroup::create(folder.clone()).expect("a cgroup");
         let spawned = spawner::fork().expect("a spawner");
-        let containment = Containment::find(&worker, std::process::id(), "mark", true, spawned).expect("containment");
+        let containment = Containment::find(&worker, hello(true), mark(), spawned).expect("containment");
         let mut cell = cell(&containment);
         cell.start(start("trap '' TERM; (setsid sleep 300 &); sleep 300")).await;
         if refused.is_empty() {

@@ -17,7 +17,10 @@ use std::{
 use nix::sys::socket::{MsgFlags, send};
 use tokio::sync::watch;
 
-use super::wire::{Hello, Inbox, Registered, ToAgent, ToGuard};
+use super::{
+    mark::Mark,
+    wire::{FORMAT, Hello, Inbox, Registered, ToAgent, ToGuard},
+};
 use crate::{
     authority::BootTime,
     containment::spawner::{self, Spawned},
@@ -34,6 +37,12 @@ pub enum LinkError {
     /// Standard input is not the guard's socket.
     #[error("no guard started this process; run `evenkeel worker` instead")]
     NoGuard,
+    /// The guard is of another version than this agent.
+    #[error("the guard speaks format {theirs} and this agent format {FORMAT}: they are of two versions; restart the worker")]
+    Format {
+        /// What it speaks.
+        theirs: u64,
+    },
     /// The system refused something.
     #[error("the link to the guard fails: {0}")]
     Io(#[from] io::Error),
@@ -78,10 +87,7 @@ impl GuardLink {
     /// A link over this socket, at whose other end the guard is.
     pub(crate) fn over(stream: UnixStream, guard_pid: u32) -> Result<Self, LinkError> {
         stream.set_read_timeout(Some(HELLO_DEADLINE))?;
-        let hello = match read(&stream, &mut Inbox::new())? {
-            Some(ToAgent::Hello(hello)) => hello,
-            _ => return Err(LinkError::NoGuard),
-        };
+        let hello = hear_hello(&stream)?;
         stream.set_read_timeout(None)?;
         Ok(Self { hello, guard_pid, stream: Arc::new(stream), spawned: None })
     }
@@ -104,6 +110,12 @@ impl GuardLink {
         format!("{:016x}", self.hello.guard)
     }
 
+    /// What all work bears in its environment: which guard holds it.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { pid_namespace: self.hello.pid_namespace, pid: self.guard_pid, started: self.hello.started }
+    }
+
     /// Listens on a thread of its own, which nothing else can hold up. The receiver turns true when the worker is to leave; when the
     /// guard has ended, `orphaned` is called on that thread, and must kill all work and end this process.
     ///
@@ -122,6 +134,28 @@ impl GuardLink {
             orphaned();
         })?;
         Ok(receiver)
+    }
+}
+
+/// The first message. Its format is looked at before its size is: a guard of another version may say less.
+fn hear_hello(mut stream: &UnixStream) -> Result<Hello, LinkError> {
+    let mut inbox = Inbox::new();
+    loop {
+        let count = match stream.read(inbox.room()) {
+            Ok(0) => return Err(LinkError::NoGuard),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let message = inbox.filled(count);
+        if let Some(theirs) = inbox.format_of_hello().filter(|theirs| *theirs != FORMAT) {
+            return Err(LinkError::Format { theirs });
+        }
+        match message.as_ref().map(ToAgent::decode) {
+            None => {}
+            Some(Some(ToAgent::Hello(hello))) => return Ok(hello),
+            Some(_) => return Err(LinkError::NoGuard),
+        }
     }
 }
 
@@ -184,10 +218,11 @@ mod tests {
     fn both_sides_understand_each_other() {
         let (mut guard, agent) = UnixStream::pair().expect("pair");
         let previous = Some(Registered { session: Session(4), lease: 9 });
-        let hello = Hello { guard: 0xab, generation: 2, previous, by_cgroup: false };
+        let hello = Hello { guard: 0xab, generation: 2, previous, by_cgroup: false, pid_namespace: 3, started: 4 };
         guard.write_all(&ToAgent::Hello(hello).encode()).expect("hello");
         let link = GuardLink::over(agent, 1).expect("link");
         assert_eq!((link.hello, link.guard_id()), (hello, "00000000000000ab".to_owned()));
+        assert_eq!(link.mark().to_string(), "3-1-4");
 
         let sender = link.sender();
         assert!(sender.authority(Some(BootTime(5))));
@@ -203,5 +238,28 @@ mod tests {
         when.recv_timeout(Duration::from_secs(10)).expect("the guard's end is seen");
         assert!(*leave.borrow(), "and the request that came before it");
         assert!(!sender.authority(None), "nobody hears any more");
+    }
+
+    /// The binary was replaced under a running guard of 0.1.0, whose hello has 48 bytes and no format; or under one to come.
+    #[test]
+    fn a_guard_of_another_version_is_refused_by_name() {
+        let hello = |first: u64, size: usize| {
+            let mut message = vec![0; size];
+            message[..8].copy_from_slice(&first.to_le_bytes());
+            message
+        };
+        for (message, expected) in [
+            (hello(1, 48), "the guard speaks format 0 and this agent format 1: they are of two versions; restart the worker"),
+            (hello(1 | 2 << 32, 128), "the guard speaks format 2 and this agent format 1: they are of two versions; restart the worker"),
+            (hello(2, 64), "no guard started this process; run `evenkeel worker` instead"),
+            (Vec::new(), "no guard started this process; run `evenkeel worker` instead"),
+        ] {
+            let (mut guard, agent) = UnixStream::pair().expect("pair");
+            guard.write_all(&message).expect("said");
+            // One that says less than is expected has not ended.
+            let open = (!message.is_empty()).then_some(guard);
+            assert_eq!(GuardLink::over(agent, 1).expect_err(expected).to_string(), expected);
+            drop(open);
+        }
     }
 }

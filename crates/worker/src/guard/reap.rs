@@ -15,11 +15,13 @@ use nix::{
     unistd::Pid,
 };
 
+use super::{GuardError, system};
 use crate::{
     containment::{
-        self, ContainmentMode,
-        cgroup::{self, Cgroup},
-        procfs::{self, Processes},
+        ContainmentMode,
+        cgroup::{self, Held},
+        means_name,
+        procfs::Processes,
     },
     sys,
 };
@@ -27,12 +29,22 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Reaper {
     processes: Processes,
-    /// Holds all work; none where there are no cgroups.
-    work: Option<Cgroup>,
+    /// Which means of holding work are tried, for whom.
+    wanted: Wanted,
+    /// Holds all work; none: it is held by descent and the list of processes.
+    work: Option<Held>,
     /// The descendants that were met while the list is read.
     seen: PidSet,
     pid: i32,
     session: i32,
+}
+
+/// What is to be held, and how.
+#[derive(Debug)]
+struct Wanted {
+    worker: WorkerId,
+    guard: u64,
+    mode: ContainmentMode,
 }
 
 /// A set of process numbers that never grows in memory.
@@ -78,25 +90,30 @@ pub(super) enum Children {
 }
 
 impl Reaper {
-    pub(super) fn new(worker: &WorkerId, mode: ContainmentMode) -> io::Result<Self> {
-        sys::hear_of_children()?;
+    /// Finds out how the work of this worker can be held by the guard of this id, and holds it so.
+    pub(super) fn new(worker: WorkerId, guard: u64, mode: ContainmentMode) -> Result<Self, GuardError> {
+        let hold = system("hold processes");
+        sys::hear_of_children().map_err(&hold)?;
         #[cfg(target_os = "linux")]
-        nix::sys::prctl::set_child_subreaper(true)?;
-        let work = match mode {
-            ContainmentMode::Auto => make_cgroup(worker),
-            ContainmentMode::Groups => None,
-        };
-        #[cfg(target_os = "linux")]
-        if work.is_none() && !sees_all(std::path::Path::new("/proc")) {
-            let way_out = "let it see them (no hidepid= on /proc, no ProtectProc=), or give it a cgroup of its own (Delegate=)";
-            return Err(io::Error::other(format!("some processes are hidden from it, and so could work be that has to die: {way_out}")));
-        }
-        let session = nix::unistd::getsid(None)?.as_raw();
-        Ok(Self { processes: Processes::open()?, work, seen: PidSet::new(), pid: nix::unistd::getpid().as_raw(), session })
+        nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from).map_err(&hold)?;
+        let wanted = Wanted { worker, guard, mode };
+        let work = wanted.choose()?;
+        let session = nix::unistd::getsid(None).map_err(io::Error::from).map_err(&hold)?.as_raw();
+        let processes = Processes::open().map_err(&hold)?;
+        Ok(Self { processes, wanted, work, seen: PidSet::new(), pid: nix::unistd::getpid().as_raw(), session })
     }
 
     pub(super) fn by_cgroup(&self) -> bool {
         self.work.is_some()
+    }
+
+    /// Makes the cgroup of all work anew if somebody has removed it. Nothing runs: it was empty.
+    pub(super) fn renew(&mut self) -> Result<(), GuardError> {
+        if self.work.as_ref().is_some_and(|work| !work.group().exists()) {
+            tracing::warn!("the cgroup of all work was removed: another one is made");
+            self.work = self.wanted.choose()?;
+        }
+        Ok(())
     }
 
     /// Reaps whoever has ended; `ended` hears of each.
@@ -140,9 +157,10 @@ impl Reaper {
 
     fn kill_cgroup(&self) -> bool {
         let Some(work) = &self.work else { return true };
-        let empty = work.is_empty().unwrap_or(true);
+        // What cannot be seen may live.
+        let empty = work.group().is_empty().unwrap_or(false);
         if !empty {
-            let _ = work.kill();
+            let _ = work.group().kill();
         }
         empty
     }
@@ -173,51 +191,43 @@ impl Reaper {
     /// The last step of the guard: nothing runs any more.
     pub(super) fn remove_cgroup(&self) {
         if let Some(work) = &self.work {
-            work.remove();
+            work.group().remove();
         }
     }
 }
 
-/// Makes the cgroup of all work, or says why there is none.
-fn make_cgroup(worker: &WorkerId) -> Option<Cgroup> {
-    let own = cgroup::own()?;
-    end_what_dead_guards_left(&own, worker);
-    let made = Cgroup::create(containment::work_folder(own, worker, std::process::id()))
-        .and_then(|group| group.may_be_joined().inspect_err(|_| group.remove()).map(|()| group));
-    match made {
-        Ok(group) => Some(group),
-        Err(error) => {
-            tracing::info!(%error, "no cgroup can be made here: work is held by process groups");
-            None
+impl Wanted {
+    /// Takes the means that work is held by from now on, and says which that is. None: descent and the list of processes.
+    fn choose(&self) -> Result<Option<Held>, GuardError> {
+        let (made, why_not) = match self.mode {
+            ContainmentMode::Processes => (None, "as --containment says".to_owned()),
+            ContainmentMode::Cgroup => (Some(self.make_cgroup().map_err(|source| GuardError::NoCgroup { source })?), String::new()),
+            ContainmentMode::Auto => match self.make_cgroup() {
+                Ok(held) => (Some(held), String::new()),
+                Err(error) => (None, error.to_string()),
+            },
+        };
+        let containment = means_name(made.is_some());
+        if made.is_some() {
+            tracing::info!(containment, "work is held by a cgroup");
+            return Ok(made);
         }
+        #[cfg(target_os = "linux")]
+        if !sees_all(std::path::Path::new("/proc")) {
+            let way_out = "let it see them (no hidepid= on /proc, no ProtectProc=), or give it a cgroup of its own (Delegate=)";
+            let source = io::Error::other(format!("some processes are hidden from it, and so could work be that has to die: {way_out}"));
+            return Err(GuardError::System { what: "hold processes", source });
+        }
+        tracing::warn!(containment, why = why_not, "work is not held by a cgroup, but by descent and the list of processes");
+        Ok(None)
     }
-}
 
-/// A guard that was killed together with its agent could not end its work.
-fn end_what_dead_guards_left(own: &std::path::Path, worker: &WorkerId) {
-    let Ok(entries) = std::fs::read_dir(own) else { return };
-    let prefix = containment::work_prefix(worker);
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(&prefix)).and_then(|pid| pid.parse().ok()) else { continue };
-        let is_own = u32::try_from(pid).is_ok_and(|pid| pid == std::process::id());
-        if !is_own && !has_ended(pid) {
-            continue;
-        }
-        if let Ok(group) = Cgroup::open(entry.path()) {
-            tracing::warn!(cgroup = %entry.path().display(), "ending the work that a killed guard left behind");
-            while !group.is_empty().unwrap_or(true) {
-                let _ = group.kill_each();
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            group.remove();
-        }
+    fn make_cgroup(&self) -> io::Result<Held> {
+        let own = cgroup::own().ok_or_else(|| io::Error::other("this process sees no cgroup (v2) of its own"))?;
+        let held = Held::make(&cgroup::work_folder(&own, &self.worker, self.guard))?;
+        held.group().may_be_joined().inspect_err(|_| held.group().remove())?;
+        Ok(held)
     }
-}
-
-/// Whether nothing of a process runs any more, reaped or not: a zombie ends nothing that it left, and its parent may be long in reaping it.
-fn has_ended(pid: i32) -> bool {
-    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) || procfs::is_zombie(pid)
 }
 
 /// Whether processes that are not this user's to look into are shown all the same: as long as the first one is, work is, whatever it does.
@@ -232,20 +242,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_nobody_reaps_has_ended() {
-        use nix::sys::wait::{Id, waitid};
-        let mut child = std::process::Command::new("true").spawn().expect("started");
-        let pid = i32::try_from(child.id()).expect("pid");
-        waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("its end");
-        assert!(kill(Pid::from_raw(pid), None).is_ok(), "it is a zombie");
-        assert!(has_ended(pid));
-        child.wait().expect("reaped");
-        assert!(!has_ended(Pid::this().as_raw()));
-    }
-
-    #[test]
     fn hidden_processes_are_noticed() {
         assert!(sees_all(std::path::Path::new("/proc")));
         assert!(!sees_all(tempfile::tempdir().expect("a folder").path()));
+    }
+
+    /// The tests of a guard that kills run in processes of their own: this one only makes and removes folders.
+    #[test]
+    fn a_cgroup_that_was_removed_is_made_anew_and_one_that_stands_is_kept() {
+        let wanted = |mode| Wanted { worker: WorkerId::new("reap-renew").expect("id"), guard: 7, mode };
+        let held =
+            wanted(ContainmentMode::Cgroup).choose().expect("this test needs a cgroup tree (v2) that it may write to").expect("held");
+        let path = held.group().path().to_owned();
+        let mut reaper = Reaper {
+            processes: Processes::open().expect("processes"),
+            wanted: wanted(ContainmentMode::Cgroup),
+            work: Some(held),
+            seen: PidSet(Box::default()),
+            pid: 0,
+            session: 0,
+        };
+        let number = |path: &std::path::Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("it is there"));
+        let first = number(&path);
+        reaper.renew().expect("nothing to do");
+        assert_eq!(number(&path), first);
+        std::fs::remove_dir(&path).expect("removed");
+        assert!(reaper.kill_cgroup(), "what was removed was empty");
+        reaper.renew().expect("made anew");
+        assert_ne!(number(&path), first);
+        assert!(reaper.work.as_ref().is_some_and(|work| work.group().exists()));
+        reaper.remove_cgroup();
+    }
+
+    #[test]
+    fn processes_alone_hold_work_where_that_is_asked_for() {
+        let wanted = Wanted { worker: WorkerId::new("reap-processes").expect("id"), guard: 8, mode: ContainmentMode::Processes };
+        assert!(wanted.choose().expect("held").is_none());
     }
 }

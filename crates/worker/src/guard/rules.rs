@@ -225,6 +225,12 @@ impl Rules {
         matches!(self.phase, Phase::Over { .. })
     }
 
+    /// Whether the guard was asked to end.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The number of the agent that was started last; zero before the first.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -246,8 +246,8 @@ const NOBODY: u32 = 65_534;
 /// The guard's program, its user, and its cgroup.
 fn start_worker(testbed: &Testbed, case: Case, delegated: Option<&Delegated>, faults: &str) -> Worker {
     let more = match case.means {
-        Means::Cgroup => json!({}),
-        Means::Processes => json!({"groups_only": true}),
+        Means::Cgroup => json!({"containment": "cgroup"}),
+        Means::Processes => json!({"containment": "processes"}),
     };
     // Where nobody may read, too: the folder of this program may be root's alone.
     let program = testbed.path("worker");
@@ -261,7 +261,7 @@ fn start_worker(testbed: &Testbed, case: Case, delegated: Option<&Delegated>, fa
         command.env("EVENKEEL_FAULTS", faults);
     }
     command.args(["-c", &format!("{join}exec {user}\"$0\" \"$@\""), program.to_str().expect("utf-8")]);
-    testbed.spawn(command, more)
+    testbed.worker_by(command, more)
 }
 
 /// What a helper that may become anybody is, in a folder from which it may be that.

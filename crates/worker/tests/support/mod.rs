@@ -66,19 +66,33 @@ impl Testbed {
         if fs::metadata("/proc/self").expect("proc").uid() != 0 {
             return None;
         }
-        // Where it may read: the folder of this program may be root's alone.
-        let copy = self.path("worker");
-        fs::copy(program(), &copy).expect("copied");
-        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o777)).expect("opened");
-        let mut command = Command::new(copy);
+        let mut command = Command::new(self.open_to_all());
         command.uid(NOBODY).gid(NOBODY);
         Some(self.spawn(command, json!({})))
     }
 
-    /// Starts this command, which runs the worker with what it is given.
-    pub fn spawn(&self, mut command: Command, more: Value) -> Worker {
+    /// A copy of the program where any user may read it, and write beside it: the folder of this program may be root's alone.
+    pub fn open_to_all(&self) -> PathBuf {
+        let copy = self.path("worker");
+        fs::copy(program(), &copy).expect("copied");
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o777)).expect("opened");
+        copy
+    }
+
+    /// Starts the worker by a command of the test's own: what is given to it is its last argument.
+    pub fn worker_by(&self, command: Command, more: Value) -> Worker {
+        self.spawn(command, more)
+    }
+
+    /// What a worker is given.
+    pub fn given(&self, more: &Value) -> Value {
         let mut given = json!({"etcd": self.etcd.endpoints(), "id": self.id.as_str(), "data_dir": self.path("data")});
         given.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        given
+    }
+
+    fn spawn(&self, mut command: Command, more: Value) -> Worker {
+        let given = self.given(&more);
         let log = self.path("worker.log");
         let output = File::options().create(true).append(true).open(&log).expect("log");
         let guard = command
@@ -202,6 +216,11 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// One that the test started itself, and whose log it reads.
+    pub fn of(guard: Child) -> Self {
+        Self { guard, log: PathBuf::new() }
+    }
+
     pub fn guard_pid(&self) -> i32 {
         i32::try_from(self.guard.id()).expect("pid")
     }

@@ -182,6 +182,7 @@ impl Keeper {
             Outcome::Stopped => Next::Over,
             Outcome::NoAuthority => Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() },
             Outcome::NotStarted { message } => {
+                self.tools.containment.check_cgroup();
                 self.failures = self.failures.saturating_add(1);
                 if self.spec.restart == Restart::Never {
                     return Next::Rest { phase: Observed::Failed, message: message.clone() };
@@ -212,12 +213,12 @@ impl Keeper {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
-        let run = if cell.start(self.what_to_start(not_after)).await {
-            self.attend(&mut cell).await
-        } else {
+        let is_ordered = cell.start(self.what_to_start(not_after)).await;
+        let mut run = self.attend(&mut cell).await;
+        if !is_ordered && run.begun.is_none() {
             let message = "the process that is to hold it does not take its orders".to_owned();
-            Attended { ended: Some(Outcome::NotStarted { message }), ..Attended::new() }
-        };
+            run.ended.get_or_insert(Outcome::NotStarted { message });
+        }
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
         run.outcome()

@@ -17,6 +17,7 @@ use crate::{
     authority::{BootTime, SystemClock, boot_time},
     containment::spawner,
     driver::{Event, Observation, What},
+    guard::{Hello, Mark},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -25,7 +26,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 fn containment() -> Arc<Containment> {
     let worker = WorkerId::new("driver-test").expect("id");
     let spawned = spawner::fork().expect("a spawner");
-    Arc::new(Containment::find(&worker, std::process::id(), "driver-test", false, spawned).expect("containment"))
+    let hello = Hello { guard: 0, generation: 1, previous: None, by_cgroup: false, pid_namespace: 0, started: 0 };
+    Arc::new(Containment::find(&worker, hello, Mark::of_this_process().expect("mark"), spawned).expect("containment"))
 }
 
 struct Testbed {
