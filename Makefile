@@ -24,6 +24,9 @@ test: lint ## every check that a change must pass
 
 chaos: prepare ## attacks on real processes, all of them, and a table of what came of it; a part of the names in ARGS="..."
 	cargo test --locked --package evenkeel --test chaos -- --include-ignored $(ARGS)
+	# The same names may be meant here: what is asked for by a name is run where it is.
+	cargo build --locked --package evenkeel-worker --examples
+	cargo test --locked --package evenkeel-worker --test hostile -- --include-ignored $(ARGS)
 
 compose-test: prepare-compose ## docker-compose.yml as it is, on images that are made here where none can be pulled, and broken on purpose
 	scripts/compose-images --run cargo test --locked --package evenkeel --test compose -- --include-ignored $(ARGS)

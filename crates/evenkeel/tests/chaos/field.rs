@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     callers::{self, Callers},
-    history,
+    held, history,
     links::Links,
     oracle::{self, Line, Wanted, What},
     processes::{self, Found, STAGE_MARK},
@@ -116,6 +116,8 @@ impl Field {
         let mut stage = Stage::on(etcd, folder);
         stage.marks.push(mark);
         let member_ids = member_ids(&stage);
+        let held = row.lock().unwrap_or_else(PoisonError::into_inner).held;
+        held::prepare(&mut stage, held);
         let mut field = Self {
             stage,
             links,
@@ -157,6 +159,7 @@ impl Field {
             self.add(self.resource(&format!("base-{number}"))).await;
         }
         self.before = self.until_settled(None).await;
+        self.is_held_as_the_scenario_says();
         self.began = boot_time();
         let folder = self.stage.path().join("work");
         if self.setup.callers > 0 {
@@ -164,6 +167,16 @@ impl Field {
             self.stage.eventually("the callers are at work", async || callers.all_answered_since(0).then_some(())).await;
             self.callers = Some(callers);
             self.sharers = Some(Sharers::start(&self.master_urls(), 7));
+        }
+    }
+
+    /// Writes down how the work is held, by the kernel's word, and fails if that is not what the scenario is about.
+    fn is_held_as_the_scenario_says(&self) {
+        let work: Vec<Found> = processes::all(self.stage.path()).into_iter().filter(Found::is_main).collect();
+        let held = self.row().held;
+        match held::judge(held, &work) {
+            Ok(how) => self.note(how),
+            Err(how) => panic!("{how}\n{}", self.stage.logs()),
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod callers;
 mod field;
+mod held;
 mod history;
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "only what this test needs of it is used")]
 #[path = "../../../sim/src/linearizability.rs"]
@@ -78,7 +79,7 @@ fn checks() -> Vec<Trial> {
 fn trial(scenario: Scenario, rows: &Rows) -> Trial {
     let rows = Arc::clone(rows);
     Trial::test(scenario.name, move || {
-        let row = Arc::new(Mutex::new(Row { scenario: scenario.name, ..Row::default() }));
+        let row = Arc::new(Mutex::new(Row { scenario: scenario.name, held: scenario.held, ..Row::default() }));
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let runtime = runtime();
             // The scenario itself stays on this thread, which its processes are tied to; network and callers are elsewhere.

@@ -9,10 +9,23 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 /// What a cell has of a failure; all of it is printed above the table.
 const LONGEST_FAILURE: usize = 160;
 
+/// How the work of a scenario is held, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// By cgroups.
+    #[default]
+    ByCgroups,
+    /// By the list of processes: the workers see no cgroups.
+    WithoutCgroups,
+    /// By the list of processes: the workers are nobody's.
+    Unprivileged,
+}
+
 /// What became of one scenario.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     pub(crate) scenario: &'static str,
+    pub(crate) held: Held,
     /// What was done, in the order in which it was done.
     pub(crate) done: Vec<String>,
     /// From the end of the fault, or its beginning where it does not end, until all ran again as wanted.

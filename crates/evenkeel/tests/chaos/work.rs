@@ -38,17 +38,29 @@ pub(crate) enum Manner {
     Forks,
     /// A deaf child that holds its output.
     Pipe,
+    /// A setuid helper makes a child another user's, in a session of its own.
+    Becomes,
+    /// A child that is its parent's, as `clone(CLONE_PARENT)` makes it.
+    Sibling,
+    /// A grandchild in a session of its own, without the environment by which workers know theirs.
+    Unmarked,
+    /// Each process makes others, until their user may have no more of them, and again when one dies.
+    Bomb,
     /// Writes to a sink that remembers the largest epoch, and ends when it is refused.
     Sinks,
 }
 
 impl Manner {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Good, "good"),
         (Self::Deaf, "deaf"),
         (Self::Escapes, "escapes"),
         (Self::Forks, "forks"),
         (Self::Pipe, "pipe"),
+        (Self::Becomes, "becomes"),
+        (Self::Sibling, "sibling"),
+        (Self::Unmarked, "unmarked"),
+        (Self::Bomb, "bomb"),
         (Self::Sinks, "sinks"),
     ];
 
@@ -66,6 +78,42 @@ pub(crate) fn boot_time() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock");
     u64::try_from(now.tv_sec()).expect("after the boot") * 1_000_000_000 + u64::try_from(now.tv_nsec()).expect("after the boot")
 }
+
+/// A copy of `setpriv` beside the locks, which is root's and setuid where a scenario wants it.
+pub(crate) const BECOME: &str = "become";
+/// The marks of chaos itself, by which it finds what it has started.
+const STAGE: &str = "CHAOS_STAGE";
+const HOST: &str = "STAGE_NAME";
+
+/// Root itself has no bound, so it becomes somebody who has.
+const BOMB: &str = "
+import os, resource, signal, time
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(61236, 61236, 61236)
+    os.setresuid(61236, 61236, 61236)
+resource.setrlimit(resource.RLIMIT_NPROC, (200, 200))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+    except OSError:
+        time.sleep(0.05)
+";
+
+/// Its parent gets another child, and it waits for its own end.
+const SIBLING: &str = "
+import ctypes, os, platform, signal, sys
+number = {\"x86_64\": 56, \"aarch64\": 220}[platform.machine()]
+if ctypes.CDLL(None).syscall(number, 0x8000 | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.execvp(\"sleep\", [\"sleep\", \"1000\"])
+signal.sigwait([signal.SIGTERM])
+";
 
 struct Work {
     folder: PathBuf,
@@ -116,6 +164,17 @@ fn run() -> io::Result<()> {
             hostile(&lock, &format!("trap '' TERM; {chain}; {tree}"))?;
         }
         Manner::Pipe => hostile(&lock, "trap '' TERM; sleep 1000 &")?,
+        Manner::Becomes => {
+            let become_another = format!("{}/{BECOME} --reuid=61235 --regid=61235 --clear-groups", work.folder.display());
+            let deaf = "sh -c 'trap \"\" TERM; sleep 1000'";
+            hostile(&lock, &format!("setsid {become_another} {deaf} || setsid {deaf} &"))?;
+        }
+        Manner::Unmarked => {
+            let keeps = [STAGE, HOST].map(|name| format!("{name}={}", word(name))).join(" ");
+            hostile(&lock, &format!("env -i {keeps} setsid sh -c 'trap \"\" TERM; setsid sleep 1000 & sleep 1000' &"))?;
+        }
+        Manner::Bomb => hostile(&lock, &format!("python3 -c '{BOMB}' &"))?,
+        Manner::Sibling => return Err(becomes_a_sibling(&lock)),
         Manner::Sinks => return work.sink(),
     }
     loop {
@@ -134,6 +193,19 @@ fn hostile(lock: &File, script: &str) -> io::Result<()> {
     let _copy = nix::unistd::dup(lock)?.into_raw_fd();
     let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn()?;
     child.wait().map(drop)
+}
+
+/// Goes on as another program, which is the same process, and holds the lock.
+fn becomes_a_sibling(lock: &File) -> io::Error {
+    use std::os::unix::process::CommandExt;
+    match nix::unistd::dup(lock) {
+        // The last word tells a resource's own process.
+        Ok(copy) => {
+            let _copy = copy.into_raw_fd();
+            Command::new("python3").args(["-c", SIBLING, "work"]).stdin(Stdio::null()).exec()
+        }
+        Err(error) => error.into(),
+    }
 }
 
 impl Work {

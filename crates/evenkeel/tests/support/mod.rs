@@ -41,6 +41,8 @@ pub(crate) struct Stage {
     pub(crate) environment: BTreeMap<String, Vec<(String, String)>>,
     /// What every process has in its environment, beside its name as `STAGE_NAME`.
     pub(crate) marks: Vec<(String, String)>,
+    /// What starts a worker: words before its command line.
+    pub(crate) worker_launcher: Vec<String>,
     processes: BTreeMap<String, Process>,
     folder: TempDir,
 }
@@ -91,6 +93,7 @@ impl Stage {
             routes: BTreeMap::new(),
             environment: BTreeMap::new(),
             marks: Vec::new(),
+            worker_launcher: Vec::new(),
             processes: BTreeMap::new(),
             folder,
         }
@@ -107,7 +110,8 @@ impl Stage {
         let log = self.folder.path().join(format!("{name}.log"));
         let output = fs::File::options().create(true).append(true).open(&log).expect("a log");
         let etcd = self.routes.get(name).cloned().unwrap_or_else(|| self.etcd.endpoints());
-        let mut command = evenkeel();
+        let launcher: &[String] = if role == "worker" { &self.worker_launcher } else { &[] };
+        let mut command = evenkeel_by(launcher);
         command
             .envs(self.marks.iter().map(|(mark, value)| (mark, value)))
             .envs(self.environment.get(name).into_iter().flatten().map(|(variable, value)| (variable, value)))
@@ -386,7 +390,14 @@ impl Drop for Stage {
 
 /// The binary, with nothing of the caller's environment that concerns it.
 pub(crate) fn evenkeel() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
+    evenkeel_by(&[])
+}
+
+/// The same, started by another program.
+fn evenkeel_by(launcher: &[String]) -> Command {
+    let mut words = launcher.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_evenkeel")]);
+    let mut command = Command::new(words.next().expect("one at least"));
+    command.args(words);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("EVENKEEL_") {
             command.env_remove(name);

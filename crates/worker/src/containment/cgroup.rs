@@ -14,7 +14,11 @@ use std::{
 };
 
 use evenkeel_model::WorkerId;
-use nix::libc::{ENODEV, ENOENT};
+use nix::{
+    libc::{ENODEV, ENOENT},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::sys::{self, ChildSetup};
 
@@ -147,6 +151,17 @@ impl Cgroup {
         (&self.kill).write_all(b"1")
     }
 
+    /// Kills every process in it and below it by its number as well. `cgroup.kill` signals the first thread of each alone, and so passes over a
+    /// process whose first thread has ended while others go on (seen with Linux 6.18). Allocates.
+    pub(crate) fn kill_each(&self) -> io::Result<()> {
+        self.kill()?;
+        match kill_listed(&self.path) {
+            // It ended meanwhile, and somebody removed its folder.
+            Err(error) if is_gone(&error) => Ok(()),
+            killed => killed,
+        }
+    }
+
     /// No live process is in it or below it. One that was removed was empty.
     pub(crate) fn is_empty(&self) -> io::Result<bool> {
         let mut text = [0_u8; 64];
@@ -184,6 +199,21 @@ impl Cgroup {
             Err(error) => Err(error),
         }
     }
+}
+
+fn kill_listed(path: &Path) -> io::Result<()> {
+    for pid in fs::read_to_string(path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()) {
+        // One of another pid namespace is listed as 0, which here would be this process's own group. One that has ended needs no signal.
+        if pid > 0 {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_listed(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a file says that its cgroup was removed. Any other error says nothing of that.

@@ -159,7 +159,7 @@ fn end_cgroups(folder: &Path, worker: &WorkerId) -> io::Result<Vec<PathBuf>> {
         if held.group().is_empty()? {
             held.group().remove();
         } else {
-            held.group().kill()?;
+            held.group().kill_each()?;
             left.push(entry.path());
         }
     }

@@ -273,16 +273,29 @@ impl Drop for Worker {
 }
 
 fn children(parent: i32) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").expect("proc").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let ppid = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)).and_then(|n| n.parse().ok());
-        if ppid == Some(parent) {
-            found.push(pid);
-        }
+    parents().into_iter().filter(|(_, of)| *of == parent).map(|(pid, _)| pid).collect()
+}
+
+/// A process and every one below it.
+pub fn descendants(root: i32) -> Vec<i32> {
+    let parents = parents();
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
     }
     found
+}
+
+/// Every process, with its parent.
+fn parents() -> Vec<(i32, i32)> {
+    let parent_of = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        Some((pid, stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?))
+    };
+    fs::read_dir("/proc").expect("proc").flatten().filter_map(parent_of).collect()
 }
 
 /// Whether nothing of a process runs any more. Reaping it is its parent's part: that of a process whose guard was killed is the first

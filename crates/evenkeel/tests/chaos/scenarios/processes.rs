@@ -17,6 +17,7 @@ scenarios! {
     long guard_killed_and_started_again,
     long guard_frozen_briefly,
     long guard_frozen_beyond_authority,
+    long guard_and_agent_killed_at_once,
     quick host_lost,
     long host_lost_and_started_again_at_once,
     long host_frozen_is_fenced_by_the_epoch,
@@ -34,6 +35,10 @@ scenarios! {
     long children_that_escape,
     long children_that_fork_without_end,
     long children_that_hold_their_output,
+    long children_that_become_another_user,
+    long children_that_are_made_siblings,
+    long children_without_an_environment,
+    long children_that_are_bombs,
 }
 
 async fn usual(row: &Shared) -> Field {
@@ -110,6 +115,24 @@ async fn guard_frozen_briefly(row: Shared) {
 
 async fn guard_frozen_beyond_authority(row: Shared) {
     guard_frozen(row, BEYOND_AUTHORITY).await;
+}
+
+/// Neither acts on the other's end; what holds each run has to.
+async fn guard_and_agent_killed_at_once(row: Shared) {
+    let mut field = Field::open(Setup { manner: Manner::Escapes, callers: 1, ..Setup::default() }, &row).await;
+    let work = work_of(&field, "worker-1");
+    field.did("SIGKILL to guard and agent of worker-1 at once; once all of its work is dead the worker is started again");
+    let both = [field.stage.pid("worker-1"), field.stage.agent("worker-1").await];
+    for number in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in both {
+            signal::kill(pid, number).expect("signalled");
+        }
+    }
+    field.stage.ended("worker-1").await;
+    field.until_dead(&work).await;
+    field.stage.spawn("worker-1", &[]);
+    field.healed();
+    field.judged().await;
 }
 
 async fn host_lost(row: Shared) {
@@ -332,4 +355,20 @@ async fn children_that_fork_without_end(row: Shared) {
 
 async fn children_that_hold_their_output(row: Shared) {
     hostile(row, Manner::Pipe).await;
+}
+
+async fn children_that_become_another_user(row: Shared) {
+    hostile(row, Manner::Becomes).await;
+}
+
+async fn children_that_are_made_siblings(row: Shared) {
+    hostile(row, Manner::Sibling).await;
+}
+
+async fn children_without_an_environment(row: Shared) {
+    hostile(row, Manner::Unmarked).await;
+}
+
+async fn children_that_are_bombs(row: Shared) {
+    hostile(row, Manner::Bomb).await;
 }
