@@ -107,9 +107,12 @@ pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result
 /// Runs a worker's agent, as the guard's child.
 pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -> Result<u8, Failed> {
     let http = settings.common.http.listen;
-    let failed = |e: WorkerError| Failed { status: e.exit_status(), line: e.to_string() };
+    let link = GuardLink::open().map_err(|e| Failed::new(e.to_string()))?;
+    let has_registered = link.has_registered();
+    let failed = |e: WorkerError| Failed { status: e.exit_status(has_registered), line: e.to_string() };
     let client = Client::new(Config::new(settings.common.etcd)).map_err(|e| failed(e.into()))?;
     let mut config = WorkerConfig::new(settings.id, client, settings.data_dir);
+    config.data_dir_is_given = settings.data_dir_is_given;
     config.prefix = settings.common.prefix;
     config.grpc_listen = settings.common.grpc.listen;
     config.http_listen = settings.common.http.listen;
@@ -122,7 +125,6 @@ pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -
     config.drivers = settings.drivers;
     config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
-    let link = GuardLink::open().map_err(|e| failed(e.into()))?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         if let Some(manager) = manager {

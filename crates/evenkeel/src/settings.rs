@@ -176,6 +176,8 @@ pub(crate) struct WorkerSettings {
     /// Kinds that the worker has; never empty.
     pub(crate) drivers: Vec<String>,
     pub(crate) data_dir: PathBuf,
+    /// A person has named it.
+    pub(crate) data_dir_is_given: bool,
     pub(crate) spans: Spans,
 }
 
@@ -213,9 +215,11 @@ impl WorkerArgs {
         if let Some(path) = &self.catalog {
             std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
         }
+        let data_dir_is_given = self.data_dir.is_some();
         let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
         let common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
-        Ok(WorkerSettings { id, common, labels, capacity: self.capacity, catalog: self.catalog, drivers: self.drivers, data_dir, spans })
+        let (capacity, catalog, drivers) = (self.capacity, self.catalog, self.drivers);
+        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, data_dir, data_dir_is_given, spans })
     }
 }
 

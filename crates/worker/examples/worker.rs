@@ -52,6 +52,7 @@ fn run_guard(given: &Given, mut args: Vec<OsString>) -> u8 {
 
 fn run_agent(given: Given) -> u8 {
     let link = GuardLink::open().expect("the guard's link");
+    let has_registered = link.has_registered();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(async {
         let client = Client::new(Config::new(given.etcd)).expect("endpoints");
@@ -65,7 +66,7 @@ fn run_agent(given: Given) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!(%error);
-            error.exit_status()
+            error.exit_status(has_registered)
         }
     }
 }

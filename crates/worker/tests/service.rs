@@ -16,7 +16,7 @@ async fn connect(address: &str) -> WorkerClient<Channel> {
 }
 
 async fn logs(client: &mut WorkerClient<Channel>, name: &str, follow: bool, tail: u32) -> String {
-    let request = LogsRequest { name: name.to_owned(), follow, tail };
+    let request = LogsRequest { name: name.to_owned(), follow, tail, ..LogsRequest::default() };
     let mut stream = client.logs(request).await.expect("logs").into_inner();
     let mut all = Vec::new();
     while let Some(message) = stream.message().await.expect("message") {
@@ -78,7 +78,7 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     assert_eq!(logs(&mut client, "known", false, 2).await, "line 2\nline 3\n");
     assert_eq!(logs(&mut client, "unknown", false, 0).await, "");
     for (name, code) in [("a b", Code::InvalidArgument), ("nobody", Code::NotFound)] {
-        let request = LogsRequest { name: name.to_owned(), follow: false, tail: 0 };
+        let request = LogsRequest { name: name.to_owned(), ..LogsRequest::default() };
         assert_eq!(client.logs(request).await.expect_err(name).code(), code);
     }
 

@@ -11,7 +11,7 @@ mod spawner;
 #[cfg(test)]
 mod tests;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use evenkeel_model::{Spec, WorkerId, process::ProcessSpec};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -23,13 +23,11 @@ use crate::{authority::Gate, containment::Containment};
 
 /// What the driver needs.
 #[derive(Debug)]
-pub struct ProcessConfig<'a> {
+pub struct ProcessConfig {
     /// Handed to every process.
     pub worker: WorkerId,
     /// Where the output is kept.
-    pub data_dir: &'a Path,
-    /// The bound of each of the two generations of a log, in bytes.
-    pub max_log_bytes: u64,
+    pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
     /// Asked before each start.
@@ -60,9 +58,8 @@ impl ProcessDriver {
     ///
     /// # Errors
     /// No thread can be had.
-    pub(crate) fn new(config: ProcessConfig<'_>, containment: Arc<Containment>) -> io::Result<Self> {
-        let ProcessConfig { worker, data_dir, max_log_bytes, grace, gate } = config;
-        let logs = Logs::new(log::log_folder(data_dir), max_log_bytes);
+    pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> io::Result<Self> {
+        let ProcessConfig { worker, logs, grace, gate } = config;
         let spawner = Spawner::start(gate.clone())?;
         Ok(Self(Arc::new(Tools { worker, containment, spawner, logs, grace, gate, open_files: raise_open_files() })))
     }
@@ -90,7 +87,7 @@ impl Driver for ProcessDriver {
             Err(error) => return Err((error.into(), observer)),
         };
         let (order, orders) = watch::channel(None);
-        let log = self.0.logs.writer(&work.name);
+        let log = self.0.logs.writer(&work.name).of(work.epoch);
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());

@@ -1,11 +1,10 @@
 //! From a process's output to its log, without losing the last of it and without waiting for a pipe that somebody still holds.
 //!
-//! The wheel: under worker::driver. It reads and writes; it decides nothing.
+//! The wheel: under worker::driver. It reads and hands on; it decides nothing.
 
 use std::{
     io::{self, PipeReader},
     os::fd::OwnedFd,
-    time::Duration,
 };
 
 use tokio::{net::unix::pipe::Receiver, sync::oneshot, task::JoinHandle};
@@ -16,14 +15,13 @@ use super::log::Log;
 const CHUNK: usize = 64 * 1024;
 /// What is read at most after the end, should somebody write on all the same.
 const LAST_CHUNKS: usize = 32;
-/// How long the last output may take to be written.
-const LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// Copies one process's output.
 #[derive(Debug)]
 pub(super) struct Output {
     over: oneshot::Sender<()>,
     copying: JoinHandle<()>,
+    log: Log,
 }
 
 impl Output {
@@ -31,20 +29,18 @@ impl Output {
     pub(super) fn copy(pipe: PipeReader, log: Log) -> io::Result<Self> {
         let pipe = Receiver::from_owned_fd(OwnedFd::from(pipe))?;
         let (over, ended) = oneshot::channel();
-        Ok(Self { over, copying: tokio::spawn(copy(pipe, log, ended)) })
+        Ok(Self { over, copying: tokio::spawn(copy(pipe, log.clone(), ended)), log })
     }
 
     /// Every writer is dead: what they wrote is in the pipe or in the log. Returns when all of it is in the log.
     pub(super) async fn finish(self) {
         let _ = self.over.send(());
-        if tokio::time::timeout(LAST_WRITE, self.copying).await.is_err() {
-            tracing::warn!("the disk is slow: the last output of a process is still being written");
-        }
+        let _ = self.copying.await;
+        self.log.finish().await;
     }
 }
 
 async fn copy(pipe: Receiver, log: Log, mut ended: oneshot::Receiver<()>) {
-    let mut warned = false;
     let mut left = None;
     while left != Some(0) {
         if left.is_none() {
@@ -55,6 +51,7 @@ async fn copy(pipe: Receiver, log: Log, mut ended: oneshot::Receiver<()>) {
             }
         }
         left = left.map(|n| n - 1);
+        log.room().await;
         // The buffer exists only while there is something to read: most work is silent most of the time.
         let mut chunk = vec![0; CHUNK];
         let read = match left {
@@ -64,16 +61,7 @@ async fn copy(pipe: Receiver, log: Log, mut ended: oneshot::Receiver<()>) {
         };
         match read {
             Ok(0) => return,
-            Ok(count) => {
-                chunk.truncate(count);
-                let log = log.clone();
-                let written = tokio::task::spawn_blocking(move || log.append(&chunk)).await;
-                if let Ok(Err(error)) = written
-                    && !std::mem::replace(&mut warned, true)
-                {
-                    tracing::warn!(%error, "output cannot be written to its log and is lost");
-                }
-            }
+            Ok(count) => log.append(&chunk[..count]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if left.is_some() {
                     return;

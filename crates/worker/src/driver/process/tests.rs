@@ -60,8 +60,7 @@ impl Bench {
         gate.open_until(Some(BootTime(u64::MAX)));
         let config = ProcessConfig {
             worker: WorkerId::new("worker-7").expect("id"),
-            data_dir: folder.path(),
-            max_log_bytes: 1 << 20,
+            logs: Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads"),
             grace: Duration::from_millis(500),
             gate: gate.clone(),
         };
@@ -92,8 +91,11 @@ impl Bench {
     }
 
     fn output(&self) -> String {
-        let (bytes, _) = self.driver.0.logs.read(&name()).expect("readable").unwrap_or_else(|| panic!("there is no log"));
-        String::from_utf8_lossy(&bytes).into_owned()
+        fs::read_to_string(self.log()).unwrap_or_else(|error| panic!("there is no log: {error}"))
+    }
+
+    fn log(&self) -> PathBuf {
+        log::log_folder(self.folder.path()).join(name().as_str()).join("out.log")
     }
 }
 
@@ -230,7 +232,7 @@ async fn what_a_process_left_behind_is_dead_before_it_is_started_again() {
     is_dead(number_in(&bench.path("pid")).await);
     assert_eq!(run.until(Observed::Running).await.restarts, 1);
     run.stop().await;
-    assert!(bench.driver.0.logs.read(&name()).expect("readable").is_none(), "nothing overlapped");
+    assert!(!bench.log().exists(), "nothing overlapped");
 }
 
 #[tokio::test]
