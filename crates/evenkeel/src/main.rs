@@ -36,7 +36,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // The caller may have gone; there is nobody to tell that to.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE));
+            let status = u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
+            let is_agent = arguments.get(1).is_some_and(|subcommand| subcommand == "worker-agent");
+            return ExitCode::from(if is_agent { run::status_of_agent(status) } else { status });
         }
     };
     match command {
@@ -53,10 +55,13 @@ fn main() -> ExitCode {
         }
         Command::WorkerAgent(args) => {
             log::start(&args.common);
-            settled(args.settle(&surroundings()), |settings| {
-                log::tell(&settings.common.notes);
-                run::worker_agent(settings, Manager::from_environment())
-            })
+            match args.settle(&surroundings()) {
+                Err(wrong) => failed(&wrong, run::status_of_agent(WRONG_USAGE)),
+                settings => settled(settings, |settings| {
+                    log::tell(&settings.common.notes);
+                    run::worker_agent(settings, Manager::from_environment())
+                }),
+            }
         }
         Command::Dev(args) => dev::run(&args),
         Command::Health(args) => match health::run(&args) {

@@ -104,6 +104,13 @@ pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result
     guard::run(config).map_err(|e| Failed::new(e.to_string()))
 }
 
+/// The exit status of an agent that was called wrongly: once the guard has had a session, what is wrong (a file that is half written) may
+/// be right in a moment.
+pub(crate) fn status_of_agent(status: u8) -> u8 {
+    let has_registered = status != 0 && GuardLink::open().is_ok_and(|link| link.has_registered());
+    if has_registered { guard::STATUS_AGAIN } else { status }
+}
+
 /// Runs a worker's agent, as the guard's child.
 pub(crate) fn worker_agent(settings: WorkerSettings, manager: Option<Manager>) -> Result<u8, Failed> {
     let http = settings.common.http.listen;

@@ -334,6 +334,9 @@ mod tests {
         fn primary(&self) -> Option<std::net::IpAddr> {
             Some(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 5)))
         }
+        fn has(&self, loopback: std::net::IpAddr) -> bool {
+            loopback.is_ipv4()
+        }
     }
 
     fn around() -> Surroundings<'static> {

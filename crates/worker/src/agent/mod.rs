@@ -86,7 +86,7 @@ pub async fn run(config: WorkerConfig, link: GuardLink) -> Result<(), WorkerErro
     let gate = Gate::shut(clock.clone());
     let registry = drivers(&config, &logs, &gate, &containment)?;
     let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry.kinds()))?;
-    let listeners = Listeners::bind(config.grpc_listen, config.http_listen).await?;
+    let listeners = Listeners::bind(config.grpc_listen, config.http_listen)?;
     let hello = link.hello;
     let origin = register::origin(link.guard_id());
     let link_sender = link.sender();
@@ -225,13 +225,14 @@ impl Agent {
             ready = self.client.wait_ready_noting(patience, |error| self.board.set_waits_for(Some(error.to_string()))) => ready?,
             () = asked() => return Ok(()),
         };
-        self.board.set_waits_for(None);
+        self.board.set_waits_for(Some("it has not registered yet".to_owned()));
         loop {
             let begun = tokio::select! {
                 biased;
-                begun = registrar.register(previous) => begun?,
+                begun = registrar.register(previous, |what| self.board.set_waits_for(Some(what))) => begun?,
                 () = asked() => return Ok(()),
             };
+            self.board.set_waits_for(None);
             let registered = Registered { session: Session(begun.key.created().0), lease: begun.key.lease() };
             tracing::info!(id = %self.id, session = %registered.session, address = begun.registration.address, "registered");
             self.board.sessions.fetch_add(1, Ordering::Relaxed);

@@ -252,6 +252,10 @@ impl Queue {
         let rest = if is_cut { self.bytes.range(count..).take(LINE).position(|byte| *byte == b'\n').map_or(0, |at| at + 1) } else { 0 };
         let dropped = count + rest;
         self.bytes.drain(..dropped);
+        // What was dropped to bound what is kept must not stay as room that nobody uses.
+        if self.bytes.len() < self.bytes.capacity() / 4 {
+            self.bytes.shrink_to_fit();
+        }
         self.lost += dropped as u64;
         if let Some(mark) = &mut self.mark {
             mark.at = mark.at.saturating_sub(dropped);

@@ -210,7 +210,7 @@ impl Place {
     /// Where the output of the last owner that wrote anything begins; none: nobody knows.
     pub(super) fn mark(&self, name: &ResourceName) -> Result<Option<(Epoch, Position)>, PlaceError> {
         let Some(folder) = self.open(name)? else { return Ok(None) };
-        Ok(read_mark(&folder, &self.of(name))?)
+        read_mark(&folder, &self.of(name))
     }
 
     /// Removes the logs that nothing was written to for so long.

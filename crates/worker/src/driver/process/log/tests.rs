@@ -3,7 +3,6 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},
-    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -14,6 +13,10 @@ use super::{
 };
 
 const KEEP: Duration = Duration::from_secs(86_400);
+
+/// What somebody does to a log, and what somebody puts in its place.
+type Change = fn(&Testbed);
+type Put = fn(&Testbed, &Path);
 
 struct Testbed {
     folder: tempfile::TempDir,
@@ -168,7 +171,7 @@ async fn a_file_that_was_removed_moved_or_replaced_is_noticed_at_once() {
     let log = bed.log(1);
     say(&log, "one\n").await;
     let (_, reader) = bed.rest(bed.reader(From::Start).await).await;
-    let changes: [(&str, fn(&Testbed)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("removed", |bed| fs::remove_file(bed.path(CURRENT)).expect("removed")),
         ("moved", |bed| fs::rename(bed.path(CURRENT), bed.path("kept")).expect("moved")),
         ("emptied", |bed| fs::write(bed.path(CURRENT), "").expect("emptied")),
@@ -193,7 +196,7 @@ async fn what_stands_in_a_logs_place_is_neither_followed_nor_written() {
     let elsewhere = tempfile::tempdir().expect("folder");
     let target = elsewhere.path().join("target");
     fs::write(&target, "theirs\n").expect("write");
-    let cases: [(&str, fn(&Testbed, &std::path::Path)); 4] = [
+    let cases: [(&str, Put); 4] = [
         ("a symbolic link is not followed here", |bed, target| symlink(target, bed.path(CURRENT)).expect("link")),
         ("a symbolic link is not followed here", |bed, target| {
             fs::remove_dir_all(bed.path("")).expect("removed");
@@ -262,7 +265,7 @@ async fn on_a_full_disk_the_newest_is_kept_and_what_was_lost_is_told() {
     assert!(file(OLDER).exists());
     // Somebody else takes what is left: the older generation is given up for what comes.
     fs::write(disk.0.join("ballast"), vec![0; 1 << 20]).expect_err("full");
-    say(&log, &line).await;
+    say(&log, &line.repeat(8)).await;
     assert!(!file(OLDER).exists() && logs.measured().lost == 0);
     // Once more, and there is nothing left to be given up.
     fs::write(disk.0.join("ballast-2"), vec![0; 1 << 20]).expect_err("full");
@@ -277,6 +280,7 @@ async fn on_a_full_disk_the_newest_is_kept_and_what_was_lost_is_told() {
     fs::remove_file(disk.0.join("ballast")).expect("room");
     fs::remove_file(disk.0.join("ballast-2")).expect("room");
     say(&log, "last\n").await;
+    let lost = logs.measured().lost;
     let kept: String = [OLDER, CURRENT].iter().filter_map(|name| fs::read_to_string(file(name)).ok()).collect();
     assert!(kept.ends_with(&format!("999 {line}last\n")), "the newest is there");
     let told = kept.lines().find(|line| line.starts_with("[evenkeel: "));
@@ -290,20 +294,18 @@ async fn the_log_tells_what_was_lost_on_a_line_of_its_own() {
     let bed = Testbed::new(4 << 20);
     let log = bed.log(1);
     say(&log, "half a line").await;
-    // A pipe in its place stands for a disk that refuses.
-    fs::rename(bed.path(CURRENT), bed.path("kept")).expect("moved");
-    fs::create_dir(bed.path(CURRENT)).expect("in its place");
+    let place = Place::new(bed.folder.path().join("logs"), 4 << 20);
+    let mut pending = Pending::default();
     let line = format!("{}\n", "x".repeat(1023));
-    (0..300).for_each(|_| log.append(line.as_bytes()));
-    fs::remove_dir(bed.path(CURRENT)).expect("removed");
-    fs::rename(bed.path("kept"), bed.path(CURRENT)).expect("back");
-    say(&log, "last\n").await;
+    for _ in 0..300 {
+        pending.push(&name(), None, line.as_bytes());
+    }
+    let mut batch = pending.take().expect("a batch");
+    assert_eq!(batch.lost, pending.lost());
+    place.write(&mut batch, "the disk did not keep up").expect("written");
     let text = bed.kept(From::Start).await;
-    let lost = bed.logs.measured().lost;
-    assert!(lost > 0);
-    let told = format!("half a line\n[evenkeel: {lost} bytes of output were lost here: ");
-    assert!(text.starts_with(&told), "{:?}", &text[..120]);
-    assert!(text.ends_with(&format!("{line}last\n")));
+    let told = format!("half a line\n[evenkeel: {} bytes of output were lost here: the disk did not keep up]\n{line}", 44 * 1024);
+    assert!(text.starts_with(&told) && text.len() == told.len() + 255 * 1024, "{:?}", &text[..120]);
 }
 
 #[tokio::test]
@@ -320,7 +322,9 @@ async fn ten_thousand_silent_resources_cost_their_names() {
     let mut pending = Pending::default();
     let counted = allocation_counter::measure(|| {
         let pipe = vec![b'x'; 65_536];
-        names.iter().for_each(|name| drop(pending.push(name, None, &pipe)));
+        for name in &names {
+            pending.push(name, None, &pipe);
+        }
     });
     eprintln!("{} bytes of 10,000 loud resources", counted.bytes_current);
     assert!(pending.bytes() <= ALL && counted.bytes_max < 2 * ALL as u64 + (8 << 20), "{counted:?}");
