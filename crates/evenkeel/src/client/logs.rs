@@ -73,9 +73,12 @@ pub(crate) async fn run(args: LogsArgs) -> Result<(), ClientError> {
         // With neither a place to go on from nor an epoch it is all that is kept on that worker.
         let (tail, since_epoch) = if course.begun { (0, state.epoch) } else { (args.tail, 0) };
         let request = ReadLogsRequest { name: subject.clone(), follow: args.follow, tail, position: course.position.clone(), since_epoch };
+        let before = course.position.clone();
         let ended = read(&session, &subject, &request, &mut course).await;
         match ended {
             Ok(()) if !args.follow => return Ok(()),
+            // Its run has ended: where it goes, or that it has gone, is to be seen at once.
+            Ok(()) if course.position != before => continue,
             Ok(()) => {}
             Err(ClientError::Status { code, text, .. }) if args.follow && may_come(code, course.begun) => course.say(&text),
             Err(error) => return Err(error),
