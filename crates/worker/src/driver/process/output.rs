@@ -71,3 +71,33 @@ async fn copy(pipe: Receiver, log: Log, mut ended: oneshot::Receiver<()>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, sync::mpsc, time::Duration};
+
+    use evenkeel_model::ResourceName;
+
+    use super::*;
+    use crate::driver::process::log::Logs;
+
+    /// A pool that has no thread to give stands for a limit of processes, at which it panics.
+    #[test]
+    fn output_needs_no_thread_but_the_one_that_writes() {
+        let folder = tempfile::tempdir().expect("folder");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().expect("runtime");
+        runtime.block_on(async {
+            let logs = Logs::start(folder.path().join("logs"), 1 << 20, Duration::MAX).expect("threads");
+            let (release, released) = mpsc::channel::<()>();
+            let taken = tokio::task::spawn_blocking(move || drop(released.recv()));
+            let (reader, mut writer) = io::pipe().expect("pipe");
+            let output = Output::copy(reader, logs.writer(&ResourceName::new("a").expect("name"))).expect("copied");
+            writer.write_all(b"said\n").expect("write");
+            drop(writer);
+            output.finish().await;
+            assert_eq!(std::fs::read_to_string(folder.path().join("logs/a/out.log")).expect("log"), "said\n");
+            drop(release);
+            taken.await.expect("ended");
+        });
+    }
+}

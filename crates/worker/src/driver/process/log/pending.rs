@@ -345,6 +345,8 @@ mod tests {
     }
 
     proptest! {
+        // A case moves some megabytes.
+        #![proptest_config(ProptestConfig::with_cases(48))]
         /// What is kept is bounded, and each byte is written or counted as lost, in order.
         #[test]
         fn every_byte_is_written_or_counted(steps in vec((0_usize..200, 0_usize..3 * ONE / 2, 0_u8..8), 1..120)) {
