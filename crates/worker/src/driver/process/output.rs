@@ -89,7 +89,9 @@ mod tests {
         runtime.block_on(async {
             let logs = Logs::start(folder.path().join("logs"), 1 << 20, Duration::MAX).expect("threads");
             let (release, released) = mpsc::channel::<()>();
-            let taken = tokio::task::spawn_blocking(move || drop(released.recv()));
+            let taken = tokio::task::spawn_blocking(move || {
+                let _ = released.recv();
+            });
             let (reader, mut writer) = io::pipe().expect("pipe");
             let output = Output::copy(reader, logs.writer(&ResourceName::new("a").expect("name"))).expect("copied");
             writer.write_all(b"said\n").expect("write");

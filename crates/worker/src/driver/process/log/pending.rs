@@ -285,13 +285,13 @@ mod tests {
     #[test]
     fn a_resource_keeps_its_newest_lines_and_counts_the_others() {
         let mut pending = Pending::default();
-        let line = format!("{}\n", "x".repeat(1023));
-        let lost: u64 = (0..300).map(|_| pending.push(&name(1), None, line.as_bytes())).sum();
+        let line = |n: u32| format!("{n:04}{}\n", "x".repeat(1019));
+        let lost: u64 = (0..300).map(|n| pending.push(&name(1), None, line(n).as_bytes())).sum();
         assert_eq!(lost, 44 * 1024);
         pending.push(&name(1), None, b"last\n");
         let batch = pending.take().expect("a batch");
         assert_eq!((batch.lost, batch.bytes.len()), (45 * 1024, ONE - 1024 + 5), "a line is lost whole");
-        assert!(text(&batch).ends_with("x\nlast\n"));
+        assert!(text(&batch).starts_with(&line(45)) && text(&batch).ends_with(&format!("{}last\n", line(299))));
         // More than all of it at once: the newest of that.
         pending.written(&name(1));
         let mut long = vec![b'a'; 2 * ONE];
