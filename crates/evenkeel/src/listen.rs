@@ -5,7 +5,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     str::FromStr,
 };
 
@@ -42,8 +42,10 @@ pub(crate) struct Note {
 pub(crate) trait Host {
     /// The address of a name.
     fn lookup(&self, name: &str) -> io::Result<IpAddr>;
-    /// The address that others reach this host by.
+    /// The address that others reach this host by: IPv4 where it has both.
     fn primary(&self) -> Option<IpAddr>;
+    /// Whether the host has this loopback address, and so this family.
+    fn has(&self, loopback: IpAddr) -> bool;
 }
 
 /// What the flags say.
@@ -76,7 +78,8 @@ impl FromStr for Listen {
 impl Listen {
     /// Where a server that listens here is reached from this machine.
     pub(crate) fn local(&self) -> String {
-        let host = self.host.as_deref().unwrap_or("127.0.0.1");
+        let loopback = bracketed(loopback(&ThisHost));
+        let host = self.host.as_deref().unwrap_or(&loopback);
         match host.trim_start_matches('[').trim_end_matches(']').parse() {
             Ok(address) => SocketAddr::new(crate::health::reached_at(address), self.port).to_string(),
             Err(_) => format!("{host}:{}", self.port),
@@ -115,13 +118,17 @@ pub(crate) fn resolve(wish: Wish<'_>, host: &dyn Host) -> Result<(Endpoint, Vec<
     let Wish { flag, listen, insecure, .. } = wish;
     let mut notes = Vec::new();
     let address = match &listen.host {
+        // It takes IPv4, too.
+        None if insecure && host.has(Ipv6Addr::LOCALHOST.into()) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         None if insecure => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         None => {
+            let address = loopback(host);
+            let shown = bracketed(address);
             let text = format!(
-                "{flag} {listen}: listening on 127.0.0.1 only, as there is no authentication; --insecure opens it to every interface"
+                "{flag} {listen}: listening on {shown} only, as there is no authentication; --insecure opens it to every interface"
             );
             notes.push(Note { warning: false, text });
-            IpAddr::V4(Ipv4Addr::LOCALHOST)
+            address
         }
         Some(name) => {
             let bare = name.trim_start_matches('[').trim_end_matches(']');
@@ -156,12 +163,19 @@ fn told(wish: Wish<'_>, address: IpAddr, host: &dyn Host, notes: &mut Vec<Note>)
     }
     host.primary().map_or_else(
         || {
-            let text = format!("{flag} {listen}: this host's address cannot be found, so 127.0.0.1 is advertised; give --advertise HOST");
+            let shown = bracketed(loopback(host));
+            let text = format!("{flag} {listen}: this host's address cannot be found, so {shown} is advertised; give --advertise HOST");
             notes.push(Note { warning: true, text });
-            Ipv4Addr::LOCALHOST.to_string()
+            shown
         },
         bracketed,
     )
+}
+
+/// The loopback address of this host: IPv4 where it has both.
+fn loopback(host: &dyn Host) -> IpAddr {
+    let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    if host.has(v4) || !host.has(Ipv6Addr::LOCALHOST.into()) { v4 } else { Ipv6Addr::LOCALHOST.into() }
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -190,20 +204,61 @@ impl Host for ThisHost {
         found.map(|a| a.ip()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
-    /// Connecting a datagram socket sends nothing: it only makes the kernel choose a route. 192.0.2.0/24 is kept for documentation
-    /// (RFC 5737).
+    /// 192.0.2.0/24 and 2001:db8::/32 are kept for documentation (RFC 5737, RFC 3849). A host without a route to elsewhere is asked for
+    /// its interfaces.
     fn primary(&self) -> Option<IpAddr> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-        socket.local_addr().ok().map(|a| a.ip()).filter(|a| !a.is_unspecified())
+        let by_route = |from: IpAddr, to: IpAddr| route(from, to).filter(is_reachable);
+        by_route(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
+            .or_else(|| by_route(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
+            .or_else(|| interfaces().into_iter().find(is_reachable))
     }
+
+    fn has(&self, loopback: IpAddr) -> bool {
+        UdpSocket::bind((loopback, 0)).is_ok()
+    }
+}
+
+/// Connecting a datagram socket sends nothing: it only makes the kernel choose a route.
+fn route(from: IpAddr, to: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((from, 0)).ok()?;
+    socket.connect((to, 9)).ok()?;
+    socket.local_addr().ok().map(|a| a.ip())
+}
+
+/// The addresses of all interfaces, those of IPv4 first.
+fn interfaces() -> Vec<IpAddr> {
+    let found = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    let mut addresses: Vec<IpAddr> = found.collect();
+    addresses.sort();
+    addresses
+}
+
+/// Whether others may reach a host by it: a link-local address means nothing without the interface that it is of.
+fn is_reachable(address: &IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !address.is_unspecified() && !address.is_loopback() && !is_link_local
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Fake(Option<IpAddr>);
+    /// A host: its address, and the families that it has.
+    struct Fake(Option<IpAddr>, Families);
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Families {
+        Both,
+        V4,
+        V6,
+    }
 
     impl Host for Fake {
         fn lookup(&self, name: &str) -> io::Result<IpAddr> {
@@ -216,6 +271,10 @@ mod tests {
         fn primary(&self) -> Option<IpAddr> {
             self.0
         }
+        fn has(&self, loopback: IpAddr) -> bool {
+            assert!(loopback.is_loopback());
+            self.1 != if loopback.is_ipv4() { Families::V6 } else { Families::V4 }
+        }
     }
 
     fn told_address(endpoint: &Endpoint) -> String {
@@ -224,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_port_alone_is_loopback_unless_insecure() {
-        let host = Fake(Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5))));
+        let host = Fake(Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5))), Families::V4);
         // flag value, insecure, advertise; listens on, advertises, how many notes, how many of them warnings
         let cases = [
             (":8081", false, None, "127.0.0.1:8081", "127.0.0.1:8081", 1, 0),
@@ -257,10 +316,40 @@ mod tests {
     }
 
     #[test]
+    fn a_port_alone_is_had_on_a_host_of_either_family() {
+        let (v4, v6) = ("10.0.0.5".parse().ok(), "fd00::5".parse().ok());
+        // the host's address and families, insecure; listens on, advertises
+        let cases = [
+            (v4, Families::Both, false, "127.0.0.1:1", "127.0.0.1"),
+            (v4, Families::V4, false, "127.0.0.1:1", "127.0.0.1"),
+            (v6, Families::V6, false, "[::1]:1", "[::1]"),
+            (v4, Families::Both, true, "[::]:1", "10.0.0.5"),
+            (v6, Families::Both, true, "[::]:1", "[fd00::5]"),
+            (v4, Families::V4, true, "0.0.0.0:1", "10.0.0.5"),
+            (v6, Families::V6, true, "[::]:1", "[fd00::5]"),
+            (None, Families::Both, true, "[::]:1", "127.0.0.1"),
+            (None, Families::V6, true, "[::]:1", "[::1]"),
+        ];
+        for (address, families, insecure, listens, told) in cases {
+            let listen: Listen = ":1".parse().expect("valid");
+            let wish = Wish { flag: "--http", listen: &listen, insecure, advertise: None };
+            let (endpoint, notes) = resolve(wish, &Fake(address, families)).expect("resolved");
+            assert_eq!((endpoint.listen.to_string().as_str(), endpoint.host.as_str()), (listens, told), "{address:?} {insecure}");
+            assert!(insecure || notes[0].text.contains(&format!("listening on {told} only")), "{notes:?}");
+        }
+        for (address, expected) in
+            [("10.0.0.5", true), ("fd00::5", true), ("fe80::1", false), ("169.254.1.1", false), ("::1", false), ("0.0.0.0", false)]
+        {
+            assert_eq!(is_reachable(&address.parse().expect("address")), expected, "{address}");
+        }
+    }
+
+    #[test]
     fn a_host_without_address_still_starts() {
         let listen: Listen = ":1".parse().expect("valid");
         let (endpoint, notes) =
-            resolve(Wish { flag: "--grpc", listen: &listen, insecure: true, advertise: None }, &Fake(None)).expect("resolved");
+            resolve(Wish { flag: "--grpc", listen: &listen, insecure: true, advertise: None }, &Fake(None, Families::V4))
+                .expect("resolved");
         assert_eq!(told_address(&endpoint), "127.0.0.1:1");
         assert!(notes[0].warning);
     }
@@ -282,7 +371,10 @@ mod tests {
         }
         let nowhere: Listen = "nowhere:1".parse().expect("valid");
         let wish = Wish { flag: "--http", listen: &nowhere, insecure: false, advertise: None };
-        assert_eq!(resolve(wish, &Fake(None)), Err("--http nowhere:1: nowhere has no address here: unknown name".to_owned()));
+        assert_eq!(
+            resolve(wish, &Fake(None, Families::Both)),
+            Err("--http nowhere:1: nowhere has no address here: unknown name".to_owned())
+        );
     }
 
     #[test]

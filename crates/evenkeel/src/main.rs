@@ -40,22 +40,25 @@ fn main() -> ExitCode {
         Err(error) => {
             // The caller may have gone; there is nobody to tell that to.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE));
+            let status = u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE);
+            let is_agent = arguments.get(1).is_some_and(|subcommand| subcommand == "worker-agent");
+            return ExitCode::from(if is_agent { run::status_of_agent(status, &GuardLink::open()) } else { status });
         }
     };
     match command {
-        Command::Master(args) => logged(&args.common.clone(), args.settle(&surroundings()), |settings| {
+        Command::Master(args) => logged(&args.common.clone(), WRONG_USAGE, args.settle(&surroundings()), |settings| {
             log::tell(&settings.common.notes);
             run::master(settings, Manager::from_environment())
         }),
         Command::Worker(args) => {
             guard::prepare();
-            logged(&args.common.clone(), args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
+            logged(&args.common.clone(), WRONG_USAGE, args.settle(&surroundings()), |settings| run::worker(settings, &arguments))
         }
         Command::WorkerAgent(args) => {
             // First of all: it forks, and the log has a thread.
             let link = GuardLink::open();
-            logged(&args.common.clone(), args.settle(&surroundings()), |settings| {
+            let wrong_usage = run::status_of_agent(WRONG_USAGE, &link);
+            logged(&args.common.clone(), wrong_usage, args.settle(&surroundings()), |settings| {
                 log::tell(&settings.common.notes);
                 run::worker_agent(settings, link, Manager::from_environment())
             })
@@ -74,14 +77,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs what has a log. Settings that are wrong are wrong usage; what fails later is not.
-fn logged<S>(args: &CommonArgs, settings: Result<S, String>, run: impl FnOnce(S) -> Result<u8, run::Failed>) -> ExitCode {
+fn logged<S>(args: &CommonArgs, wrong_usage: u8, settings: Result<S, String>, run: impl FnOnce(S) -> Result<u8, run::Failed>) -> ExitCode {
     if let Err(error) = log::start(args) {
         return failed(&format!("cannot start the log: {error}"), 1);
     }
     let ended = settings.map(run);
     log_writer::flush();
     match ended {
-        Err(wrong) => failed(&wrong, WRONG_USAGE),
+        Err(wrong) => failed(&wrong, wrong_usage),
         Ok(Err(error)) => failed(&error.line, error.status),
         Ok(Ok(status)) => ExitCode::from(status),
     }

@@ -107,12 +107,22 @@ pub(crate) fn worker(settings: WorkerSettings, arguments: &[OsString]) -> Result
     guard::run(config).map_err(|e| Failed::new(e.to_string()))
 }
 
+/// The exit status of an agent that was called wrongly: once the guard has had a session, what is wrong (a file that is half written) may
+/// be right in a moment.
+pub(crate) fn status_of_agent(status: u8, link: &Result<GuardLink, LinkError>) -> u8 {
+    let has_registered = status != 0 && link.as_ref().is_ok_and(GuardLink::has_registered);
+    if has_registered { guard::STATUS_AGAIN } else { status }
+}
+
 /// Runs a worker's agent, as the guard's child.
 pub(crate) fn worker_agent(settings: WorkerSettings, link: Result<GuardLink, LinkError>, manager: Option<Manager>) -> Result<u8, Failed> {
     let http = settings.common.http.listen;
-    let failed = |e: WorkerError| Failed { status: e.exit_status(), line: e.to_string() };
+    let link = link.map_err(|e| Failed::new(e.to_string()))?;
+    let has_registered = link.has_registered();
+    let failed = |e: WorkerError| Failed { status: e.exit_status(has_registered), line: e.to_string() };
     let client = Client::new(Config::new(settings.common.etcd)).map_err(|e| failed(e.into()))?;
     let mut config = WorkerConfig::new(settings.id, client, settings.data_dir);
+    config.data_dir_is_given = settings.data_dir_is_given;
     config.prefix = settings.common.prefix;
     config.grpc_listen = settings.common.grpc.listen;
     config.http_listen = settings.common.http.listen;
@@ -126,7 +136,6 @@ pub(crate) fn worker_agent(settings: WorkerSettings, link: Result<GuardLink, Lin
     config.env_pass = settings.env_pass;
     config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
-    let link = link.map_err(|e| failed(e.into()))?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         if let Some(manager) = manager {

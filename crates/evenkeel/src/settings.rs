@@ -208,6 +208,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) env_pass: EnvPass,
     pub(crate) data_dir: PathBuf,
     pub(crate) containment: Containment,
+    /// A person has named it.
+    pub(crate) data_dir_is_given: bool,
     pub(crate) spans: Spans,
 }
 
@@ -245,12 +247,13 @@ impl WorkerArgs {
         if let Some(path) = &self.catalog {
             std::fs::File::open(path).map_err(|e| format!("--catalog {}: {e}; name a file that exists and can be read", path.display()))?;
         }
+        let data_dir_is_given = self.data_dir.is_some();
         let data_dir = self.data_dir.unwrap_or_else(|| around.state_dir.join(id.as_str()));
         let env_pass = env_pass(std::mem::take(&mut self.env_pass))?;
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
         common.notes.push(Note { warning: env_pass == EnvPass::All, text: told_env_pass(&env_pass) });
         let Self { capacity, catalog, drivers, containment, .. } = self;
-        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, containment, spans })
+        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, data_dir_is_given, containment, spans })
     }
 }
 
@@ -397,6 +400,9 @@ mod tests {
         }
         fn primary(&self) -> Option<std::net::IpAddr> {
             Some(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 5)))
+        }
+        fn has(&self, loopback: std::net::IpAddr) -> bool {
+            loopback.is_ipv4()
         }
     }
 

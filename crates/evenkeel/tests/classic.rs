@@ -147,6 +147,77 @@ async fn output_is_followed_to_where_the_work_goes() {
 }
 
 #[tokio::test]
+async fn a_follower_is_shown_each_owners_output_once() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(2).await;
+    let script = "echo before $EVENKEEL_EPOCH on $EVENKEEL_WORKER; echo begun $EVENKEEL_EPOCH; exec sleep 1000";
+    let master = format!("http://127.0.0.1:{}", stage.process("master-1").grpc);
+    let added = support::evenkeel().args(["add", "a", "--master", &master, "--", "sh", "-c", script]).output().expect("run");
+    assert!(added.status.success());
+    let first = stage.settled(1).await["a"].clone();
+    let (printed, said) = (stage.path().join("printed"), stage.path().join("said"));
+    let mut follower = support::evenkeel()
+        .args(["logs", "a", "--follow", "--tail", "1", "--master", &master])
+        .stdout(std::fs::File::create(&printed).expect("a file"))
+        .stderr(std::fs::File::create(&said).expect("a file"))
+        .spawn()
+        .expect("started");
+    let text = || std::fs::read_to_string(&printed).expect("read");
+    let mut expected = format!("begun {}\n", first.epoch);
+    stage.eventually("the last line is shown", async || (text() == expected).then_some(())).await;
+    // There and back again: on the first worker is what the first owner wrote.
+    let mut at = first;
+    for _ in 0..2 {
+        assert!(stage.cli("master-1", &["drain", &at.worker]).status.success());
+        let before = at.clone();
+        at = stage
+            .eventually("it moves", async || {
+                let at = stage.settled(1).await["a"].clone();
+                (at.worker != before.worker).then_some(at)
+            })
+            .await;
+        expected += &format!("before {} on {}\nbegun {}\n", at.epoch, at.worker, at.epoch);
+        stage.eventually("its output is shown, once", async || (text() == expected).then_some(())).await;
+        assert!(stage.cli("master-1", &["uncordon", &before.worker]).status.success());
+    }
+    assert!(stage.cli("master-1", &["delete", "a"]).status.success());
+    let status = stage.eventually("the follower ends", async || follower.try_wait().expect("waited")).await;
+    assert_eq!((status.code(), text()), (Some(0), expected));
+}
+
+#[tokio::test]
+async fn who_asks_for_output_that_is_not_there_is_told_why() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    let master = format!("http://127.0.0.1:{}", stage.process("master-1").grpc);
+    let logs = |more: &[&str]| {
+        let output = support::evenkeel().args(["logs", "--master", &master]).args(more).output().expect("run");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(logs(&["none", "--follow"]), (Some(1), "error: none: no such resource\n".to_owned()));
+    assert!(stage.cli("master-1", &["add", "silent", "--kind", "noop"]).status.success());
+    let (status, said) = logs(&["silent"]);
+    assert!(status == Some(1) && said.contains("silent: is pending, so no worker has output of it"), "{said}");
+    // A follower says what it waits for, and waits.
+    let said = stage.path().join("said");
+    let mut follower = support::evenkeel()
+        .args(["logs", "silent", "--follow", "--master", &master])
+        .stderr(std::fs::File::create(&said).expect("a file"))
+        .spawn()
+        .expect("started");
+    let says = |what: &str| std::fs::read_to_string(&said).expect("read").contains(what).then_some(());
+    stage.eventually("it says that it is pending", async || says("silent is pending: ")).await;
+    stage.workers(1).await;
+    stage.eventually("it says that nothing was written", async || says("silent has written nothing on worker-1 yet; waiting\n")).await;
+    assert_eq!(logs(&["silent"]), (Some(1), "error: silent: has written nothing on worker-1 yet; --follow waits for it\n".to_owned()));
+    assert!(follower.try_wait().expect("waited").is_none());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(follower.id().cast_signed()), Signal::SIGINT).expect("signalled");
+    let status = stage.eventually("Ctrl+C ends it", async || follower.try_wait().expect("waited")).await;
+    assert!(!status.success());
+}
+
+#[tokio::test]
 async fn the_file_of_resources_is_followed_and_what_came_by_the_api_stays() {
     let mut stage = Stage::start().await;
     let file = stage.manifest(&["kept".to_owned(), "goes".to_owned()]);

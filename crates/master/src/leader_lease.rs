@@ -45,6 +45,8 @@ pub(crate) struct LeaderLease {
 #[derive(Default)]
 struct State {
     confirmed: Option<Ask>,
+    /// What etcd says while it refuses to be read. It may extend leases all the same: its authentication does not cover them.
+    refusal: Option<String>,
     /// For how long the machine had slept in all when that was looked at last.
     slept: Duration,
     /// When it was seen that the machine has slept: what was confirmed before says nothing, since timers stand still meanwhile.
@@ -54,7 +56,24 @@ struct State {
 impl LeaderLease {
     /// There is a new candidacy, which says by itself what is confirmed of it.
     pub(crate) fn hold(&self, confirmed: impl Fn() -> Option<Confirmed> + Send + 'static) {
-        self.state().confirmed = Some(Box::new(confirmed));
+        let mut state = self.state();
+        // It was created, and read, a moment ago.
+        state.confirmed = Some(Box::new(confirmed));
+        state.refusal = None;
+    }
+
+    /// etcd refuses to be read, with these words, or does so no longer. What this master has taken in may be old by any span then. Returns
+    /// whether that is new.
+    pub(crate) fn refuse(&self, refusal: Option<String>) -> bool {
+        let mut state = self.state();
+        let is_new = state.refusal.is_some() != refusal.is_some();
+        state.refusal = refusal;
+        is_new
+    }
+
+    /// What etcd says, if it refuses to be read.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.state().refusal.clone()
     }
 
     /// The candidacy is given up. Afterwards nobody looks at it any more.
@@ -70,6 +89,9 @@ impl LeaderLease {
             state.woken = Some(now);
         }
         state.slept = state.slept.max(slept);
+        if state.refusal.is_some() {
+            return None;
+        }
         let Confirmed { sent, ttl } = state.confirmed.as_ref()?()?;
         let until = sent + (ttl - ttl * DRIFT_PERCENT / 100).saturating_sub(SLACK);
         let is_awake_since = state.woken.is_none_or(|woken| sent > woken);
@@ -144,6 +166,17 @@ mod tests {
         assert_eq!(lease.until(&machine), Some(begun + Duration::from_secs(1) + LASTS));
         *sent.lock().expect("no panic") = None;
         assert_eq!(lease.until(&machine), None, "the candidacy is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_does_not_hold_while_etcd_refuses_to_be_read() {
+        let machine = Machine::default();
+        let (lease, _sent) = lease();
+        assert!(lease.refuse(Some("who are you".to_owned())));
+        assert_eq!((lease.until(&machine), lease.refusal().as_deref()), (None, Some("who are you")));
+        assert!(!lease.refuse(Some("who are you".to_owned())), "known");
+        assert!(lease.refuse(None));
+        assert!(lease.until(&machine).is_some());
     }
 
     #[tokio::test(start_paused = true)]

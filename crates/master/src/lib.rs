@@ -56,8 +56,8 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     if let Some(path) = &config.resources {
         source::read(path)?;
     }
-    let grpc = listen("--grpc", config.grpc_listen).await?;
-    let http = listen("--http", config.http_listen).await?;
+    let grpc = listen("--grpc", config.grpc_listen)?;
+    let http = listen("--http", config.http_listen)?;
     let client = Client::new(Config::new(config.etcd.clone()))?;
     let config = Arc::new(config);
     let record = MasterRecord {
@@ -128,8 +128,8 @@ async fn ready(client: &Client, shared: &Shared) -> Result<(), MasterError> {
     Ok(())
 }
 
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, MasterError> {
-    TcpListener::bind(address).await.map_err(|source| MasterError::Listen { flag, address, source })
+fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, MasterError> {
+    evenkeel_net::bind(address).map_err(|source| MasterError::Listen { flag, address, source })
 }
 
 /// The address under which others reach a server that listens.

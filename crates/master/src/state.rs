@@ -160,9 +160,10 @@ impl Shared {
         *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// What this master waits for before it begins.
+    /// What this master waits for before it begins, or until etcd lets itself be read again.
     pub(crate) fn waits_for(&self) -> Option<String> {
-        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let before = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        before.or_else(|| self.lease.refusal())
     }
 
     /// What it goes by.
@@ -181,9 +182,10 @@ impl Shared {
     }
 
     /// Who leads now: this master only while its lease has been confirmed. Asked whenever something is answered, since a master that was
-    /// stopped for a while hears of nothing before it goes on.
+    /// stopped for a while hears of nothing before it goes on. Nobody, while etcd refuses to be read.
     pub(crate) fn leader(&self) -> Leadership {
         match &*self.leadership.borrow() {
+            _ if self.lease.refusal().is_some() => Leadership::Nobody,
             Leadership::Mine if self.lease.until(&*self.clock).is_none() => Leadership::Nobody,
             leadership => leadership.clone(),
         }

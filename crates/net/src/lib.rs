@@ -7,6 +7,7 @@
 
 mod activity;
 mod answer;
+mod bind;
 mod descriptors;
 mod door;
 mod front;
@@ -19,6 +20,7 @@ mod serve;
 
 pub use self::{
     answer::{Body, BodyError, boxed, error_json, refusal},
+    bind::bind,
     descriptors::{descriptors, raise_descriptors},
     door::{InvalidHost, Names, is_loopback},
     front::Front,

@@ -329,6 +329,25 @@ async fn a_live_worker_of_another_guard_keeps_its_id() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_etcd_refuses_registers_when_it_is_taken() {
+    // At its first start, and when its session is lost.
+    let (etcd, hand) = etcd();
+    etcd.overload(true);
+    let glass = Glass::start_on(etcd, hand);
+    sleep(60 * SECOND).await;
+    assert!(glass.registration().is_none() && !glass.agent.is_finished(), "it waits");
+    glass.etcd.overload(false);
+    let (session, _, lease) = glass.within(10 * SECOND, "registered", Glass::registration).await;
+    glass.etcd.overload(true);
+    glass.etcd.revoke_early(lease).unwrap();
+    sleep(60 * SECOND).await;
+    assert!(glass.registration().is_none() && !glass.agent.is_finished(), "it waits again");
+    glass.etcd.overload(false);
+    let (next, _, _) = glass.within(10 * SECOND, "registered again", Glass::registration).await;
+    assert!(next > session);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_attests_for_its_own_guard_alone() {
     let (etcd, hand) = etcd();
     let (keys, id) = (Keys::new(""), WorkerId::new("worker-1").unwrap());

@@ -97,6 +97,11 @@ impl Client {
         self.endpoint_of(self.current())
     }
 
+    /// The URLs of all members.
+    pub fn endpoints(&self) -> impl Iterator<Item = &str> {
+        self.shared.members.iter().map(|member| member.endpoint())
+    }
+
     /// Reads one key, linearizably.
     ///
     /// # Errors

@@ -50,6 +50,17 @@ pub enum Error {
         /// The member's URL.
         endpoint: String,
     },
+    /// etcd asks who we are: its authentication was switched on.
+    #[error(
+        "etcd at {endpoint} asks for authentication ({message}), and evenkeel has no credentials to give; switch it off with `etcdctl auth disable`, \
+         or name another etcd with --etcd"
+    )]
+    Unauthenticated {
+        /// The member's URL.
+        endpoint: String,
+        /// etcd's own words.
+        message: String,
+    },
     /// The lease does not exist: it has expired or was revoked.
     #[error("the lease is gone: it has expired or was revoked")]
     LeaseNotFound,
@@ -104,6 +115,7 @@ impl Error {
             Self::Deadline { .. } | Self::NoSpace { .. } => true,
             Self::Compacted { .. }
             | Self::Overloaded { .. }
+            | Self::Unauthenticated { .. }
             | Self::LeaseNotFound
             | Self::Refused { .. }
             | Self::InvalidEndpoint { .. }
@@ -116,6 +128,21 @@ impl Error {
     #[must_use]
     pub fn blames_member(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Deadline { .. })
+    }
+
+    /// Whether the same request may be taken later, with nothing changed but etcd's own state.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unavailable { .. }
+            | Self::Deadline { .. }
+            | Self::Compacted { .. }
+            | Self::NoSpace { .. }
+            | Self::Overloaded { .. }
+            | Self::LeaseNotFound
+            | Self::NotReady { .. } => true,
+            Self::Unauthenticated { .. } | Self::Refused { .. } | Self::InvalidEndpoint { .. } | Self::TooOld { .. } => false,
+        }
     }
 
     /// The failure of a stream that its member has ended.
@@ -149,8 +176,6 @@ impl Error {
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::Unauthenticated
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::ResourceExhausted
@@ -174,6 +199,11 @@ fn known_refusal(status: &Status, endpoint: &str) -> Option<Error> {
         (Code::ResourceExhausted, "etcdserver: too many requests") => Some(Error::Overloaded { endpoint: endpoint.into() }),
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Some(Error::Compacted { revision: Revision(0) }),
         (Code::NotFound, "etcdserver: requested lease not found") => Some(Error::LeaseNotFound),
+        (Code::Unauthenticated | Code::PermissionDenied, message)
+        | (
+            Code::InvalidArgument,
+            message @ ("etcdserver: user name is empty" | "etcdserver: authentication failed, invalid user ID or password"),
+        ) => Some(Error::Unauthenticated { endpoint: endpoint.into(), message: message.into() }),
         _ => None,
     }
 }
@@ -216,8 +246,35 @@ mod tests {
         assert!(matches!(of(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"), Error::Compacted { .. }));
         assert!(matches!(of(Code::OutOfRange, "etcdserver: too large lease TTL"), Error::Refused { .. }));
         assert!(matches!(of(Code::NotFound, "etcdserver: requested lease not found"), Error::LeaseNotFound));
+        assert!(matches!(of(Code::InvalidArgument, "etcdserver: user name is empty"), Error::Unauthenticated { .. }));
+        assert!(matches!(of(Code::Unauthenticated, "etcdserver: invalid auth token"), Error::Unauthenticated { .. }));
+        assert!(matches!(of(Code::PermissionDenied, "etcdserver: permission denied"), Error::Unauthenticated { .. }));
+        assert!(matches!(of(Code::InvalidArgument, "etcdserver: key is not provided"), Error::Refused { .. }));
         assert!(matches!(of(Code::Unavailable, "etcdserver: no leader"), Error::Unavailable { sent: true, .. }));
         assert!(matches!(of(Code::Unknown, "whatever"), Error::Unavailable { sent: true, .. }));
+    }
+
+    #[test]
+    fn what_etcd_will_take_later_may_pass() {
+        let passing = [
+            of(Code::ResourceExhausted, "etcdserver: too many requests"),
+            of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            of(Code::Unavailable, "etcdserver: no leader"),
+            of(Code::NotFound, "etcdserver: requested lease not found"),
+            of(Code::Unknown, "whatever"),
+        ];
+        for error in passing {
+            assert!(error.may_pass(), "{error:?}");
+        }
+        let lasting = [
+            of(Code::InvalidArgument, "etcdserver: user name is empty"),
+            of(Code::InvalidArgument, "etcdserver: key is not provided"),
+            of(Code::Unimplemented, "unknown service"),
+            Error::TooOld { endpoint: String::new(), version: String::new(), needed: String::new() },
+        ];
+        for error in lasting {
+            assert!(!error.may_pass(), "{error:?}");
+        }
     }
 
     #[test]

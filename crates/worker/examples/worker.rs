@@ -69,6 +69,7 @@ fn run_guard(given: &Given, mut args: Vec<OsString>) -> u8 {
 }
 
 fn run_agent(given: Given, link: GuardLink) -> u8 {
+    let has_registered = link.has_registered();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(async {
         let client = Client::new(Config::new(given.etcd)).expect("endpoints");
@@ -82,7 +83,7 @@ fn run_agent(given: Given, link: GuardLink) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!(%error);
-            error.exit_status()
+            error.exit_status(has_registered)
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct WorkerConfig {
     pub env_pass: EnvPass,
     /// Where it keeps logs: a folder of its own.
     pub data_dir: PathBuf,
+    /// A person has named that folder. If nobody has, and a worker of the same id in another cluster uses it, one beside it is taken.
+    pub data_dir_is_given: bool,
     /// The bound of each of the two generations of a log, in bytes.
     pub max_log_bytes: u64,
     /// The spans of the ownership protocol.
@@ -90,6 +92,7 @@ impl WorkerConfig {
             drivers: Vec::new(),
             env_pass: EnvPass::default(),
             data_dir,
+            data_dir_is_given: true,
             max_log_bytes: MAX_LOG_BYTES,
             timing: Timing::default(),
             etcd_wait: ETCD_WAIT,
@@ -141,6 +144,14 @@ pub enum WorkerError {
         #[source]
         source: io::Error,
     },
+    /// Another worker has the folder for data.
+    #[error("--data-dir {}: another worker{holder} has it; give each worker of this machine a folder of its own", path.display())]
+    DataDirInUse {
+        /// The folder.
+        path: PathBuf,
+        /// Its process, in brackets, if that is known.
+        holder: String,
+    },
     /// Another worker holds the id.
     #[error(
         "the id {id} is taken by a live worker at {address}; stop that one, or give this one another --id \
@@ -175,10 +186,13 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// The exit status of the agent: whether the guard is to start it again. See [`crate::guard::FINAL_STATUSES`].
+    /// PURE: the exit status of the agent: whether the guard is to start it again. See [`crate::guard::FINAL_STATUSES`]. Once the guard has
+    /// had a session (`has_registered`) only a taken id is final: what was right before may be wrong for a moment, and work waits for it.
     #[must_use]
-    pub fn exit_status(&self) -> u8 {
+    pub fn exit_status(&self, has_registered: bool) -> u8 {
         match self {
+            Self::IdTaken { .. } => 1,
+            _ if has_registered => STATUS_AGAIN,
             Self::Broken(_) | Self::GuardDeaf | Self::System { .. } => STATUS_AGAIN,
             Self::Drivers(_) | Self::Timing(_) => 2,
             _ => 1,
@@ -189,6 +203,30 @@ impl WorkerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_the_first_registration_only_a_taken_id_is_final() {
+        let io = || io::Error::from(io::ErrorKind::AddrInUse);
+        let id = WorkerId::new("worker-1").expect("id");
+        let listen = WorkerError::Listen { flag: "--grpc", address: SocketAddr::from(([127, 0, 0, 1], 1)), source: io() };
+        let catalog = WorkerError::Catalog(CatalogError::Content { path: PathBuf::new(), reason: String::new() });
+        let store = WorkerError::Store(store::Error::Overloaded { endpoint: String::new() });
+        // what ends the agent; its status before the first registration, and after
+        let cases = [
+            (WorkerError::IdTaken { id, address: String::new(), within: Duration::ZERO }, 1, 1),
+            (catalog, 1, STATUS_AGAIN),
+            (listen, 1, STATUS_AGAIN),
+            (WorkerError::DataDir { path: PathBuf::new(), source: io() }, 1, STATUS_AGAIN),
+            (WorkerError::DataDirInUse { path: PathBuf::new(), holder: String::new() }, 1, STATUS_AGAIN),
+            (store, 1, STATUS_AGAIN),
+            (WorkerError::Link(LinkError::NoGuard), 1, STATUS_AGAIN),
+            (WorkerError::System { what: "hold processes", source: io() }, STATUS_AGAIN, STATUS_AGAIN),
+            (WorkerError::GuardDeaf, STATUS_AGAIN, STATUS_AGAIN),
+        ];
+        for (error, before, after) in cases {
+            assert_eq!((error.exit_status(false), error.exit_status(true)), (before, after), "{error}");
+        }
+    }
 
     #[test]
     fn data_has_a_folder_per_worker() {

@@ -11,6 +11,7 @@ pub mod authority;
 pub mod catalog;
 pub mod config;
 mod containment;
+mod data_dir;
 pub mod desired;
 pub mod driver;
 mod fault;

@@ -16,7 +16,7 @@ async fn connect(address: &str) -> WorkerClient<Channel> {
 }
 
 async fn logs(client: &mut WorkerClient<Channel>, name: &str, follow: bool, tail: u32) -> String {
-    let request = LogsRequest { name: name.to_owned(), follow, tail };
+    let request = LogsRequest { name: name.to_owned(), follow, tail, ..LogsRequest::default() };
     let mut stream = client.logs(request).await.expect("logs").into_inner();
     let mut all = Vec::new();
     while let Some(message) = stream.message().await.expect("message") {
@@ -88,9 +88,11 @@ async fn what_runs_and_what_it_says_can_be_seen() {
 
     eventually("the output", async || (logs(&mut client, "known", false, 0).await == "line 1\nline 2\nline 3\n").then_some(())).await;
     assert_eq!(logs(&mut client, "known", false, 2).await, "line 2\nline 3\n");
-    assert_eq!(logs(&mut client, "unknown", false, 0).await, "");
+    let request = LogsRequest { name: "unknown".to_owned(), ..LogsRequest::default() };
+    let nothing = client.logs(request).await.expect_err("nothing is kept");
+    assert_eq!((nothing.code(), nothing.message()), (Code::NotFound, "unknown has written nothing on svc-seen yet; --follow waits for it"));
     for (name, code) in [("a b", Code::InvalidArgument), ("nobody", Code::NotFound)] {
-        let request = LogsRequest { name: name.to_owned(), follow: false, tail: 0 };
+        let request = LogsRequest { name: name.to_owned(), ..LogsRequest::default() };
         assert_eq!(client.logs(request).await.expect_err(name).code(), code);
     }
 
@@ -124,6 +126,62 @@ async fn a_log_is_followed_until_its_resource_has_gone() {
     testbed.phase("a", epoch, Observed::Stopped).await;
     let all = tokio::time::timeout(support::DEADLINE, following).await.expect("it ends").expect("followed");
     assert_eq!(all, "first\nlast\n");
+}
+
+#[tokio::test]
+async fn a_reader_goes_on_where_it_was_and_is_not_shown_an_earlier_owners_output() {
+    let testbed = Testbed::start("svc-position").await;
+    let _worker = testbed.worker(json!({}));
+    let (_, registration) = testbed.admit_after(Session(0)).await;
+    let mut client = connect(&registration.address).await;
+    let first = testbed.assign("a", "process", &json!({"command": ["echo", "of the first"], "restart": "never"})).await;
+    testbed.phase("a", first, Observed::Exited).await;
+    let all = |request: LogsRequest| {
+        let mut client = client.clone();
+        async move {
+            let mut stream = client.logs(request).await.expect("logs").into_inner();
+            let (mut text, mut position) = (String::new(), String::new());
+            while let Some(part) = stream.message().await.expect("message") {
+                text += std::str::from_utf8(&part.chunk).expect("text");
+                position = part.position;
+            }
+            (text, position)
+        }
+    };
+    let of = |since_epoch: i64, position: &str| LogsRequest {
+        name: "a".to_owned(),
+        tail: 1,
+        position: position.to_owned(),
+        since_epoch,
+        ..LogsRequest::default()
+    };
+    let (text, position) = all(of(0, "")).await;
+    assert_eq!(text, "of the first\n");
+    testbed.unassign("a").await;
+    let second = testbed.assign("a", "process", &json!({"command": ["echo", "of the second"], "restart": "never"})).await;
+    testbed.phase("a", second, Observed::Exited).await;
+    assert_eq!(all(of(second.0, "")).await.0, "of the second\n");
+    assert_eq!(all(of(second.0, &position)).await.0, "of the second\n");
+    assert_eq!(all(of(first.0, &position)).await.0, "of the second\n", "a place of this worker counts more than an epoch");
+    let elsewhere = position.replace("svc-position", "worker-2");
+    assert_eq!(all(of(second.0, &elsewhere)).await.0, "of the second\n", "another worker's place is none of this one's");
+    assert_eq!(all(of(second.0 + 1, &elsewhere)).await.0, "", "nobody of that epoch has written yet");
+    for position in ["x", "svc-position/1.2", "svc-position/1.2.x"] {
+        let refused = client.logs(of(0, position)).await.expect_err("wrong");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(refused.message(), format!("position: unknown position {position:?}; give back one of an answer"));
+    }
+    // Who follows what has written nothing is told so, and is sent what comes.
+    let script = testbed.script("b", "while ! [ -e $DIR/go ]; do sleep 0.02; done; echo gone; exec sleep 300");
+    testbed.assign("b", "process", &script).await;
+    testbed.started("b", 1).await;
+    let request = LogsRequest { name: "b".to_owned(), follow: true, ..LogsRequest::default() };
+    let mut stream = client.logs(request).await.expect("logs").into_inner();
+    let part = stream.message().await.expect("message").expect("a note");
+    assert_eq!((part.chunk.len(), part.note.as_str()), (0, "b has written nothing on svc-position yet"));
+    fs::write(testbed.path("go"), "").expect("write");
+    let part = stream.message().await.expect("message").expect("output");
+    assert_eq!((part.chunk.as_slice(), part.note.as_str()), (b"gone\n".as_slice(), ""));
 }
 
 #[tokio::test]
@@ -176,6 +234,67 @@ async fn what_is_wrong_is_said_once_and_the_guard_does_not_insist() {
         assert!(testbed.registration().await.is_none(), "before anything is registered");
         fs::remove_file(testbed.path("worker.log")).expect("log");
     }
+}
+
+/// Its first start is over: whatever is wrong now was right before, and may be so again.
+#[tokio::test]
+async fn after_its_first_registration_a_worker_waits_for_what_is_wrong_to_be_mended() {
+    let testbed = Testbed::start("svc-mended").await;
+    let catalog = testbed.path("catalog.yaml");
+    fs::write(&catalog, "known: {kind: noop}").expect("catalog");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("port").port();
+    let mut worker = testbed.worker(json!({"catalog": catalog, "grpc_port": port}));
+    let (first, _) = testbed.admit_after(Session(0)).await;
+    let end_agent = async |worker: &support::Worker| {
+        let agent = worker.agent_pid().await;
+        support::signal(agent, Signal::SIGKILL);
+        dead(agent).await;
+    };
+    fs::write(&catalog, "known: {kind: no").expect("catalog");
+    end_agent(&worker).await;
+    eventually("the complaint", async || worker.log().contains("it is a map from names to {kind, spec}").then_some(())).await;
+    fs::write(&catalog, "known: {kind: noop}").expect("catalog");
+    let (second, _) = testbed.registered_after(first).await;
+
+    // Somebody else has its port for a while.
+    end_agent(&worker).await;
+    let taken = eventually("the port", async || match std::net::TcpListener::bind(("127.0.0.1", port)) {
+        Ok(taken) => Some(taken),
+        // The next agent was faster.
+        Err(_) => {
+            end_agent(&worker).await;
+            None
+        }
+    })
+    .await;
+    eventually("the complaint", async || worker.log().contains("Address already in use").then_some(())).await;
+    drop(taken);
+    let (third, _) = testbed.registered_after(second).await;
+
+    // Its folder is in its way.
+    let data = testbed.path("data");
+    let aside = testbed.path("aside");
+    fs::rename(&data, &aside).expect("moved");
+    fs::write(&data, "").expect("a file in its place");
+    end_agent(&worker).await;
+    eventually("the complaint", async || worker.log().contains("--data-dir ").then_some(())).await;
+    fs::remove_file(&data).expect("removed");
+    fs::rename(&aside, &data).expect("back");
+    testbed.registered_after(third).await;
+    worker.signal(Signal::SIGTERM);
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn two_workers_on_one_machine_never_write_into_one_folder() {
+    let testbed = Testbed::start("svc-folder").await;
+    let _first = testbed.worker(json!({}));
+    testbed.admit_after(Session(0)).await;
+    let mut second = testbed.worker(json!({"id": "svc-folder-2"}));
+    assert_eq!(second.ended().await, Some(1));
+    let refusal = format!("--data-dir {}: another worker (process ", testbed.path("data").display());
+    assert!(second.log().contains(&refusal), "{}", second.log());
+    assert!(second.log().contains("has it; give each worker of this machine a folder of its own"), "{}", second.log());
 }
 
 #[tokio::test]

@@ -30,41 +30,89 @@ pub(crate) struct LogsArgs {
 /// The pause before the output is asked for again, when it has broken off.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// How far one that follows has come.
+#[derive(Debug, Default)]
+struct Course {
+    /// The output was asked for before, so what an earlier owner wrote is not shown.
+    begun: bool,
+    /// Where it goes on, if it is still on the same worker.
+    position: String,
+    /// What was said last to the person who waits.
+    said: String,
+}
+
+impl Course {
+    /// Says what is waited for, once.
+    fn say(&mut self, what: &str) {
+        let what = output::printable(what);
+        if self.said != what {
+            eprintln!("{what}; waiting");
+            self.said = what;
+        }
+    }
+}
+
 pub(crate) async fn run(args: LogsArgs) -> Result<(), ClientError> {
     let session = args.master.session();
     let subject = args.name.to_string();
-    let mut request = ReadLogsRequest { name: subject.clone(), follow: args.follow, tail: args.tail };
-    let mut at = (String::new(), 0);
+    let mut course = Course::default();
     loop {
         let get = GetResourceRequest { name: subject.clone() };
         let found = session.call(&subject, get, async |client, request| client.get_resource(request).await).await;
         let state = match found {
             // What was followed has gone: that is the end of its output.
-            Err(error) if error.is(Code::NotFound) && at.1 != 0 => return Ok(()),
+            Err(error) if error.is(Code::NotFound) && course.begun => return Ok(()),
             found => found?.resource.unwrap_or_default(),
         };
-        let now = (state.worker, state.epoch);
-        if at.1 != 0 {
-            // Elsewhere its output begins anew; on the same worker the last line is enough to see where it goes on.
-            request.tail = u32::from(now == at);
+        if args.follow && state.worker.is_empty() {
+            course.say(&format!("{subject} is pending: {}", state.reason));
+            course.begun = true;
+            tokio::time::sleep(PAUSE).await;
+            continue;
         }
-        match read(&session, &subject, &request).await {
+        // With neither a place to go on from nor an epoch it is all that is kept on that worker.
+        let (tail, since_epoch) = if course.begun { (0, state.epoch) } else { (args.tail, 0) };
+        let request = ReadLogsRequest { name: subject.clone(), follow: args.follow, tail, position: course.position.clone(), since_epoch };
+        let before = course.position.clone();
+        let ended = read(&session, &subject, &request, &mut course).await;
+        match ended {
             Ok(()) if !args.follow => return Ok(()),
-            Err(error) if !args.follow || at.1 == 0 && now.1 == 0 => return Err(error),
-            Ok(()) | Err(ClientError::Status { .. }) => {}
+            // Its run has ended: where it goes, or that it has gone, is to be seen at once.
+            Ok(()) if course.position != before => continue,
+            Ok(()) => {}
+            Err(ClientError::Status { code, text, .. }) if args.follow && may_come(code, course.begun) => course.say(&text),
             Err(error) => return Err(error),
         }
-        at = now;
         tokio::time::sleep(PAUSE).await;
     }
 }
 
+/// PURE: whether output may come later although a master or worker has said this. Before the first answer a refusal is told at once.
+fn may_come(code: Code, begun: bool) -> bool {
+    match code {
+        // The worker has not started it yet, cannot be reached, or the connection broke.
+        Code::NotFound | Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded => true,
+        Code::FailedPrecondition | Code::ResourceExhausted | Code::Aborted => begun,
+        _ => false,
+    }
+}
+
 /// Prints one stream to its end.
-async fn read(session: &Session, subject: &str, request: &ReadLogsRequest) -> Result<(), ClientError> {
+async fn read(session: &Session, subject: &str, request: &ReadLogsRequest, course: &mut Course) -> Result<(), ClientError> {
     let mut stream = session.call(subject, request.clone(), async |client, request| client.read_logs(request).await).await?;
     loop {
         match stream.message().await {
-            Ok(Some(part)) => output::write(&part.chunk)?,
+            Ok(Some(part)) => {
+                course.begun = true;
+                if !part.note.is_empty() {
+                    course.say(&part.note);
+                }
+                if !part.chunk.is_empty() {
+                    output::write(&part.chunk)?;
+                    course.position = part.position;
+                    course.said.clear();
+                }
+            }
             Ok(None) => return Ok(()),
             Err(status) => {
                 if let Ended::Passing { silent: true, .. } = Ended::by(subject, &status) {

@@ -31,9 +31,11 @@ pub(super) async fn read(
     config: &MasterConfig,
 ) -> Result<Response<Answers<v1::ReadLogsResponse>>, Status> {
     let channel = connect(&state.worker, &state.address, is_local(config), "its output").await?;
-    let ask = v1::LogsRequest { name: request.name, follow: request.follow, tail: request.tail };
+    let v1::ReadLogsRequest { name, follow, tail, position, since_epoch } = request;
+    let ask = v1::LogsRequest { name, follow, tail, position, since_epoch };
     let chunks = WorkerClient::new(channel).logs(ask).await?.into_inner();
-    Ok(Response::new(chunks.map(|chunk| chunk.map(|c| v1::ReadLogsResponse { chunk: c.chunk })).boxed()))
+    let pass_on = |part: v1::LogsResponse| v1::ReadLogsResponse { chunk: part.chunk, position: part.position, note: part.note };
+    Ok(Response::new(chunks.map(move |part| part.map(pass_on)).boxed()))
 }
 
 /// Whether this master serves its own machine only: then its workers are there, too.

@@ -1,7 +1,12 @@
 //! Candidacy: a key of this master's own under `/election/`, bound to a lease. The one that was created first leads. Becoming the leader is a
 //! transaction that is guarded by the key; nothing is decided here about what a leader does.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use evenkeel_model::{MasterId, MasterRecord, Revision};
 use evenkeel_store::{
@@ -9,6 +14,7 @@ use evenkeel_store::{
     codec::{self, Meaning},
     keys::Keys,
     mirror,
+    task::of_this_process,
 };
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::watch, time::timeout};
@@ -125,6 +131,8 @@ impl Candidacy {
                     let key = Arc::new(key);
                     let held = Arc::downgrade(&key);
                     self.shown.hold(move || held.upgrade().map(|key| Confirmed { sent: key.confirmed(), ttl: key.ttl() }));
+                    let reads = Reads { client: self.client.clone(), key: Arc::downgrade(&key), shown: Arc::clone(&self.shown) };
+                    tokio::spawn(of_this_process(reads.watch(key.ttl() / 3)));
                     self.state = State::Candidate(key);
                     CandidacyEvent::Candidate
                 }
@@ -199,6 +207,38 @@ impl Candidacy {
                 // It has the key as well. What it has sent fails without the key.
                 drop(taking);
                 Arc::into_inner(key)
+            }
+        }
+    }
+}
+
+/// Asks, as long as a candidacy stands, whether etcd lets itself be read: where its authentication was switched on it extends leases, and
+/// tells what changes to those who watch already, but takes no write and answers no read.
+struct Reads {
+    client: Client,
+    key: Weak<LeasedKey>,
+    shown: Arc<LeaderLease>,
+}
+
+impl Reads {
+    async fn watch(self, period: Duration) {
+        loop {
+            tokio::time::sleep(period).await;
+            // The key itself is not kept: its candidacy may give it up meanwhile.
+            let Some(key) = self.key.upgrade().map(|key| key.key().to_vec()) else { return };
+            match self.client.get(&key).await {
+                Ok(_) => {
+                    if self.shown.refuse(None) {
+                        tracing::info!("etcd lets itself be read again");
+                    }
+                }
+                // An outage says nothing here: the lease ends of it.
+                Err(error) if error.may_pass() => {}
+                Err(error) => {
+                    if self.shown.refuse(Some(error.to_string())) {
+                        tracing::error!(%error, "etcd refuses to be read: this master answers as the leader no longer");
+                    }
+                }
             }
         }
     }

@@ -214,7 +214,7 @@ impl Machine {
                 Ok(()) => 0,
                 Err(error) => {
                     machine.note(&format!("the agent ends: {error}"));
-                    error.exit_status()
+                    error.exit_status(start.previous.is_some())
                 }
             };
             lock(&guard_of_it.rules).ended(start.generation, Ended::Exited(i32::from(status)));

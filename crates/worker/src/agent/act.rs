@@ -40,7 +40,8 @@ impl Serving<'_> {
         if reaches {
             self.lapsed = false;
         } else if !self.lapsed {
-            tracing::warn!(session = %self.session, "authority ends: etcd has not confirmed the session for too long; work is stopped");
+            let error = self.unproved.as_deref().unwrap_or("no proof was answered");
+            tracing::warn!(session = %self.session, error, "authority ends: etcd has not confirmed the session for too long; work is stopped");
             self.lapsed = true;
             // By the time that authority is back, others may have acted.
             self.state.desired.forget_view();

@@ -19,6 +19,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 use crate::{
     agent::table::Row,
     authority::{BootTime, Clock, Gate},
+    driver::process::log::Logs,
     usage::Root,
 };
 
@@ -48,8 +49,9 @@ pub(crate) struct Board {
     /// When the agent last turned within its session, in nanoseconds of boot time; 0: there is no session.
     turned: AtomicU64,
     rows: Mutex<BTreeMap<ResourceName, Shown>>,
-    /// What it waits for before it registers for the first time; none: it has begun.
+    /// What it waits for before it can register, or why it is without authority; none: nothing that it knows.
     waits_for: Mutex<Option<String>>,
+    logs: Option<Logs>,
     pub(crate) starts: AtomicU64,
     pub(crate) restarts: AtomicU64,
     pub(crate) proofs_held: AtomicU64,
@@ -68,6 +70,7 @@ impl Board {
             turned: AtomicU64::new(0),
             rows: Mutex::default(),
             waits_for: Mutex::new(Some("etcd has not answered yet".to_owned())),
+            logs: None,
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             proofs_held: AtomicU64::new(0),
@@ -80,6 +83,11 @@ impl Board {
     /// The same, of a worker that holds the processes of its work by this means.
     pub(crate) fn held_by(self, containment: &str) -> Self {
         Self { containment: containment.to_owned(), ..self }
+    }
+
+    /// With what is measured of these logs.
+    pub(crate) fn with_logs(self, logs: Logs) -> Self {
+        Self { logs: Some(logs), ..self }
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<ResourceName, Shown>> {
@@ -119,12 +127,12 @@ impl Board {
         self.rows().contains_key(name)
     }
 
-    /// Notes what it waits for before it registers for the first time; none: it has begun.
+    /// Notes what it waits for before it can register, or why it is without authority; none: nothing that it knows.
     pub(crate) fn set_waits_for(&self, what: Option<String>) {
         *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// What it waits for before it registers for the first time.
+    /// What was noted last by [`Board::set_waits_for`].
     pub(crate) fn waits_for(&self) -> Option<String> {
         self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -185,6 +193,12 @@ impl Collector for Board {
             ("statuses_written", "Statuses written to etcd.", &self.statuses_written),
         ] {
             counter(&mut encoder, &format!("evenkeel_worker_{name}"), help, value.load(Ordering::Relaxed))?;
+        }
+        if let Some(logs) = &self.logs {
+            let measured = logs.measured();
+            let help = "Bytes of output that were lost because the disk did not take them.";
+            counter(&mut encoder, "evenkeel_worker_log_lost_bytes", help, measured.lost)?;
+            gauge(&mut encoder, "evenkeel_worker_log_pending_bytes", "Bytes of output that are yet to be written.", measured.pending)?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ pub(crate) mod table;
 use std::{
     process::exit,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use evenkeel_model::{Registration, Session, WorkerId};
@@ -33,6 +33,7 @@ use crate::{
     catalog::Catalog,
     config::{FindHost, WorkerConfig, WorkerError},
     containment::{Containment, means_name, spawner::Spawned},
+    data_dir::{Cluster, DataDir},
     desired::Desired,
     driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
     guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
@@ -76,22 +77,28 @@ struct State {
 /// Why it cannot begin or go on: [`WorkerError::exit_status`] tells the guard what to do.
 pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), WorkerError> {
     config.timing.check()?;
+    let cluster = Cluster::new(&config.prefix, config.client.endpoints().map(str::to_owned));
+    // It is held until this process ends: nobody else writes there.
+    let data_dir = DataDir::take(&config.data_dir, config.data_dir_is_given, &cluster).await?;
+    let logs = log::Logs::start(data_dir.logs.clone(), config.max_log_bytes, KEEP_LOGS)
+        .map_err(|source| WorkerError::System { what: "start the threads of the logs", source })?;
     let spawned = link.take_spawner()?;
     let containment = contain(&config, &link, spawned)?;
     // Each run is a file of this process. The spawner was forked before, so that work has the limit that the worker was given.
     evenkeel_net::raise_descriptors();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let gate = Gate::shut(clock.clone());
-    let registry = drivers(&config, &gate, &containment)?;
+    let registry = drivers(&config, &logs, &gate, &containment)?;
     let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry.kinds()))?;
-    let listeners = Listeners::bind(config.grpc_listen, config.http_listen).await?;
+    let listeners = Listeners::bind(config.grpc_listen, config.http_listen)?;
     let hello = link.hello;
     let origin = register::origin(link.guard_id());
     let link_sender = link.sender();
     let leave = listen_to_guard(link, Arc::clone(&containment))?;
 
     let means = means_name(hello.by_cgroup);
-    let board = Arc::new(Board::new(config.id.clone(), gate.clone(), clock.clone()).held_by(means));
+    let board = Board::new(config.id.clone(), gate.clone(), clock.clone()).held_by(means).with_logs(logs.clone());
+    let board = Arc::new(board);
     let registration = Registration {
         id: config.id.clone(),
         address: register::address(&config.advertise_host, listeners.grpc_port),
@@ -107,7 +114,6 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         released: false,
         refused: None,
     };
-    let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
     let names = config.http_names.with(&config.advertise_host);
     let ports = Ports { grpc: registration.address.clone(), http: registration.http.clone() };
     let _servers = server::serve(listeners, names, ports, &board, &logs, &config.version);
@@ -182,24 +188,17 @@ async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerErro
     agent.live(state, registrar, previous, patience).await
 }
 
-/// Prepares the folder for data, and finds out how work is held.
+/// Finds out how work is held.
 fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<Arc<Containment>, WorkerError> {
-    let data_dir = |source| WorkerError::DataDir { path: config.data_dir.clone(), source };
-    std::fs::create_dir_all(log::log_folder(&config.data_dir)).map_err(data_dir)?;
-    let logs = log::Logs::new(log::log_folder(&config.data_dir), config.max_log_bytes);
-    if let Err(error) = logs.prune(KEEP_LOGS, SystemTime::now()) {
-        tracing::warn!(%error, "old logs cannot be removed");
-    }
     Containment::find(&config.id, link.hello, link.mark(), spawned)
         .map(Arc::new)
         .map_err(|source| WorkerError::System { what: "hold processes", source })
 }
 
-fn drivers(config: &WorkerConfig, gate: &Gate, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
+fn drivers(config: &WorkerConfig, logs: &log::Logs, gate: &Gate, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
     let process = ProcessConfig {
         worker: config.id.clone(),
-        data_dir: &config.data_dir,
-        max_log_bytes: config.max_log_bytes,
+        logs: logs.clone(),
         grace: config.timing.grace,
         gate: gate.clone(),
         env_pass: config.env_pass.clone(),
@@ -240,13 +239,14 @@ impl Agent {
             ready = self.client.wait_ready_noting(patience, |error| self.board.set_waits_for(Some(error.to_string()))) => ready?,
             () = asked() => return Ok(()),
         };
-        self.board.set_waits_for(None);
+        self.board.set_waits_for(Some("it has not registered yet".to_owned()));
         loop {
             let begun = tokio::select! {
                 biased;
-                begun = registrar.register(previous) => begun?,
+                begun = registrar.register(previous, |what| self.board.set_waits_for(Some(what))) => begun?,
                 () = asked() => return Ok(()),
             };
+            self.board.set_waits_for(None);
             let registered = Registered { session: Session(begun.key.created().0), lease: begun.key.lease() };
             tracing::info!(id = %self.id, session = %registered.session, address = begun.registration.address, "registered");
             self.board.sessions.fetch_add(1, Ordering::Relaxed);

@@ -13,14 +13,19 @@ use tokio::{
 use crate::authority::{BootTime, Clock, Timing};
 
 /// The outcome of one proof.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
     /// The session stood at a time after this.
     Held { sent: BootTime },
     /// The session is gone, for certain.
     Lost,
     /// etcd did not say.
-    Failed,
+    Failed {
+        /// Why not.
+        why: String,
+        /// etcd was there, and refused.
+        refused: bool,
+    },
 }
 
 /// After a failure the next proof comes sooner: etcd may be back at any moment.
@@ -37,13 +42,14 @@ pub(crate) async fn prove_on(key: Arc<LeasedKey>, timing: Timing, clock: Arc<dyn
             Ok(false) => Proof::Lost,
             Err(error) => {
                 tracing::debug!(%error, "a proof of the session did not come through");
-                Proof::Failed
+                Proof::Failed { why: error.to_string(), refused: !error.blames_member() }
             }
         };
-        if proofs.send(proof).await.is_err() || proof == Proof::Lost {
+        let period = if matches!(proof, Proof::Failed { .. }) { timing.proof_period / SOONER } else { timing.proof_period };
+        let is_over = proof == Proof::Lost;
+        if proofs.send(proof).await.is_err() || is_over {
             return;
         }
-        let period = if proof == Proof::Failed { timing.proof_period / SOONER } else { timing.proof_period };
         sleep_until(begun + period).await;
     }
 }

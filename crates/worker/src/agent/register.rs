@@ -8,6 +8,7 @@ use std::time::Duration;
 use evenkeel_model::{Admission, Origin, Registration, Revision, Session, WorkerId};
 use evenkeel_store::{Client, CreateError, Error, Holder, KeyName, Kv, LeasedKey, NewLeasedKey, keys::Keys};
 use tokio::time::{Instant, sleep};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
     authority::Timing,
@@ -17,6 +18,8 @@ use crate::{
 
 /// The pause before etcd is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause after refusals, and what a fleet of a thousand that registers anew is spread over.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// For one registration, all of its calls together.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// What is waited for beyond the lease of a worker that may be dead.
@@ -43,20 +46,23 @@ pub(crate) struct Begun {
 
 impl Registrar {
     /// Registers. Nothing of any earlier session of this guard may run when this is called: that is what is attested.
-    pub(crate) async fn register(&self, mut previous: Option<Registered>) -> Result<Begun, WorkerError> {
-        let mut complained = false;
+    /// What it waits for meanwhile is noted.
+    pub(crate) async fn register(&self, mut previous: Option<Registered>, noted: impl Fn(String)) -> Result<Begun, WorkerError> {
+        let mut failures = 0;
         loop {
             let held = match self.try_once(previous).await {
                 Ok(begun) => return Ok(begun),
                 Err(Attempt::Held(kv)) => kv,
                 Err(Attempt::Failed(error)) => {
-                    if !may_pass(&error) {
+                    let Some(pause) = pause_after(&error, failures, previous.is_some(), &self.registration.id) else {
                         return Err(error.into());
+                    };
+                    if failures == 0 {
+                        tracing::warn!(%error, "registering: etcd does not take it; going on trying");
                     }
-                    if !std::mem::replace(&mut complained, true) {
-                        tracing::warn!(%error, "registering: etcd does not answer; going on trying");
-                    }
-                    sleep(PAUSE).await;
+                    failures += 1;
+                    noted(format!("it cannot register: {error}"));
+                    sleep(pause).await;
                     continue;
                 }
             };
@@ -68,6 +74,7 @@ impl Registrar {
             }
             let address = holder.map(|holder| holder.address).unwrap_or_default();
             tracing::warn!(id = %self.registration.id, address, "the id is held by another session: waiting for its end");
+            noted(format!("the id is held by another session, of a worker at {address}"));
             if Holder::wait_for(&self.client, &held, self.timing.lease).await == Holder::Lives {
                 let within = self.timing.lease + MARGIN;
                 return Err(WorkerError::IdTaken { id: self.registration.id.clone(), address, within });
@@ -122,10 +129,18 @@ enum Attempt {
     Failed(Error),
 }
 
-/// Whether trying again may help.
-fn may_pass(error: &Error) -> bool {
-    error.blames_member()
-        || matches!(error, Error::NoSpace { .. } | Error::LeaseNotFound | Error::Compacted { .. } | Error::NotReady { .. })
+/// PURE: the pause after so many failures before this one; none: trying again is no use. Once a session was registered everything is tried
+/// again. What etcd refuses is asked for more and more slowly, and not by all workers at the same time.
+fn pause_after(error: &Error, failures: u32, has_registered: bool, id: &WorkerId) -> Option<Duration> {
+    if error.blames_member() {
+        return Some(PAUSE);
+    }
+    if !has_registered && !error.may_pass() {
+        return None;
+    }
+    let longest = PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
+    let share = xxh3_64_with_seed(id.as_str().as_bytes(), u64::from(failures)) % 256;
+    Some(longest / 2 + longest / 512 * u32::try_from(share).unwrap_or_default())
 }
 
 /// The boot id of this machine and the id of the guard.
@@ -182,6 +197,45 @@ pub(crate) async fn release(client: &Client, key: &LeasedKey, mut registration: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_final_only_before_the_first_registration() {
+        let id = WorkerId::new("worker-1").expect("id");
+        let endpoint = String::new;
+        let refused = || Error::Refused { endpoint: endpoint(), code: "InvalidArgument".to_owned(), message: String::new() };
+        // a failure; whether it is waited for before the first registration, and after
+        let cases = [
+            (Error::Deadline { endpoint: endpoint(), after: PAUSE }, true, true),
+            (Error::Overloaded { endpoint: endpoint() }, true, true),
+            (Error::NoSpace { endpoint: endpoint() }, true, true),
+            (Error::LeaseNotFound, true, true),
+            (Error::Unauthenticated { endpoint: endpoint(), message: String::new() }, false, true),
+            (refused(), false, true),
+            (Error::TooOld { endpoint: endpoint(), version: String::new(), needed: String::new() }, false, true),
+        ];
+        for (error, before, after) in cases {
+            let waits = [false, true].map(|has_registered| pause_after(&error, 0, has_registered, &id).is_some());
+            assert_eq!(waits, [before, after], "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_is_refused_spreads_and_slows_down() {
+        let refused = Error::Overloaded { endpoint: String::new() };
+        let pause = |worker: u32, failures| {
+            let id = WorkerId::new(&format!("worker-{worker}")).expect("id");
+            pause_after(&refused, failures, true, &id).expect("a pause")
+        };
+        for failures in 0..40 {
+            let longest = (PAUSE * 2_u32.pow(failures.min(10))).min(LONGEST_PAUSE);
+            let pauses: std::collections::BTreeSet<Duration> = (0..100).map(|worker| pause(worker, failures)).collect();
+            assert!(pauses.iter().all(|pause| (longest / 2..=longest).contains(pause)), "{failures}: {pauses:?}");
+            assert!(pauses.len() > 50, "{failures}: {}", pauses.len());
+        }
+        // An outage is no refusal: etcd may be back at any moment.
+        let away = Error::Deadline { endpoint: String::new(), after: PAUSE };
+        assert_eq!(pause_after(&away, 30, true, &WorkerId::new("worker-1").expect("id")), Some(PAUSE));
+    }
 
     #[test]
     fn an_address_is_one_that_can_be_dialled() {

@@ -54,6 +54,8 @@ pub(super) struct Serving<'a> {
     pub(super) authority: Authority,
     /// No proof reaches to now. What was seen before counts no more.
     pub(super) lapsed: bool,
+    /// Why the last proof did not come through, if it did not.
+    pub(super) unproved: Option<String>,
     /// The key is gone, for certain.
     pub(super) lost: bool,
     pub(super) leaving: bool,
@@ -105,6 +107,7 @@ impl<'a> Serving<'a> {
             session,
             authority: Authority::none(agent.timing),
             lapsed: true,
+            unproved: None,
             lost: false,
             leaving,
             forced_at: None,
@@ -259,11 +262,20 @@ impl<'a> Serving<'a> {
             Proof::Held { sent } => {
                 self.agent.board.proofs_held.fetch_add(1, Ordering::Relaxed);
                 self.authority.proved(sent);
+                if self.unproved.take().is_some() {
+                    self.agent.board.set_waits_for(None);
+                }
                 self.dirty.append(&mut self.deferred);
                 self.arm_guard();
             }
-            Proof::Failed => {
+            Proof::Failed { why, refused } => {
                 self.agent.board.proofs_failed.fetch_add(1, Ordering::Relaxed);
+                if refused && self.unproved.is_none() {
+                    tracing::warn!(session = %self.session, error = why, "etcd refuses to confirm the session: authority ends soon");
+                }
+                let shown = format!("etcd does not confirm the session, without which nothing may run: {why}");
+                self.agent.board.set_waits_for(Some(shown));
+                self.unproved = Some(why);
             }
             Proof::Lost => self.lose(),
         }

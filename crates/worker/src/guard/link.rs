@@ -104,6 +104,12 @@ impl GuardLink {
         LinkSender::new(move |message| send_now(&stream, message))
     }
 
+    /// Whether an agent of this guard has registered a session before.
+    #[must_use]
+    pub fn has_registered(&self) -> bool {
+        self.hello.previous.is_some()
+    }
+
     /// The guard's id as text.
     #[must_use]
     pub fn guard_id(&self) -> String {

@@ -2,22 +2,20 @@
 //!
 //! The wheel: under worker::server.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::ResourceName;
+use evenkeel_model::{Epoch, ResourceName, WorkerId, shown::shown};
 use evenkeel_proto::v1::{ListRunningRequest, ListRunningResponse, LogsRequest, LogsResponse, Running, worker_server::Worker};
-use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
+use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     agent::board::{Board, Shown},
-    driver::process::log::{Follower, Logs, tail},
+    driver::process::log::{DiskError, From, Logs, Reader},
     usage::{Usage, Used},
 };
 
-/// One message of output.
-const CHUNK: usize = 64 * 1024;
 /// How often a log that is followed is looked at.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 
@@ -55,18 +53,32 @@ impl Worker for Service {
     type LogsStream = ReceiverStream<Result<LogsResponse, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        let LogsRequest { name, follow, tail: lines } = request.into_inner();
-        let name = ResourceName::new(&name).map_err(|error| Status::invalid_argument(format!("name: {name:?} {error}")))?;
-        let (logs, read) = (self.logs.clone(), name.clone());
-        let kept = blocking(move || logs.read(&read)).await?;
-        if kept.is_none() && !self.board.has(&name) {
+        let request = request.into_inner();
+        let name =
+            ResourceName::new(&request.name).map_err(|error| Status::invalid_argument(format!("name: {:?} {error}", request.name)))?;
+        let from = self.begin(&request)?;
+        // Asked first: what a run writes before it ends is found then.
+        let runs = self.board.has(&name);
+        let reader = self.logs.read(&name, from).await.map_err(unreadable)?;
+        let note = if reader.has_file() {
+            None
+        } else if !runs {
             return Err(Status::not_found(format!("worker {} keeps no output of {name} and does not run it", self.board.worker)));
-        }
+        } else if !request.follow {
+            return Err(Status::not_found(format!("{name} has written nothing on {} yet; --follow waits for it", self.board.worker)));
+        } else {
+            Some(format!("{name} has written nothing on {} yet", self.board.worker))
+        };
         let (chunks, stream) = mpsc::channel(4);
         let service = self.clone();
         tokio::spawn(async move {
+            if let Some(note) = note
+                && chunks.send(Ok(LogsResponse { note, ..LogsResponse::default() })).await.is_err()
+            {
+                return;
+            }
             // It ends when the caller has gone.
-            let _ = service.send(&name, kept, usize::try_from(lines).unwrap_or(usize::MAX), follow, &chunks).await;
+            let _ = service.send(&name, reader, request.follow, &chunks).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -76,79 +88,65 @@ impl Worker for Service {
 struct Gone;
 
 impl Service {
-    async fn send(
-        &self,
-        name: &ResourceName,
-        kept: Option<(Vec<u8>, Follower)>,
-        lines: usize,
-        follow: bool,
-        chunks: &Chunks,
-    ) -> Result<(), Gone> {
-        let mut follower = None;
-        if let Some((bytes, at_end)) = kept {
-            send_bytes(tail(&bytes, lines), chunks).await?;
-            follower = Some(at_end);
+    /// Where the answer begins.
+    fn begin(&self, request: &LogsRequest) -> Result<From, Status> {
+        if let Some((worker, position)) = request.position.split_once('/') {
+            let position = position.parse().ok().filter(|_| WorkerId::new(worker).is_ok());
+            let unknown =
+                || Status::invalid_argument(format!("position: unknown position {}; give back one of an answer", shown(&request.position)));
+            let position = position.ok_or_else(unknown)?;
+            if worker == self.board.worker.as_str() {
+                return Ok(From::Position(position));
+            }
+        } else if !request.position.is_empty() {
+            return Err(Status::invalid_argument(format!(
+                "position: unknown position {}; give back one of an answer",
+                shown(&request.position)
+            )));
         }
-        if follow { self.follow(name, follower, chunks).await } else { Ok(()) }
+        Ok(match (request.since_epoch, request.tail) {
+            (epoch, _) if epoch != 0 => From::Epoch(Epoch(epoch)),
+            (_, 0) => From::Start,
+            (_, lines) => From::Tail(usize::try_from(lines).unwrap_or(usize::MAX)),
+        })
     }
 
-    /// Sends what comes, until the resource does not run here any more or the caller has gone.
-    async fn follow(&self, name: &ResourceName, mut follower: Option<Follower>, chunks: &Chunks) -> Result<(), Gone> {
+    /// Sends what there is; then, if it is followed, what comes, until the resource does not run here any more or the caller has gone.
+    async fn send(&self, name: &ResourceName, mut reader: Reader, follow: bool, chunks: &Chunks) -> Result<(), Gone> {
         loop {
             // Asked before the last look: what a run wrote before it ended is sent.
             let runs = self.board.has(name);
-            let bytes = match follower.take() {
-                Some(mut reader) => {
-                    let (reader, bytes) = told(chunks, blocking(move || reader.more().map(|bytes| (reader, bytes))).await).await?;
-                    follower = Some(reader);
-                    bytes
+            let chunk = match self.logs.more(reader).await {
+                Ok((next, chunk)) => {
+                    reader = next;
+                    chunk
                 }
-                None => {
-                    let (logs, name) = (self.logs.clone(), name.clone());
-                    match told(chunks, blocking(move || logs.read(&name)).await).await? {
-                        Some((bytes, reader)) => {
-                            follower = Some(reader);
-                            bytes
-                        }
-                        None => Vec::new(),
-                    }
+                Err(error) => {
+                    let _ = chunks.send(Err(unreadable(error))).await;
+                    return Err(Gone);
                 }
             };
-            send_bytes(&bytes, chunks).await?;
-            if bytes.is_empty() {
-                if !runs {
-                    return Ok(());
-                }
-                tokio::select! {
-                    () = sleep(FOLLOW_PERIOD) => {}
-                    () = chunks.closed() => return Err(Gone),
-                }
+            if !chunk.is_empty() {
+                let position = reader.position().map(|at| format!("{}/{at}", self.board.worker)).unwrap_or_default();
+                chunks.send(Ok(LogsResponse { chunk, position, note: String::new() })).await.map_err(|_| Gone)?;
+                continue;
+            }
+            if !follow || !runs {
+                return Ok(());
+            }
+            tokio::select! {
+                () = sleep(FOLLOW_PERIOD) => {}
+                () = chunks.closed() => return Err(Gone),
             }
         }
     }
 }
 
-async fn send_bytes(bytes: &[u8], chunks: &Chunks) -> Result<(), Gone> {
-    for chunk in bytes.chunks(CHUNK) {
-        chunks.send(Ok(LogsResponse { chunk: chunk.to_vec() })).await.map_err(|_| Gone)?;
+fn unreadable(error: DiskError) -> Status {
+    match error {
+        DiskError::Place(error) => Status::internal(format!("the log cannot be read: {error}")),
+        DiskError::Silent | DiskError::Busy => Status::unavailable(error.to_string()),
     }
-    Ok(())
-}
-
-async fn told<T>(chunks: &Chunks, result: Result<T, Status>) -> Result<T, Gone> {
-    match result {
-        Ok(value) => Ok(value),
-        Err(status) => {
-            let _ = chunks.send(Err(status)).await;
-            Err(Gone)
-        }
-    }
-}
-
-/// Reads from the disk on a thread that may wait for it.
-async fn blocking<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Status> {
-    let result = spawn_blocking(read).await.map_err(|error| Status::internal(error.to_string()))?;
-    result.map_err(|error| Status::internal(format!("the log cannot be read: {error}")))
 }
 
 /// Nanoseconds; those of 500 years fit.

@@ -26,16 +26,16 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) async fn bind(grpc: SocketAddr, http: SocketAddr) -> Result<Self, WorkerError> {
-        let (grpc, grpc_port) = bind("--grpc", grpc).await?;
-        let (http, http_port) = bind("--http", http).await?;
+    pub(crate) fn bind(grpc: SocketAddr, http: SocketAddr) -> Result<Self, WorkerError> {
+        let (grpc, grpc_port) = bind("--grpc", grpc)?;
+        let (http, http_port) = bind("--http", http)?;
         Ok(Self { grpc, http, grpc_port, http_port })
     }
 }
 
-async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u16), WorkerError> {
+fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u16), WorkerError> {
     let error = |source: io::Error| WorkerError::Listen { flag, address, source };
-    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let listener = evenkeel_net::bind(address).map_err(error)?;
     let port = listener.local_addr().map_err(error)?.port();
     Ok((listener, port))
 }

@@ -221,6 +221,7 @@ impl Keeper {
         }
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
+        self.log.finish().await;
         run.outcome()
     }
 
@@ -238,7 +239,7 @@ impl Keeper {
                     self.stop(&mut run, cell).await;
                 }
                 () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell).await,
-                heard = cell.next() => match heard {
+                heard = hear(&self.log, cell) => match heard {
                     Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
                     Heard::Said(said) => self.take_in(&mut run, said),
                 },
@@ -285,9 +286,7 @@ impl Keeper {
                 let outcome = Outcome::Exited { status: Some(ExitStatus::from_raw(status)), ran: run.ran() };
                 run.ended.get_or_insert(outcome);
             }
-            ToAgent::Output(bytes) => {
-                let _ = self.log.append(&bytes);
-            }
+            ToAgent::Output(bytes) => self.log.append(&bytes),
             ToAgent::Stuck(what) if run.stuck != what => {
                 let phase = if run.grace_ends.is_some() { Observed::Stopping } else { Observed::Backoff };
                 self.observe(phase, run, what.clone());
@@ -342,6 +341,12 @@ impl Keeper {
         let pid = if phase == Observed::Running { run.main } else { 0 };
         self.observer.is(Observation { phase, pid, root: run.shim, restarts: self.starts.saturating_sub(1), message });
     }
+}
+
+/// What a run says next, once its log has room for what it may be.
+async fn hear(log: &Log, cell: &mut Cell<'_>) -> Heard {
+    log.room().await;
+    cell.next().await
 }
 
 /// Returns once there is an order to stop, or nobody left to give one.

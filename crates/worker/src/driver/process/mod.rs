@@ -10,7 +10,7 @@ pub(crate) mod log;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use evenkeel_model::{Spec, WorkerId, process::ProcessSpec};
 use tokio::sync::watch;
@@ -26,13 +26,11 @@ use crate::{authority::Gate, containment::Containment};
 
 /// What the driver needs.
 #[derive(Debug)]
-pub struct ProcessConfig<'a> {
+pub struct ProcessConfig {
     /// Handed to every process.
     pub worker: WorkerId,
     /// Where the output is kept.
-    pub data_dir: &'a Path,
-    /// The bound of each of the two generations of a log, in bytes.
-    pub max_log_bytes: u64,
+    pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
     /// Asked before each start.
@@ -61,9 +59,8 @@ struct Run(watch::Sender<Option<StopOrder>>);
 impl ProcessDriver {
     /// A driver that holds its runs by this containment.
     #[must_use]
-    pub(crate) fn new(config: ProcessConfig<'_>, containment: Arc<Containment>) -> Self {
-        let ProcessConfig { worker, data_dir, max_log_bytes, grace, gate, env_pass } = config;
-        let logs = Logs::new(log::log_folder(data_dir), max_log_bytes);
+    pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
+        let ProcessConfig { worker, logs, grace, gate, env_pass } = config;
         Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace, gate }))
     }
 
@@ -97,7 +94,7 @@ impl Driver for ProcessDriver {
             Err(error) => return Err((error, observer)),
         };
         let (order, orders) = watch::channel(None);
-        let log = self.0.logs.writer(&work.name);
+        let log = self.0.logs.writer(&work.name).of(work.epoch);
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());

@@ -49,8 +49,7 @@ impl Testbed {
         gate.open_until(Some(BootTime(u64::MAX)));
         let config = ProcessConfig {
             worker: WorkerId::new("worker-7").expect("id"),
-            data_dir: folder.path(),
-            max_log_bytes: 1 << 20,
+            logs: Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads"),
             grace: Duration::from_millis(500),
             gate: gate.clone(),
             env_pass: EnvPass::default(),
@@ -89,8 +88,11 @@ impl Testbed {
     }
 
     fn output(&self) -> String {
-        let (bytes, _) = self.driver.0.logs.read(&name()).expect("readable").unwrap_or_else(|| panic!("there is no log"));
-        String::from_utf8_lossy(&bytes).into_owned()
+        fs::read_to_string(self.log()).unwrap_or_else(|error| panic!("there is no log: {error}"))
+    }
+
+    fn log(&self) -> PathBuf {
+        log::log_folder(self.folder.path()).join(name().as_str()).join("out.log")
     }
 }
 
@@ -231,7 +233,7 @@ async fn what_a_process_left_behind_is_dead_before_it_is_started_again() {
     assert_eq!(run.until(Observed::Backoff).await.message, "exit status 1");
     assert_eq!(run.until(Observed::Running).await.restarts, 1);
     run.stop().await;
-    assert!(testbed.driver.0.logs.read(&name()).expect("readable").is_none(), "nothing overlapped");
+    assert!(!testbed.log().exists(), "nothing overlapped");
 }
 
 #[tokio::test]
