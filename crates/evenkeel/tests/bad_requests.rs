@@ -124,7 +124,7 @@ fn others() -> Vec<Case> {
         case("GET", "/v1/resources/none:explain", "", 404, 5, "no such resource"),
         case("GET", "/v1/resources/none:logs", "", 404, 5, "no such resource"),
         case("GET", "/v1/usage?name=none", "", 404, 5, "no such resource"),
-        case("GET", "/v1/usage?worker=nobody", "", 404, 5, "nobody"),
+        case("GET", "/v1/usage?worker=nobody", "", 404, 5, "no such worker"),
         case("GET", "/v1/usage?worker=a%20b", "", 400, 3, "worker: \"a b\""),
         case("GET", "/v1/usage?page_token=%20", "", 400, 3, "page_token: invalid: it must be one"),
         case("GET", "/v1/resources/none:fly", "", 404, 5, "nothing is at GET /v1/resources/none:fly"),
