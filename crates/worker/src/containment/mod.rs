@@ -87,8 +87,10 @@ pub(crate) struct Containment {
 #[derive(Debug, Default)]
 struct Answers {
     ends: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
-    /// How often it has shown that it lives.
-    pings: AtomicU64,
+    /// How often the spawner, or a shim that it has forked, was heard: it lives.
+    heard: AtomicU64,
+    /// A ping that is not answered yet: thousands of callers need one.
+    pinged: AtomicBool,
     all_ended: Mutex<bool>,
     ended: Condvar,
 }
@@ -173,12 +175,15 @@ impl Containment {
     /// Makes sure that the spawner lives and turns. If it does not, this process has lost its hold on the work: it ends, and the guard ends
     /// the work.
     pub(crate) async fn check_spawner(&self) {
-        /// It has one short loop, and runs beside ten thousand others at worst.
-        const DEADLINE: Duration = Duration::from_secs(5);
-        let before = self.answers.pings.load(Ordering::SeqCst);
-        let _ = self.orders.send((Order::Ping, None));
+        /// It forks a hundred shims a second at the very least, beside ten thousand others on a machine that has too much to do.
+        const DEADLINE: Duration = Duration::from_secs(10);
+        let before = self.answers.heard.load(Ordering::SeqCst);
+        if !self.answers.pinged.swap(true, Ordering::SeqCst) {
+            let _ = self.orders.send((Order::Ping, None));
+        }
         let end = tokio::time::Instant::now() + DEADLINE;
-        while self.answers.pings.load(Ordering::SeqCst) == before {
+        // Whatever is heard will do: orders are worked off one after another, and a ping may stand behind thousands.
+        while self.answers.heard.load(Ordering::SeqCst) == before {
             if tokio::time::Instant::now() >= end {
                 tracing::error!("the spawner does not answer: the guard ends all work");
                 end_this_agent();
@@ -238,11 +243,15 @@ fn speak(spawned: &Spawned, answers: Arc<Answers>) -> io::Result<mpsc::Sender<(O
         loop {
             match Order::receive(&from) {
                 Ok(Some((Order::End(run), _))) => {
+                    answers.heard.fetch_add(1, Ordering::SeqCst);
                     let told = answers.ends.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
                     let _ = told.map(|told| told.send(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Some((Order::Ping, _))) => drop(answers.pings.fetch_add(1, Ordering::SeqCst)),
+                Ok(Some((Order::Ping, _))) => {
+                    answers.heard.fetch_add(1, Ordering::SeqCst);
+                    answers.pinged.store(false, Ordering::SeqCst);
+                }
                 Ok(Some((Order::Fork(_), _))) => {}
                 Ok(Some((Order::EndAll, _))) => break,
                 Ok(None) | Err(_) => {
@@ -321,6 +330,9 @@ impl Cell<'_> {
                 Ok(Some(frame)) => match ToAgent::decode(frame) {
                     Some(said) => {
                         self.over |= said == ToAgent::Empty;
+                        if matches!(said, ToAgent::Ready(_)) {
+                            self.containment.answers.heard.fetch_add(1, Ordering::SeqCst);
+                        }
                         return Heard::Said(said);
                     }
                     None => return Heard::Gone,
