@@ -36,6 +36,10 @@ use std::{
 };
 
 use evenkeel_model::{ResourceName, WorkerId};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::getpgrp,
+};
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::oneshot};
 
 use self::{
@@ -156,6 +160,8 @@ impl Containment {
     /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.
     pub(crate) fn kill_all(&self) {
         self.ending.store(true, Ordering::SeqCst);
+        // The guard stops this process's group before it kills the work, and may have died in between.
+        let _ = killpg(getpgrp(), Signal::SIGCONT);
         let asked = self.orders.send((Order::EndAll, None)).is_ok();
         if let Some(work) = &self.work {
             while !work.is_empty().unwrap_or(true) {

@@ -26,6 +26,9 @@ pub(super) fn kill_descendants(round: u32, spared: impl Fn(i32) -> bool) -> io::
     if round % DEEP_EVERY == DEEP_EVERY - 1 {
         return kill_by_list(&spared);
     }
+    if cfg!(not(target_os = "linux")) {
+        return kill_by_list(&spared);
+    }
     let mut open = match children(getpid().as_raw()) {
         Err(error) if is_unknown_here(&error) => return kill_by_list(&spared),
         found => found?,
@@ -45,6 +48,19 @@ pub(super) fn kill_descendants(round: u32, spared: impl Fn(i32) -> bool) -> io::
 ///
 /// # Errors
 /// They cannot be read.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn children(pid: i32) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    Processes::open()?.each(|stat| found.extend((stat.parent == pid).then_some(stat.pid)))?;
+    Ok(found)
+}
+
+/// The children of a process, as the kernel keeps them; none if it is gone. Of this process, which nobody else reaps, the list is whole:
+/// a child leaves it only when it is reaped.
+///
+/// # Errors
+/// They cannot be read.
+#[cfg(target_os = "linux")]
 pub(super) fn children(pid: i32) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     let tasks = match fs::read_dir(format!("/proc/{pid}/task")) {

@@ -131,9 +131,13 @@ impl Reaper {
     /// Kills the agent and all work, and returns when all of it is dead and reaped: how the agent ended, if that was not known yet.
     pub(super) fn end_all(&mut self, agent: Option<Pid>) -> Option<WaitStatus> {
         #[cfg(not(target_os = "linux"))]
-        containment::kill_tree(&mut self.processes, agent);
+        kill_tree(&mut self.processes, agent);
         if let Some(agent) = agent {
-            // The group too: a child that is just being made is in it until it begins a session of its own.
+            // The agent's group are the spawner and the shims as well, and every child until it begins a session of its own. They stand still
+            // until the work is killed: time to die in is short where there is much of it, and nothing of that is for them.
+            let _ = killpg(agent, Signal::SIGSTOP);
+            self.kill_cgroup();
+            self.kill_children(Some(agent));
             let _ = killpg(agent, Signal::SIGKILL);
             let _ = kill(agent, Signal::SIGKILL);
         }
@@ -141,7 +145,7 @@ impl Reaper {
         let mut pause = Duration::from_micros(200);
         loop {
             let empty = self.kill_cgroup();
-            self.kill_children();
+            self.kill_children(None);
             let children = self.reap(|pid, how| {
                 if agent == Some(pid) {
                     status = Some(how);
@@ -167,8 +171,9 @@ impl Reaper {
 
     /// Kills every descendant while the list of processes is being read. Whoever forks has children of higher numbers, which the list comes
     /// to later (but where numbers begin anew, and then the next round sees it): one that is forked a moment before its parent is killed
-    /// is met further on. Killing after reading would always be late for one that forks and ends without end.
-    fn kill_children(&mut self) {
+    /// is met further on. Killing after reading would always be late for one that forks and ends without end. A group that is spared is passed
+    /// over, but not what descends from it.
+    fn kill_children(&mut self, spared: Option<Pid>) {
         let (own, session) = (self.pid, self.session);
         let seen = &mut self.seen;
         seen.clear();
@@ -177,7 +182,7 @@ impl Reaper {
                 return;
             }
             seen.add(stat.pid);
-            if stat.dead {
+            if stat.dead || spared.is_some_and(|group| group.as_raw() == stat.group) {
                 return;
             }
             let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
@@ -193,6 +198,21 @@ impl Reaper {
         if let Some(work) = &self.work {
             work.group().remove();
         }
+    }
+}
+
+/// Kills the descendants of a process while it still binds them together: this system has no subreaper.
+#[cfg(not(target_os = "linux"))]
+fn kill_tree(processes: &mut Processes, root: Option<Pid>) {
+    let Some(root) = root else { return };
+    let _ = kill(root, Signal::SIGSTOP);
+    let mut all = Vec::new();
+    let _ = processes.each(|stat| all.push(stat));
+    let mut found = std::collections::BTreeSet::from([root.as_raw()]);
+    // The list need not have a parent before its children.
+    while let Some(stat) = all.iter().find(|stat| found.contains(&stat.parent) && !found.contains(&stat.pid)) {
+        found.insert(stat.pid);
+        let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
     }
 }
 
