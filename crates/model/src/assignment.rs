@@ -115,6 +115,9 @@ pub struct Status {
     /// How often the work was started again within this epoch.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
+    /// How many runs in a row ended, or could not be started, before they had run well.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
     /// For people: an exit status, an error.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

@@ -36,7 +36,7 @@ fn cluster(observed: Observed) -> Cluster {
     let (spec, require) = (Spec::default(), Selector::EMPTY);
     let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };
     see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
-    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, message: String::new() };
+    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, failures: 0, message: String::new() };
     see(8, Entry::Status(id("w"), name(), Some(status)));
     cluster
 }

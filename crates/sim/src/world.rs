@@ -131,7 +131,7 @@ impl World {
                 let standing = self.cluster.worker(holder.worker.as_str()).map(|w| w.standing());
                 if standing == Some(Standing::Ready) {
                     let epoch = holder.held.epoch;
-                    let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
+                    let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, failures: 0, message: String::new() };
                     let revision = self.next();
                     self.apply(Change::at(revision, Entry::Status(holder.worker.clone(), name.clone(), Some(status))));
                 }

@@ -56,6 +56,7 @@ fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worke
     if let Some(status) = status {
         state.since = status.since;
         state.restarts = status.restarts;
+        state.failures = status.failures;
         state.message.clone_from(&status.message);
     }
     let is_ready = worker.is_some_and(|w| w.standing() == Standing::Ready);

@@ -214,6 +214,6 @@ impl Keeper {
     }
 
     fn observe(&self, phase: Observed) {
-        self.observer.is(Observation { phase, pid: 1, restarts: self.starts.saturating_sub(1), message: String::new() });
+        self.observer.is(Observation { phase, pid: 1, restarts: self.starts.saturating_sub(1), failures: 0, message: String::new() });
     }
 }

@@ -114,7 +114,8 @@ impl Table {
         }
         let row = self.rows.get_mut(name)?;
         row.enter(seen.phase, now_ns);
-        (row.pid, row.status.restarts, row.status.message) = (seen.pid, seen.restarts, seen.message);
+        row.pid = seen.pid;
+        (row.status.restarts, row.status.failures, row.status.message) = (seen.restarts, seen.failures, seen.message);
         Some(&row.status)
     }
 
@@ -171,13 +172,13 @@ mod tests {
 
     fn row(epoch: i64, grace_ms: u64) -> Row {
         let epoch = Epoch(epoch);
-        let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, message: String::new() };
+        let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, failures: 0, message: String::new() };
         let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
         Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, handle: None, refused: false }
     }
 
     fn seen(phase: Observed) -> Observation {
-        Observation { phase, pid: 9, restarts: 0, message: String::new() }
+        Observation { phase, pid: 9, restarts: 0, failures: 0, message: String::new() }
     }
 
     #[test]

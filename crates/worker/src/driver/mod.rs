@@ -79,6 +79,8 @@ pub struct Observation {
     pub pid: u32,
     /// How often it was started again.
     pub restarts: u32,
+    /// How many runs in a row ended, or could not be started, before they had run well: for 10 s where a process runs.
+    pub failures: u32,
     /// For people.
     pub message: String,
 }

@@ -145,6 +145,7 @@ fn running(name: &ResourceName, shown: Shown) -> Running {
         pid: shown.pid,
         since: shown.status.since,
         restarts: shown.status.restarts,
+        failures: shown.status.failures,
         message: shown.status.message,
     }
 }

@@ -229,7 +229,7 @@ impl Keeper {
         if !message.is_empty() {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
-        self.observer.is(Observation { phase, pid, restarts: self.starts.saturating_sub(1), message });
+        self.observer.is(Observation { phase, pid, restarts: self.starts.saturating_sub(1), failures: 0, message });
     }
 }
 
