@@ -31,12 +31,12 @@ fn cluster(observed: Observed) -> Cluster {
             see(session + 1, Entry::Admission(id(worker), Some(admission(session))));
         }
     }
-    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition: Definition::named(name()) };
+    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition: Definition::named(name()) };
     see(6, Entry::Resource(name(), Some(record)));
     let (spec, require) = (Spec::default(), Selector::EMPTY);
     let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };
     see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
-    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, failures: 0, message: String::new() };
+    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, failures: 0, finished: false, message: String::new() };
     see(8, Entry::Status(id("w"), name(), Some(status)));
     cluster
 }

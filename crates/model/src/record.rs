@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Cluster, Definition, Draft, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId, kinds::json,
+    Cluster, Definition, Draft, FailedOn, Finish, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId, kinds::json,
     limits::MAX_RECORD,
 };
 
-/// By how much a record may grow when a leader writes it: the view of where it runs, and its hash.
-const RECORD_ROOM: usize = 1024;
+/// By how much a record may grow when a leader writes it: the view of where it runs and its hash (a kilobyte), how it finished (a message, six
+/// times as long where each byte is escaped: four), or the names of the workers on which it has failed (sixteen: five).
+const RECORD_ROOM: usize = 10 << 10;
 /// A record grows by less than this factor when it is written as this process writes it: `9e15` has sixteen digits then.
 const GROWTH: usize = 16;
 
@@ -26,11 +27,38 @@ pub struct Record {
     pub assigned_node: Box<str>,
     /// The inventory that keeps it; empty: the API.
     pub source: Box<str>,
+    /// How its work came to its end, if it has; of other work than what is wanted now it says nothing: see [`Record::finish`].
+    pub finished: Option<Box<Finish>>,
+    /// Where its work has failed, if it has: see [`Record::failed_on`].
+    pub failed: Option<Box<FailedOn>>,
     /// What its owner wrote.
     pub definition: Definition,
 }
 
 impl Record {
+    /// How what is wanted now came to its end; none: it has not.
+    #[must_use]
+    pub fn finish(&self) -> Option<&Finish> {
+        self.finished.as_deref().filter(|finish| finish.hash == self.definition.hash())
+    }
+
+    /// The workers on which what is wanted now has failed again and again, the latest last.
+    #[must_use]
+    pub fn failed_on(&self) -> &[WorkerId] {
+        let failed = self.failed.as_deref().filter(|failed| failed.hash == self.definition.hash());
+        failed.map_or(&[], |failed| &failed.workers)
+    }
+
+    /// The same resource with another definition. What is known of other work is forgotten.
+    #[must_use]
+    pub fn with_definition(&self, definition: Definition) -> Self {
+        let mut record = Self { definition, ..self.clone() };
+        let hash = record.definition.hash();
+        record.finished = record.finished.filter(|finish| finish.hash == hash);
+        record.failed = record.failed.filter(|failed| failed.hash == hash);
+        record
+    }
+
     /// The worker that the view for people names: where the resource is, or last was.
     #[must_use]
     pub fn assigned_worker(&self) -> Option<&str> {
@@ -126,6 +154,10 @@ struct Wire {
     hash: Hash,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     source: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished: Option<Box<Finish>>,
+    #[serde(rename = "FailedOn", default, skip_serializing_if = "Option::is_none")]
+    failed: Option<Box<FailedOn>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -160,6 +192,8 @@ impl From<Record> for Wire {
             spec,
             hash,
             source: record.source,
+            finished: record.finished,
+            failed: record.failed,
         }
     }
 }
@@ -190,6 +224,8 @@ impl TryFrom<Wire> for Record {
             creation_time: wire.creation_time,
             assigned_node: wire.assigned_node,
             source: wire.source,
+            finished: wire.finished,
+            failed: wire.failed,
             definition,
         })
     }

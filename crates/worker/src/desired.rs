@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
-        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, failures: 0, message: String::new() }
+        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, failures: 0, finished: false, message: String::new() }
     }
 
     fn admission(session: i64) -> Admission {

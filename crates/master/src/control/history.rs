@@ -97,6 +97,9 @@ pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Hist
         Action::End { worker, epoch, reason, .. } => {
             HistoryEntry { from: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Ended, reason.as_str()) }
         }
+        Action::Finish { worker, epoch, message, .. } => {
+            HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Finished, message) }
+        }
         Action::View { .. } => return None,
     })
 }

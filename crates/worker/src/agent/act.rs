@@ -274,6 +274,6 @@ impl Serving<'_> {
     }
 
     fn status(&self, epoch: Epoch, phase: Observed, message: String) -> Status {
-        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, failures: 0, message }
+        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, failures: 0, finished: false, message }
     }
 }
