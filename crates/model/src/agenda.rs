@@ -102,7 +102,11 @@ pub(crate) fn due_of(workers: &BTreeMap<WorkerId, Worker>, unit: &Unit) -> Due {
         _ if holder.is_stopped() || unit.unnoted_finish().is_some() => Due::Attention,
         (Phase::Stop { reason, .. }, _) => Due::Stopping(*reason),
         (Phase::Run, Some(record)) if is_as_wanted(workers, &record.value, holder) => {
-            if holder.observed().is_some_and(Status::is_failing) { Due::Failing } else { Due::Nothing }
+            if holder.observed().is_some_and(Status::is_failing) {
+                Due::Failing
+            } else {
+                Due::Nothing
+            }
         }
         (Phase::Run, _) => Due::Attention,
     }

@@ -22,7 +22,8 @@ fn cluster() -> Cluster {
     see(Entry::Admission(id("w"), Some(Admission { session: Session(1), origin: Origin::default(), authority_ms: None })));
     for text in ["a", "b", "c", "held"] {
         let definition = Definition::named(name(text));
-        let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition };
+        let record =
+            Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition };
         if text == "held" {
             let mut decision = crate::Decision::default();
             decision.assign(&record.definition, &id("w"));

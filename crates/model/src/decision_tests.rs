@@ -31,7 +31,15 @@ fn cluster(observed: Observed) -> Cluster {
             see(session + 1, Entry::Admission(id(worker), Some(admission(session))));
         }
     }
-    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition: Definition::named(name()) };
+    let record = Record {
+        id: 1,
+        creation_time: 1,
+        assigned_node: "".into(),
+        source: "".into(),
+        finished: None,
+        failed: None,
+        definition: Definition::named(name()),
+    };
     see(6, Entry::Resource(name(), Some(record)));
     let (spec, require) = (Spec::default(), Selector::EMPTY);
     let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };

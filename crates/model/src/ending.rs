@@ -114,6 +114,9 @@ mod tests {
         let finish = Finish::of(Hash::default(), &worker(1), &status(Observed::Failed, &long));
         assert_eq!((finish.message.len(), finish.phase), (MAX_MESSAGE, Observed::Failed));
         let finish = Finish::of(Hash::default(), &worker(1), &status(Observed::Stopped, "exit status 0"));
-        assert_eq!((finish.message.as_str(), finish.phase, finish.epoch, finish.restarts), ("exit status 0", Observed::Exited, Epoch(7), 2));
+        assert_eq!(
+            (finish.message.as_str(), finish.phase, finish.epoch, finish.restarts),
+            ("exit status 0", Observed::Exited, Epoch(7), 2)
+        );
     }
 }

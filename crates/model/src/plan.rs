@@ -292,9 +292,11 @@ impl Pending {
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Self::PreviousRun(worker) | Self::Authority { worker, .. } | Self::Drain { worker, .. } | Self::Stays { worker, .. } | Self::Fails { worker, .. } => {
-                Some(worker)
-            }
+            Self::PreviousRun(worker)
+            | Self::Authority { worker, .. }
+            | Self::Drain { worker, .. }
+            | Self::Stays { worker, .. }
+            | Self::Fails { worker, .. } => Some(worker),
             _ => None,
         }
     }

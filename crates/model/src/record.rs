@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Cluster, Definition, Draft, FailedOn, Finish, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId, kinds::json,
-    limits::MAX_RECORD,
+    Cluster, Definition, Draft, FailedOn, Finish, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId,
+    kinds::json, limits::MAX_RECORD,
 };
 
 /// By how much a record may grow when a leader writes it: the view of where it runs and its hash (a kilobyte), how it finished (a message, six

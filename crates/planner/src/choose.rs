@@ -86,9 +86,13 @@ fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, exc
 
 impl<'q, 'l> Ask<'q, 'l> {
     pub(crate) fn new(loads: &'q Loads<'l>, definition: &'q Definition, except: &'q [&'q WorkerId]) -> Self {
+        Self { failed_on: loads.failed_on(&definition.name), ..Self::of_class(loads, definition, except) }
+    }
+
+    /// The same for any resource that looks like this one, whatever that one has met with.
+    pub(crate) fn of_class(loads: &'q Loads<'l>, definition: &'q Definition, except: &'q [&'q WorkerId]) -> Self {
         let label = definition.rules().spread.as_deref().unwrap_or(&loads.config.spread_label);
-        let failed_on = loads.failed_on(&definition.name);
-        Self { definition, loads, label, except, failed_on, by_value: OnceCell::new(), is_first: OnceCell::new() }
+        Self { definition, loads, label, except, failed_on: Vec::new(), by_value: OnceCell::new(), is_first: OnceCell::new() }
     }
 
     fn best(&self, policy: &dyn Policy) -> Option<WorkerId> {

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use evenkeel_model::{Cluster, IntentKind, MAX_FAILED_ON, Moment, NotElsewhere, Observed, Pending, Record, ResourceName, StopReason, Subject, WorkerId};
+use evenkeel_model::{
+    Cluster, IntentKind, MAX_FAILED_ON, Moment, NotElsewhere, Observed, Pending, Record, ResourceName, StopReason, Subject, WorkerId,
+};
 
 use crate::{
     choose,

@@ -8,8 +8,8 @@ use std::{
 };
 
 use evenkeel_model::{
-    Cluster, Count, Definition, IntentKind, Load, Misfit, Moment, Place, Rank, Related, Relations, ResourceName, ShapeId, Shaped, Standing, Worker,
-    WorkerId, fit,
+    Cluster, Count, Definition, IntentKind, Load, Misfit, Moment, Place, Rank, Related, Relations, ResourceName, ShapeId, Shaped, Standing,
+    Worker, WorkerId, fit,
 };
 
 use crate::{PlannerConfig, failing};

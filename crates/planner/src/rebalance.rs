@@ -240,7 +240,10 @@ fn distance_from_ideal(weight: u64, donor: Load, recipient: Load) -> u128 {
 /// The least loaded worker that can take a resource and would have less than its donor has now.
 fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scope) -> Option<WorkerId> {
     let except = [&donor.worker];
-    let ask = Ask::new(&turn.loads, definition, &except);
+    let ask = match scope {
+        Scope::Resource => Ask::new(&turn.loads, definition, &except),
+        Scope::Class => Ask::of_class(&turn.loads, definition, &except),
+    };
     let rules = definition.rules();
     let from = turn.loads.place(&donor.worker)?;
     let home = Candidate { load: donor.load, preference: rules.preference(&from.registration.labels), place: from };

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{
-    Action, Brake, ClassId, Cluster, Definition, Holder, Labels, Moment, Pending, Plan, ResourceName, Status, StopReason, Subject, Undone, Unit,
-    WorkerId,
+    Action, Brake, ClassId, Cluster, Definition, Holder, Labels, Moment, Pending, Plan, ResourceName, Status, StopReason, Subject, Undone,
+    Unit, WorkerId,
 };
 
 use crate::{

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record, Registration,
-    ResourceName, Revision, Standing, Status, WorkerId, check,
+    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record,
+    Registration, ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -67,7 +67,9 @@ impl World {
         let old = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.clone());
         let value = match old {
             Some(old) => old.with_definition(definition),
-            None => Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition },
+            None => {
+                Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition }
+            }
         };
         self.apply(Change::at(revision, Entry::Resource(name, Some(value))));
     }

@@ -81,7 +81,7 @@ impl Desired {
         for (name, status) in statuses {
             match status.phase {
                 Observed::Stopped => self.stopped(name, status.epoch),
-                Observed::Exited => self.exited(name, status.epoch),
+                _ if status.finished || status.phase == Observed::Exited => self.exited(name, status.epoch),
                 _ => {}
             }
         }

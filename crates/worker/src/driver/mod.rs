@@ -70,7 +70,8 @@ pub struct StopOrder {
     pub kill_by: Option<BootTime>,
 }
 
-/// What a driver observes of a run.
+/// What a driver observes of a run. Exited and failed are for good: the work has come to its end, and by its own restart policy it is not started
+/// again, here or elsewhere. What fails and is started again is in backoff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     /// What the work does.
