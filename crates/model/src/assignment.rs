@@ -118,7 +118,7 @@ pub struct Status {
     pub epoch: Epoch,
     /// When the phase was entered: nanoseconds since the Unix epoch.
     pub since: i64,
-    /// How often the work was started again within this epoch.
+    /// How often the work was started again within this epoch, attempts that failed before it ran included.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
     /// How many runs in a row ended, or could not be started, before they had run well.
@@ -165,6 +165,13 @@ impl Status {
     #[must_use]
     pub fn is_failing(&self) -> bool {
         !self.finished && (self.failures >= FAILING || self.cannot_start_here())
+    }
+
+    /// How it fails, for people: how its last run ended, and how many did in a row.
+    #[must_use]
+    pub fn failure(&self) -> String {
+        let times = format!("{} {} in a row", self.failures, if self.failures == 1 { "time" } else { "times" });
+        if self.message.is_empty() { times } else { format!("{}, {times}", self.message) }
     }
 
     /// It cannot be started on this worker, whatever is tried.

@@ -98,7 +98,9 @@ impl Stored for Record {
         }
         // Most are so short that there is no need to write them first.
         if length > MAX_RECORD / GROWTH {
-            let written = json(record).len().saturating_sub(record.assigned_node.len()) + RECORD_ROOM;
+            // What leaders have added has its room.
+            let bare = Self { assigned_node: "".into(), finished: None, failed: None, ..record.clone() };
+            let written = json(&bare).len() + RECORD_ROOM;
             if written > MAX_RECORD {
                 return too_long(written);
             }
@@ -255,7 +257,26 @@ mod tests {
         let worker = WorkerId::new(&"w".repeat(253)).expect("id");
         longest.assigned_node = Record::node(&worker, &"a".repeat(MAX_ADDRESS));
         let echo = String::from_utf8(json(&longest)).expect("text");
-        assert_eq!(read(&echo), Some(longest));
+        assert_eq!(read(&echo).as_ref(), Some(&longest));
+        // And so is how it ended, or where it failed.
+        let phase = crate::Observed::Exited;
+        let message = "\u{1}".repeat(1024);
+        let status = crate::Status {
+            phase,
+            epoch: crate::Epoch(i64::MAX),
+            since: i64::MAX,
+            restarts: u32::MAX,
+            failures: 0,
+            finished: true,
+            message,
+        };
+        let finish = Finish::of(longest.definition.hash(), &worker, &status);
+        let finished = Record { finished: Some(Box::new(finish)), ..longest.clone() };
+        assert_eq!(read(&String::from_utf8(json(&finished)).expect("text")), Some(finished));
+        let names = (0..crate::MAX_FAILED_ON).map(|n| WorkerId::new(&format!("{}{n:02}", "w".repeat(251))).expect("id"));
+        let failed = names.fold(None, |before: Option<FailedOn>, id| Some(FailedOn::with(before.as_ref(), longest.definition.hash(), &id)));
+        let failed = Record { failed: failed.map(Box::new), ..longest };
+        assert_eq!(read(&String::from_utf8(json(&failed)).expect("text")), Some(failed));
         // What is short as a person writes it is judged as it is written back.
         let numbers = |count: usize| format!(r#"{{"a":[{}]}}"#, vec!["9e15"; count].join(","));
         assert!(record_of(numbers(20_000)).is_some_and(|record| written(&record) > 17 * 20_000));
@@ -269,6 +290,8 @@ mod tests {
             creation_time: 1_671_274_272_579_882_000,
             assigned_node: "worker-1|192.168.0.107:9090".into(),
             source: "".into(),
+            finished: None,
+            failed: None,
             definition: Definition::named(ResourceName::new("task-test-1").expect("name")),
         };
         let text = serde_json::to_string(&record).expect("json");
@@ -282,12 +305,21 @@ mod tests {
 
     #[test]
     fn every_field_survives() {
-        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Prefer":[{"selector":"disk=ssd","weight":10}],"Spread":"zone","Together":"app=db","Apart":"app=web","Policy":"pack","Rebalance":"never","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file"}"#;
+        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Prefer":[{"selector":"disk=ssd","weight":10}],"Spread":"zone","Together":"app=db","Apart":"app=web","Policy":"pack","Rebalance":"never","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file","Finished":{"Hash":"HASH","Phase":"exited","Message":"exit status 0","Since":5,"Worker":"worker-1","Epoch":7,"Restarts":2},"FailedOn":{"Hash":"HASH","Workers":["worker-2"]}}"#;
         let hash = Hash::of("process", &Spec::from_value(serde_json::json!({"command": ["x"]})).expect("spec")).to_string();
         let text = text.replace("HASH", &hash);
         let record: Record = serde_json::from_str(&text).expect("record");
         assert_eq!(serde_json::to_string(&record).expect("json"), text);
         assert_eq!(record.assigned_worker(), None);
+        assert_eq!((record.finish().map(|finish| finish.epoch), record.failed_on().len()), (Some(crate::Epoch(7)), 1));
+        // Rules may change; another spec is other work.
+        let same = record.with_definition(Definition { weight: 3, ..record.definition.clone() });
+        assert_eq!((&same.finished, &same.failed), (&record.finished, &record.failed));
+        let other = record.with_definition(Definition { kind: "noop".into(), ..record.definition.clone() });
+        assert_eq!((other.finished, other.failed), (None, None));
+        // What somebody else's hand has left beside another spec says nothing of that.
+        let edited = Record { definition: Definition { kind: "noop".into(), ..record.definition.clone() }, ..record };
+        assert_eq!((edited.finish(), edited.failed_on()), (None, &[] as &[WorkerId]));
     }
 
     #[test]

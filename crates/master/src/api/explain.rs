@@ -95,6 +95,9 @@ fn summary(state: &v1::ResourceState, explanation: &Explanation, events: &[v1::E
     if state.worker.is_empty() {
         return format!("{name} is pending: {}.", state.reason);
     }
+    if state.epoch == 0 {
+        return format!("{name} has finished, and is not started again: only another spec does that, or to delete it and add it anew.");
+    }
     let came = events.iter().rev().find(|e| e.worker == state.worker && matches!(e.r#type.as_str(), "added" | "assigned" | "moved"));
     let why = match came.map(|e| (e.r#type.as_str(), e)) {
         Some(("moved", e)) => format!("it moved there from {} ({})", e.from, e.reason),

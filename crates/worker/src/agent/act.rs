@@ -246,7 +246,7 @@ impl Serving<'_> {
 
     /// An earlier session has run it to its end: its status stands, and says that it has finished, which earlier versions did not.
     fn rest(&mut self, name: &ResourceName, epoch: Epoch) {
-        let stands = self.state.reporter.written(name).filter(|status| status.epoch == epoch).cloned();
+        let stands = self.state.reporter.last(name).filter(|status| status.epoch == epoch).cloned();
         let status = Status { finished: true, ..stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())) };
         self.state.reporter.set(name, status.clone());
         let assignment = self.state.desired.told(name).and_then(|told| told.assignment.clone().ok());

@@ -290,6 +290,9 @@ impl<'a> Serving<'a> {
                     seen.phase = Observed::Backoff;
                 }
                 if let Some(status) = self.state.table.observe(&name, epoch, seen, self.agent.clock.unix_ns()) {
+                    if status.finished {
+                        self.state.desired.exited(&name, epoch);
+                    }
                     self.state.reporter.set(&name, status.clone());
                 }
                 self.agent.board.show(&name, self.state.table.get(&name));

@@ -78,7 +78,7 @@ pub struct Observation {
     pub phase: Observed,
     /// Its main process; 0: none.
     pub pid: u32,
-    /// How often it was started again.
+    /// How often it was started again, attempts that failed before it ran included.
     pub restarts: u32,
     /// How many runs in a row ended, or could not be started, before they had run well: for 10 s where a process runs.
     pub failures: u32,

@@ -97,7 +97,10 @@ impl Keeper {
     fn after(&mut self, outcome: &Outcome) -> Next {
         match outcome {
             Outcome::Stopped => Next::Over,
-            Outcome::NoAuthority => Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() },
+            Outcome::NoAuthority => {
+                self.starts -= 1;
+                Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() }
+            }
             Outcome::NotStarted { message } if self.spec.restart == Restart::Never => {
                 Next::Rest { phase: Observed::Failed, message: message.clone() }
             }
@@ -120,6 +123,8 @@ impl Keeper {
 
     /// Starts the process and stays with it until all of it is dead.
     async fn run_once(&mut self) -> Outcome {
+        // One that fails before it runs is an attempt as well, and people count attempts.
+        self.starts += 1;
         let mut cell = match self.tools.containment.cell(&self.work.name, self.work.epoch) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {error}") },
@@ -131,7 +136,6 @@ impl Keeper {
         };
         let pid = child.id().unwrap_or_default();
         cell.started(i32::try_from(pid).unwrap_or_default());
-        self.starts += 1;
         self.observe(Observed::Running, pid, String::new());
         tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, pid, "started");
         let ended = tokio::select! {
