@@ -74,6 +74,8 @@ struct Inner {
     highest: BTreeMap<ResourceName, Epoch>,
     /// Work neither fails nor finishes, so that nothing has a reason to move.
     is_quiet: bool,
+    /// No work comes to its end by itself for good: what that leads to is no lack of calm.
+    holds_ends: bool,
     /// What has finished, by name and content.
     finished: BTreeSet<(ResourceName, u64)>,
     counts: Counts,
@@ -97,6 +99,7 @@ impl Ledger {
             live: BTreeMap::new(),
             highest: BTreeMap::new(),
             is_quiet: false,
+            holds_ends: false,
             finished: BTreeSet::new(),
             counts: Counts::default(),
             trace: VecDeque::new(),
@@ -169,6 +172,17 @@ impl Ledger {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.inner().is_quiet
+    }
+
+    /// Whether work may come to its end by itself for good.
+    pub fn hold_ends(&self, holds: bool) {
+        self.inner().holds_ends = holds;
+    }
+
+    /// Whether it may not.
+    #[must_use]
+    pub fn holds_ends(&self) -> bool {
+        self.inner().holds_ends
     }
 
     /// It stands that this content of this resource has finished: it is never run again.

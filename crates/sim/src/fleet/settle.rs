@@ -30,6 +30,13 @@ const CALM: Duration = Duration::from_secs(12);
 
 /// Heals everything, and waits until all is as it should be. True if it is. With `quiet`, callers go on resting then.
 pub(super) async fn settle(world: &Arc<World>, quiet: bool) -> bool {
+    world.ledger.hold_ends(true);
+    let is_settled = settles(world, quiet).await;
+    world.ledger.hold_ends(false);
+    is_settled
+}
+
+async fn settles(world: &Arc<World>, quiet: bool) -> bool {
     world.heal();
     world.let_callers_rest(true);
     let end = Instant::now() + BOUND;

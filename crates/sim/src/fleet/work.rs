@@ -59,6 +59,13 @@ struct Running {
     signal: watch::Sender<Signal>,
 }
 
+/// How long a process lives unless somebody ends it, and whether that is an end for good.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    lives: Duration,
+    for_good: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Signal {
     None,
@@ -109,13 +116,14 @@ impl Kernel {
         self.living.change(|living| *living += 1);
         let (signal, signals) = watch::channel(Signal::None);
         let (died, dead) = watch::channel(false);
-        tokio::spawn(self.clone().process(id, lives, signals, self.kills.get(), died));
+        let for_good = self.ends(work) && !self.fails(&work.name);
+        tokio::spawn(self.clone().process(id, Life { lives, for_good }, signals, self.kills.get(), died));
         Running { dead, signal }
     }
 
     /// One process, from its start to its death.
-    async fn process(self, id: RunId, lives: Duration, mut signals: watch::Receiver<Signal>, kills_before: u64, died: watch::Sender<bool>) {
-        let mut end = Instant::now() + lives;
+    async fn process(self, id: RunId, life: Life, mut signals: watch::Receiver<Signal>, kills_before: u64, died: watch::Sender<bool>) {
+        let mut end = Instant::now() + life.lives;
         let mut made_to = true;
         loop {
             tokio::select! {
@@ -137,7 +145,10 @@ impl Kernel {
                 }
                 () = sleep_until(end) => {
                     made_to = *signals.borrow() != Signal::None;
-                    break;
+                    if made_to || !life.for_good || !self.ledger.holds_ends() {
+                        break;
+                    }
+                    end += WELL;
                 }
             }
         }
