@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use evenkeel_model::{Labels, PolicyName, UnknownPolicy, check_labels};
+use evenkeel_model::{FAILING, Labels, PolicyName, UnknownPolicy, check_labels};
 use evenkeel_planner::{BrakeConfig, Flapping, PlannerConfig};
 
 use crate::timing::span;
@@ -38,6 +38,9 @@ pub(crate) struct PlacementArgs {
     /// For how long a resource that was moved for balance is not moved for balance again
     #[arg(long, value_name = "SPAN", env = "EVENKEEL_COOL_DOWN", default_value = "10s", value_parser = span, hide_env = true)]
     cool_down: Duration,
+    /// After so many runs in a row that did not go well a resource is tried on another worker; 0: never
+    #[arg(long, value_name = "N", env = "EVENKEEL_MOVE_FAILING_AFTER", default_value_t = 10, value_parser = failures, hide_env = true)]
+    move_failing_after: u32,
     /// A worker that was lost so often within --flap-within is chosen after all others for a while; 0: never
     #[arg(long, value_name = "N", env = "EVENKEEL_FLAP_LOSSES", default_value_t = 3, value_parser = flap_losses, hide_env = true)]
     flap_losses: usize,
@@ -68,6 +71,7 @@ impl PlacementArgs {
             moves_in_flight: self.balance_in_flight,
             recovery_in_flight: self.recovery_in_flight,
             cool_down: self.cool_down,
+            move_failing_after: self.move_failing_after,
             flapping: Flapping { losses: self.flap_losses, within: self.flap_within, aside: self.flap_aside },
             brake: BrakeConfig { percent: self.brake_percent, least: self.brake_least },
             ..PlannerConfig::default()
@@ -86,6 +90,11 @@ fn label_key(text: &str) -> Result<String, String> {
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "write a whole number, 1 or more".to_owned())
+}
+
+/// Fewer in a row are a passing trouble.
+fn failures(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|n| *n == 0 || *n >= FAILING).ok_or_else(|| format!("write 0 (never), or a whole number, {FAILING} or more"))
 }
 
 /// As many as are remembered of one worker.
@@ -118,7 +127,7 @@ mod tests {
     #[test]
     fn each_flag_arrives() {
         let line = "--policy pack --spread-label rack --seed 7 --hash-bound 10 --tolerance 3 --balance-in-flight 0 --recovery-in-flight 5 \
-                    --cool-down 1m --flap-losses 0 --flap-within 2s --flap-aside 3s --brake-percent 100 --brake-least 9";
+                    --cool-down 1m --move-failing-after 4 --flap-losses 0 --flap-within 2s --flap-aside 3s --brake-percent 100 --brake-least 9";
         let expected = PlannerConfig {
             policy: PolicyName::Pack,
             spread_label: "rack".to_owned(),
@@ -128,6 +137,7 @@ mod tests {
             moves_in_flight: 0,
             recovery_in_flight: 5,
             cool_down: Duration::from_secs(60),
+            move_failing_after: 4,
             flapping: Flapping { losses: 0, within: Duration::from_secs(2), aside: Duration::from_secs(3) },
             brake: BrakeConfig { percent: 100, least: 9 },
             ..PlannerConfig::default()
@@ -142,6 +152,7 @@ mod tests {
             ("--tolerance 0", "0 is not in 1.."),
             ("--brake-percent 101", "101 is not in 1..=100"),
             ("--brake-least 0", "write a whole number, 1 or more"),
+            ("--move-failing-after 2", "write 0 (never), or a whole number, 3 or more"),
             ("--flap-losses 17", "write 0 to 16"),
             ("--cool-down soon", "write a number and a unit"),
             ("--spread-label -", "beginning with a letter or digit"),

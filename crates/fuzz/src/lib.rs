@@ -110,7 +110,15 @@ pub fn process_spec(data: &[u8]) {
 /// A definition is the same after each of its ways: as a file, as a record in etcd, and through the API.
 fn reads_back(definition: &Definition) {
     assert_eq!(definition.to_draft().check().as_ref(), Ok(definition), "as a draft");
-    let record = Record { id: 1, creation_time: 2, assigned_node: "".into(), source: "".into(), definition: definition.clone() };
+    let record = Record {
+        id: 1,
+        creation_time: 2,
+        assigned_node: "".into(),
+        source: "".into(),
+        finished: None,
+        failed: None,
+        definition: definition.clone(),
+    };
     let text = serde_json::to_vec(&record).expect("a record is JSON");
     assert_eq!(serde_json::from_slice::<Record>(&text).expect("it is read"), record, "as a record");
     assert_eq!(evenkeel_master::fuzzing::by_api(definition).as_ref(), Ok(definition), "through the API");

@@ -49,7 +49,7 @@ struct CallLabels {
 }
 
 /// What actions are called here.
-const ACTIONS: [&str; 7] = ["admit", "forget", "place", "stop", "move", "end", "view"];
+const ACTIONS: [&str; 8] = ["admit", "forget", "place", "stop", "move", "end", "finish", "view"];
 /// What may become of a transaction.
 const OUTCOMES: [&str; 7] = ["written", "refused", "void", "fence_lost", "no_space", "rejected", "unknown"];
 
@@ -110,6 +110,7 @@ impl Measures {
             Action::Stop { .. } => "stop",
             Action::Move { .. } => "move",
             Action::End { .. } => "end",
+            Action::Finish { .. } => "finish",
             Action::View { .. } => "view",
         };
         self.actions.get_or_create(&ActionLabels { action }).inc();
@@ -203,6 +204,8 @@ impl Collector for Sight {
             ("evenkeel_masters", "Masters that lead or campaign.", state.masters.len()),
             ("evenkeel_resources", "Resources that are wanted or still assigned.", state.cluster.len()),
             ("evenkeel_resources_unplaced", "Resources that are assigned nowhere.", agenda.unplaced.len()),
+            ("evenkeel_resources_failing", "Resources that fail on their worker again and again.", agenda.failing.len()),
+            ("evenkeel_resources_finished", "Resources that have finished and are not started again.", state.cluster.finished()),
             ("evenkeel_resources_stopping", "Assignments that were told to stop and have not ended.", agenda.stopping.len()),
             ("evenkeel_undone", "What the last plan of this leader left undone.", state.undone),
             ("evenkeel_brake_engaged", "1 if so many workers are gone that what they ran is held.", usize::from(state.brake.is_some())),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Ownership, Phase, Record, ResourceName, Standing, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
+use crate::{Ownership, Phase, Record, ResourceName, Standing, Status, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,7 +13,9 @@ pub struct Agenda {
     pub attention: BTreeSet<ResourceName>,
     /// Told to stop for this reason, and not yet heard of.
     pub stopping: BTreeMap<ResourceName, StopReason>,
-    /// How many of those for each reason.
+    /// Assigned as wanted, and failing there again and again.
+    pub failing: BTreeSet<ResourceName>,
+    /// How many of those that were told to stop, for each reason.
     pub stopping_for: BTreeMap<StopReason, usize>,
     /// Not ready, and something stands under their id.
     pub workers: BTreeSet<WorkerId>,
@@ -31,13 +33,19 @@ pub(crate) enum Due {
     Nothing,
     Unplaced,
     Attention,
+    Failing,
     Stopping(StopReason),
 }
 
 impl Agenda {
     /// Puts a unit where it belongs.
     pub(crate) fn put(&mut self, name: &ResourceName, due: Due) {
-        for (set, belongs) in [(&mut self.unplaced, due == Due::Unplaced), (&mut self.attention, due == Due::Attention)] {
+        let sets = [
+            (&mut self.unplaced, due == Due::Unplaced),
+            (&mut self.attention, due == Due::Attention),
+            (&mut self.failing, due == Due::Failing),
+        ];
+        for (set, belongs) in sets {
             if belongs {
                 set.insert(name.clone());
             } else {
@@ -85,21 +93,27 @@ pub(crate) fn due_of(workers: &BTreeMap<WorkerId, Worker>, unit: &Unit) -> Due {
         return Due::Nothing;
     }
     let holder = match unit.holders.as_slice() {
-        [] if unit.record.is_some() => return Due::Unplaced,
+        [] if unit.record.is_some() && !unit.is_finished() => return Due::Unplaced,
         [] => return Due::Nothing,
         [holder] => holder,
         [_, _, ..] => return Due::Attention,
     };
     match (&holder.held.phase, &unit.record) {
-        _ if holder.is_stopped() => Due::Attention,
+        _ if holder.is_stopped() || unit.unnoted_finish().is_some() => Due::Attention,
         (Phase::Stop { reason, .. }, _) => Due::Stopping(*reason),
-        (Phase::Run, Some(record)) if is_as_wanted(workers, &record.value, holder) => Due::Nothing,
+        (Phase::Run, Some(record)) if is_as_wanted(workers, &record.value, holder) => {
+            if holder.observed().is_some_and(Status::is_failing) {
+                Due::Failing
+            } else {
+                Due::Nothing
+            }
+        }
         (Phase::Run, _) => Due::Attention,
     }
 }
 
 fn is_as_wanted(workers: &BTreeMap<WorkerId, Worker>, record: &Record, holder: &Holder) -> bool {
-    if !holder.held.has_work_of(&record.definition) {
+    if !holder.held.has_work_of(&record.definition) || record.finish().is_some() {
         return false;
     }
     let Some(worker) = workers.get(&holder.worker) else { return true };

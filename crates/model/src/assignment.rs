@@ -82,6 +82,10 @@ pub enum StopReason {
     Drain,
     /// The worker has more than its capacity.
     Capacity,
+    /// It fails there again and again.
+    Failing,
+    /// It has finished, and is not to be started again.
+    Finished,
     /// A second assignment of the same resource, which the protocol never makes.
     Duplicate,
 }
@@ -97,6 +101,8 @@ impl StopReason {
             Self::Rebalance => "rebalance",
             Self::Drain => "drain",
             Self::Capacity => "capacity",
+            Self::Failing => "failing",
+            Self::Finished => "finished",
             Self::Duplicate => "duplicate",
         }
     }
@@ -112,9 +118,16 @@ pub struct Status {
     pub epoch: Epoch,
     /// When the phase was entered: nanoseconds since the Unix epoch.
     pub since: i64,
-    /// How often the work was started again within this epoch.
+    /// How often the work was started again within this epoch, attempts that failed before it ran included.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
+    /// How many runs in a row ended, or could not be started, before they had run well.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// It has come to its end: it ended by itself, or could not be started, and by its own restart policy it is not to be started again, here
+    /// or elsewhere. Once said of an epoch, it stays said, whatever the phase is.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub finished: bool,
     /// For people: an exit status, an error.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -138,6 +151,37 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// So many runs in a row that did not go well are no accident: one or two quick ends come with a neighbour that starts a moment later. With the
+/// pauses of a process that is some 0.3 s.
+pub const FAILING: u32 = 3;
+
+impl Status {
+    /// It fails again and again; or it cannot be started on this worker at all, which says nothing of others.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        !self.finished && (self.failures >= FAILING || self.cannot_start_here())
+    }
+
+    /// How it fails, for people: how its last run ended, and how many did in a row.
+    #[must_use]
+    pub fn failure(&self) -> String {
+        let times = format!("{} {} in a row", self.failures, if self.failures == 1 { "time" } else { "times" });
+        if self.message.is_empty() { times } else { format!("{}, {times}", self.message) }
+    }
+
+    /// It cannot be started on this worker, whatever is tried.
+    #[must_use]
+    pub fn cannot_start_here(&self) -> bool {
+        // A worker that counts no failures is older than the leader's word that it fails, and would not hear it.
+        self.phase == Observed::Failed && !self.finished && self.failures > 0
+    }
+}
+
 /// What the work does, as its worker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,7 +194,7 @@ pub enum Observed {
     Backoff,
     /// It ended by itself, and its restart policy leaves it so.
     Exited,
-    /// It cannot be started: its spec is wrong, or its kind is not known here.
+    /// It cannot be started: its spec is wrong, or its kind is not known here; or it could not be, and is not to be started again.
     Failed,
     /// Told to stop.
     Stopping,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, Epoch, IntentKind, Moment, Ownership, PlaceReason, Plan, Rankings,
-    ResourceName, Session, Standing, Unit, Worker, WorkerId, ends, fit,
+    ResourceName, Session, Standing, StopReason, Unit, Worker, WorkerId, ends, fit,
 };
 
 /// Something that must never be.
@@ -35,6 +35,15 @@ pub enum Violation {
     /// The plan places a resource where it may not run.
     #[error("the plan places {0} on {1}, which may not run it")]
     Misplaced(ResourceName, WorkerId),
+    /// The plan places a resource that has finished.
+    #[error("the plan places {0} on {1}, and it has finished")]
+    RunAgain(ResourceName, WorkerId),
+    /// The plan takes a resource for finished of which its worker says no such thing.
+    #[error("the plan takes {0} on {1} for finished, which it is not known to be")]
+    NotFinished(ResourceName, WorkerId),
+    /// The plan moves a resource because it fails, to nowhere, or to where it is.
+    #[error("the plan stops {0}, which fails on {1}, and names no other worker for it")]
+    TriedNowhere(ResourceName, WorkerId),
     /// The plan has two actions for one resource.
     #[error("the plan has two actions for {0}")]
     TwoActions(ResourceName),
@@ -76,6 +85,8 @@ struct Recount {
     rankings: Rankings,
     closed: BTreeSet<WorkerId>,
     relative: usize,
+    /// How many have finished, and of how many it is remembered where they have failed.
+    noted: (usize, usize),
     found: Vec<Violation>,
 }
 
@@ -98,6 +109,8 @@ impl Recount {
         }
         let pattern = unit.class.and_then(|class| cluster.classes().pattern(class));
         self.expect(pattern.map(Classes::key_of) == unit.definition().map(Classes::key_of), "a resource's class");
+        self.noted.0 += usize::from(unit.is_finished());
+        self.noted.1 += usize::from(unit.has_failed());
         if let Some(class) = unit.class {
             *self.classes.entry(class).or_default() += 1;
         }
@@ -148,6 +161,7 @@ impl Recount {
         let relations = (self.relative > 0).then(|| cluster.relations_anew());
         self.expect(relations.as_ref() == cluster.relations(), "the relations");
         self.expect(self.agenda == *cluster.agenda(), "the agenda");
+        self.expect(self.noted == (cluster.finished(), cluster.failed()), "the number of resources that have finished or failed");
         self.found
     }
 }
@@ -222,7 +236,13 @@ impl<'a> PlanChecker<'a> {
                 }
                 self.place(resource, worker, *reason == PlaceReason::Stays);
             }
-            Action::Stop { resource, worker, epoch, .. } => self.stop(resource, worker, *epoch),
+            Action::Stop { resource, worker, epoch, reason, to } => {
+                if *reason == StopReason::Failing && to.as_ref().is_none_or(|to| to == worker) {
+                    self.found.push(Violation::TriedNowhere(resource.clone(), worker.clone()));
+                }
+                self.stop(resource, worker, *epoch);
+            }
+            Action::Finish { resource, worker, epoch, .. } => self.finish(resource, worker, *epoch),
             Action::Move { resource, from, epoch, to, .. } => {
                 self.end(resource, from, *epoch);
                 self.place(resource, to, false);
@@ -268,7 +288,11 @@ impl<'a> PlanChecker<'a> {
 
     /// One that was there before may be cordoned meanwhile; one that is new to the resource may not.
     fn place(&mut self, name: &ResourceName, id: &WorkerId, stays: bool) {
-        let definition = self.cluster.unit(name.as_str()).and_then(|u| u.definition());
+        let unit = self.cluster.unit(name.as_str());
+        if unit.is_some_and(Unit::is_finished) {
+            self.found.push(Violation::RunAgain(name.clone(), id.clone()));
+        }
+        let definition = unit.and_then(|u| u.definition());
         let place = self.cluster.worker(id.as_str()).and_then(|w| w.place(id));
         let fits = match (definition, place) {
             (Some(definition), Some(place)) => {
@@ -287,6 +311,13 @@ impl<'a> PlanChecker<'a> {
             None => self.found.push(Violation::NotHeld(name.clone(), id.clone(), epoch)),
             Some(holder) if !holder.held.runs() => self.found.push(Violation::StoppedAgain(name.clone(), id.clone())),
             Some(_) => {}
+        }
+    }
+
+    fn finish(&mut self, name: &ResourceName, id: &WorkerId, epoch: Epoch) {
+        let noted = self.cluster.unit(name.as_str()).and_then(Unit::unnoted_finish);
+        if noted.is_none_or(|(holder, _)| holder.worker != *id || holder.held.epoch != epoch) {
+            self.found.push(Violation::NotFinished(name.clone(), id.clone()));
         }
     }
 

@@ -1,7 +1,7 @@
 //! A plan with flaws loses those, and nothing else.
 
 use super::*;
-use crate::{Admission, Change, Definition, EndReason, Entry, Origin, Record, Registration, Revision, StopReason};
+use crate::{Admission, Change, Definition, EndReason, Entry, Observed, Origin, Record, Registration, Revision, Status};
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -22,7 +22,8 @@ fn cluster() -> Cluster {
     see(Entry::Admission(id("w"), Some(Admission { session: Session(1), origin: Origin::default(), authority_ms: None })));
     for text in ["a", "b", "c", "held"] {
         let definition = Definition::named(name(text));
-        let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition };
+        let record =
+            Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition };
         if text == "held" {
             let mut decision = crate::Decision::default();
             decision.assign(&record.definition, &id("w"));
@@ -74,4 +75,36 @@ fn nothing_is_done_with_what_is_under_way() {
     assert_eq!(left(&cluster, vec![place("a"), place("b")]), (vec![place("b")], vec![Violation::UnderWay(name("a"))]));
     cluster.release(&decision.writes, Moment::default());
     assert_eq!(left(&cluster, vec![place("a")]), (vec![place("a")], vec![]));
+}
+
+#[test]
+fn nothing_is_taken_for_finished_and_nothing_that_has_finished_is_run_again() {
+    let mut cluster = cluster();
+    let finish = Action::Finish { resource: name("held"), worker: id("w"), epoch: Epoch(1), message: "".into() };
+    let unknown = Violation::NotFinished(name("held"), id("w"));
+    assert_eq!(left(&cluster, vec![finish.clone(), place("b")]), (vec![place("b")], vec![unknown]));
+    let status =
+        Status { phase: Observed::Exited, epoch: Epoch(1), since: 0, restarts: 0, failures: 0, finished: true, message: String::new() };
+    cluster.apply(Change::at(Revision(2), Entry::Status(id("w"), name("held"), Some(status))), Moment::default());
+    assert_eq!(left(&cluster, vec![finish.clone()]), (vec![finish.clone()], vec![]));
+    for write in crate::Decision::of(&finish, &cluster).expect("known").writes {
+        cluster.apply(write.change(Revision(3)), Moment::default());
+    }
+    assert_eq!(check_cluster(&cluster), []);
+    cluster.apply(Change::gone(crate::Key::Assignment(id("w"), name("held"))), Moment::default());
+    let again = Violation::RunAgain(name("held"), id("w"));
+    assert_eq!(left(&cluster, vec![place("held")]), (vec![], vec![again]));
+}
+
+#[test]
+fn what_fails_is_stopped_for_another_worker_only() {
+    let cluster = cluster();
+    let stop = |to: Option<&str>| {
+        let (resource, worker, reason) = (name("held"), id("w"), StopReason::Failing);
+        vec![Action::Stop { resource, worker, epoch: Epoch(1), reason, to: to.map(id) }]
+    };
+    for to in [None, Some("w")] {
+        assert_eq!(left(&cluster, stop(to)), (vec![], vec![Violation::TriedNowhere(name("held"), id("w"))]));
+    }
+    assert_eq!(left(&cluster, stop(Some("v"))), (stop(Some("v")), vec![]));
 }

@@ -26,6 +26,9 @@ pub struct Cluster {
     closed: BTreeSet<WorkerId>,
     /// How many resources have a rule that is relative to others, and, if any, where all resources stand to each other.
     relative: usize,
+    /// How many resources have finished, and of how many it is remembered where they have failed.
+    finished: usize,
+    failed: usize,
     relations: Option<Box<Relations>>,
     /// The worker that an assignment was created for last.
     cursor: Option<(Epoch, WorkerId)>,
@@ -35,6 +38,10 @@ pub struct Cluster {
     losses: Recent<WorkerId>,
     /// Resources that were told to move for balance.
     moves: Recent<ResourceName>,
+    /// Resources that were told to move because they fail.
+    failing_moves: Recent<ResourceName>,
+    /// When this observer became the leader; zero: it never was.
+    leads_since: Moment,
     /// The lost sessions whose work a person has given up waiting for.
     pub(crate) written_off: BTreeMap<WorkerId, Session>,
     /// What the leader has decided, by name, until its outcome is known.
@@ -54,6 +61,7 @@ impl Cluster {
 
     /// A new leader knows nothing of how long a session has been gone: every wait begins anew.
     pub fn begin_term(&mut self, now: Moment) {
+        self.leads_since = now;
         for worker in self.workers.values_mut() {
             worker.gone_since = worker.gone_since.map(|_| now);
         }
@@ -75,6 +83,8 @@ impl Cluster {
         self.joins = old.joins.clone();
         self.losses = old.losses.clone();
         self.moves = old.moves.clone();
+        self.failing_moves = old.failing_moves.clone();
+        self.leads_since = old.leads_since;
     }
 
     /// Takes in one change. What the Cluster does with it stands with its kind: `Stored::apply` of each value.
@@ -130,9 +140,11 @@ impl Cluster {
             let worker = self.cursor.take().map(|(_, worker)| worker).filter(|_| self.is_reserved(name)).unwrap_or_else(|| id.clone());
             self.cursor = Some((held.epoch, worker));
         }
-        let is_balance = |held: &Held| matches!(held.phase, Phase::Stop { reason: StopReason::Rebalance, .. });
-        if is_balance(held) && !before.is_some_and(is_balance) {
-            self.moves.note(name.clone(), now);
+        let stops_for = |held: &Held| if let Phase::Stop { reason, .. } = held.phase { Some(reason) } else { None };
+        match stops_for(held).filter(|reason| before.and_then(stops_for) != Some(*reason)) {
+            Some(StopReason::Rebalance) => self.moves.note(name.clone(), now),
+            Some(StopReason::Failing) => self.failing_moves.note(name.clone(), now),
+            _ => {}
         }
     }
 
@@ -178,6 +190,7 @@ impl Cluster {
         let is_relative = |counted: Counted<'_>| counted.definition().is_some_and(|d| d.rules().is_relative());
         let counted = Counted::new(Some(unit), reserved.as_deref());
         let (payload, burden, was_relative) = (unit.burden(), counted.burden(), is_relative(counted));
+        let (had_finished, had_failed) = (unit.is_finished(), unit.has_failed());
         if let Some(relations) = &mut self.relations {
             relate(relations, &self.workers, counted, -1);
         }
@@ -187,6 +200,8 @@ impl Cluster {
         if let Some(relations) = &mut self.relations {
             relate(relations, &self.workers, counted, 1);
         }
+        self.finished = self.finished + usize::from(unit.is_finished()) - usize::from(had_finished);
+        self.failed = self.failed + usize::from(unit.has_failed()) - usize::from(had_failed);
         self.agenda.put(name, counted.due().unwrap_or_else(|| due_of(&self.workers, unit)));
         if unit.is_empty() {
             self.units.remove(name);
@@ -393,6 +408,30 @@ impl Cluster {
     #[must_use]
     pub fn moves(&self) -> &Recent<ResourceName> {
         &self.moves
+    }
+
+    /// Resources that were told to move because they fail, as far as this observer has seen it.
+    #[must_use]
+    pub fn failing_moves(&self) -> &Recent<ResourceName> {
+        &self.failing_moves
+    }
+
+    /// When this observer became the leader, before which it may have seen nothing; zero: it never was.
+    #[must_use]
+    pub fn leads_since(&self) -> Moment {
+        self.leads_since
+    }
+
+    /// How many resources have finished.
+    #[must_use]
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
+    /// Of how many resources it is remembered on which workers they have failed.
+    #[must_use]
+    pub fn failed(&self) -> usize {
+        self.failed
     }
 
     /// The lost sessions whose work a person has given up waiting for.

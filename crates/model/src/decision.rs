@@ -2,8 +2,8 @@
 //! one transaction; the leader applies the same decision to its own Cluster.
 
 use crate::{
-    Action, Admission, Assignment, Change, Cluster, Definition, Entry, Epoch, Held, Holder, Key, Phase, Record, ResourceName, Revision,
-    Selector, Session, Spec, Versioned, WorkerId,
+    Action, Admission, Assignment, Change, Cluster, Definition, Entry, Epoch, FailedOn, Finish, Held, Holder, Key, Phase, Record,
+    ResourceName, Revision, Selector, Session, Spec, StopReason, Versioned, WorkerId,
 };
 
 /// One transaction's worth of writes, without the leader's fence, which the pipeline adds.
@@ -117,6 +117,9 @@ impl Decision {
             Action::Stop { resource, worker, epoch, reason, to } => {
                 let held = &holder(cluster, resource, worker, *epoch)?.held;
                 decision.stop(resource, worker, held, Phase::Stop { reason: *reason, to: to.clone() });
+                if *reason == StopReason::Failing {
+                    decision.note_failure(cluster, resource, worker)?;
+                }
             }
             Action::Move { resource, from, epoch, to, .. } => {
                 decision.end(cluster, resource, from, *epoch)?;
@@ -124,11 +127,12 @@ impl Decision {
             }
             Action::End { resource, worker, epoch, reason } => {
                 decision.end(cluster, resource, worker, *epoch)?;
-                let stays = matches!(reason, crate::EndReason::Stopped(crate::StopReason::Changed));
+                let stays = matches!(reason, crate::EndReason::Stopped(StopReason::Changed));
                 if !stays {
                     decision.view(cluster, resource, "".into())?;
                 }
             }
+            Action::Finish { resource, worker, epoch, .. } => decision.finish(cluster, resource, worker, *epoch)?,
             Action::View { resource, worker: Some(worker) } => decision.view(cluster, resource, node(cluster, worker)?)?,
             Action::View { resource, worker: None } => decision.view(cluster, resource, "".into())?,
         }
@@ -203,19 +207,50 @@ impl Decision {
         Ok(())
     }
 
+    /// Writes down how the resource came to its end, and tells its worker to let go of it, unless it was told to stop already.
+    fn finish(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId, epoch: Epoch) -> Result<(), NotYet> {
+        let holder = holder(cluster, name, id, epoch)?;
+        let status = holder.observed().ok_or(NotYet)?;
+        if holder.held.runs() {
+            self.stop(name, id, &holder.held, Phase::Stop { reason: StopReason::Finished, to: None });
+        } else {
+            self.guards.push(Guard::epoch(id, name, epoch));
+        }
+        self.rewrite(cluster, name, |record| {
+            // The record may spell the same work in another way than the assignment.
+            let finish = Finish::of(record.definition.hash(), id, status);
+            (record.finished, record.failed) = (Some(Box::new(finish)), None);
+        })
+    }
+
+    /// Writes down that a resource has failed on a worker.
+    fn note_failure(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId) -> Result<(), NotYet> {
+        self.rewrite(cluster, name, |record| {
+            let failed = FailedOn::with(record.failed.as_deref(), record.definition.hash(), id);
+            record.failed = Some(Box::new(failed));
+        })
+    }
+
+    /// Writes the record with something changed in it.
+    fn rewrite(&mut self, cluster: &Cluster, name: &ResourceName, change: impl FnOnce(&mut Record)) -> Result<(), NotYet> {
+        let record = record(cluster, name)?;
+        if record.revision == Revision::default() {
+            return Err(NotYet);
+        }
+        self.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
+        let mut record = record.value.clone();
+        change(&mut record);
+        self.writes.push(Write::new(Entry::Resource(name.clone(), Some(record))));
+        Ok(())
+    }
+
     /// Writes the view for people, where the resource stands and says something else.
     fn view(&mut self, cluster: &Cluster, name: &ResourceName, node: Box<str>) -> Result<(), NotYet> {
         let Ok(record) = record(cluster, name) else { return Ok(()) };
         if record.value.assigned_node == node {
             return Ok(());
         }
-        if record.revision == Revision::default() {
-            return Err(NotYet);
-        }
-        self.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
-        let record = Record { assigned_node: node, ..record.value.clone() };
-        self.writes.push(Write::new(Entry::Resource(name.clone(), Some(record))));
-        Ok(())
+        self.rewrite(cluster, name, |record| record.assigned_node = node)
     }
 }
 

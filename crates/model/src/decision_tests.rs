@@ -1,7 +1,7 @@
 //! Under which conditions each action is written: what must still be so when the transaction comes to etcd.
 
 use super::*;
-use crate::{AdmitReason, EndReason, Hash, Moment, Observed, Origin, PlaceReason, Registration, Status, StopReason};
+use crate::{AdmitReason, EndReason, Hash, Moment, Observed, Origin, PlaceReason, Registration, Status};
 
 const EPOCH: Epoch = Epoch(7);
 
@@ -31,12 +31,28 @@ fn cluster(observed: Observed) -> Cluster {
             see(session + 1, Entry::Admission(id(worker), Some(admission(session))));
         }
     }
-    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), definition: Definition::named(name()) };
+    let record = Record {
+        id: 1,
+        creation_time: 1,
+        assigned_node: "".into(),
+        source: "".into(),
+        finished: None,
+        failed: None,
+        definition: Definition::named(name()),
+    };
     see(6, Entry::Resource(name(), Some(record)));
     let (spec, require) = (Spec::default(), Selector::EMPTY);
     let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };
     see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
-    let status = Status { phase: observed, epoch: EPOCH, since: 0, restarts: 0, message: String::new() };
+    let status = Status {
+        phase: observed,
+        epoch: EPOCH,
+        since: 0,
+        restarts: 0,
+        failures: 0,
+        finished: observed == Observed::Exited,
+        message: String::new(),
+    };
     see(8, Entry::Status(id("w"), name(), Some(status)));
     cluster
 }
@@ -100,4 +116,27 @@ fn nothing_is_built_on_a_write_that_is_not_known_to_be_written() {
     assert_eq!(Decision::of(&end, &unknown), Err(NotYet));
     let other = Action::Stop { resource: name(), worker: id("w"), epoch: Epoch(8), reason: StopReason::Drain, to: None };
     assert_eq!(Decision::of(&other, &unknown), Err(NotYet));
+}
+
+fn written(decision: &Decision) -> (&Assignment, &Record) {
+    let assignment = decision.writes.iter().find_map(Write::assignment).expect("an assignment");
+    (assignment, decision.writes.iter().find_map(Write::record).expect("a record"))
+}
+
+#[test]
+fn that_it_has_finished_is_written_with_the_order_to_let_go() {
+    let finish = Action::Finish { resource: name(), worker: id("w"), epoch: EPOCH, message: "".into() };
+    let decision = Decision::of(&finish, &cluster(Observed::Exited)).expect("everything is known");
+    assert_eq!(decision.guards, [of_assignment("w", EPOCH), Guard::Modified(Key::Resource(name()), Revision(6))]);
+    let (assignment, record) = written(&decision);
+    assert_eq!(assignment.phase, Phase::Stop { reason: StopReason::Finished, to: None });
+    assert_eq!(record.finish().map(|finish| (finish.worker.as_str(), finish.epoch)), Some(("w", EPOCH)));
+}
+
+#[test]
+fn where_it_fails_is_written_with_the_order_to_stop_there() {
+    let stop = Action::Stop { resource: name(), worker: id("w"), epoch: EPOCH, reason: StopReason::Failing, to: Some(id("v")) };
+    let decision = Decision::of(&stop, &cluster(Observed::Backoff)).expect("everything is known");
+    assert_eq!(decision.guards, [of_assignment("w", EPOCH), Guard::Modified(Key::Resource(name()), Revision(6))]);
+    assert_eq!(written(&decision).1.failed_on(), [id("w")]);
 }

@@ -55,7 +55,9 @@ mod tests {
     }
 
     fn holder(phase: Phase, status: Option<(Observed, i64)>) -> Holder {
-        let said = |(phase, epoch)| Box::new(Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, message: String::new() });
+        let said = |(phase, epoch)| {
+            Box::new(Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, failures: 0, finished: false, message: String::new() })
+        };
         Holder {
             worker: id(),
             held: Held { epoch: Epoch(7), hash: crate::Hash::default(), work: crate::Work::unknown(), phase },

@@ -100,6 +100,8 @@ pub enum EntryKind {
     Moved,
     /// An assignment ended, and nothing took its place.
     Ended,
+    /// A resource has finished, and is not started again.
+    Finished,
     /// A session of a worker was admitted.
     Admitted,
     /// A worker's session is gone.
@@ -135,6 +137,7 @@ impl EntryKind {
             Self::Stopping => "stopping",
             Self::Moved => "moved",
             Self::Ended => "ended",
+            Self::Finished => "finished",
             Self::Admitted => "admitted",
             Self::Lost => "lost",
             Self::Released => "released",

@@ -102,6 +102,17 @@ pub enum Action {
         /// How the end is known.
         reason: EndReason,
     },
+    /// Writes down that a resource has finished, and tells its worker to let go of it.
+    Finish {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it came to its end.
+        worker: WorkerId,
+        /// The assignment that has its end in its status.
+        epoch: Epoch,
+        /// How it ended.
+        message: Box<str>,
+    },
     /// Corrects the view for people: the worker's address is another, or the resource is nowhere any more.
     View {
         /// The resource.
@@ -121,6 +132,7 @@ impl Action {
             | Self::Stop { resource, .. }
             | Self::Move { resource, .. }
             | Self::End { resource, .. }
+            | Self::Finish { resource, .. }
             | Self::View { resource, .. } => Some(resource),
         }
     }
@@ -141,6 +153,7 @@ impl fmt::Display for Action {
                 write!(f, "move {resource} from {from}, epoch {epoch}, to {to} ({})", reason.as_str())
             }
             Self::End { resource, worker, epoch, reason } => write!(f, "end {resource} on {worker}, epoch {epoch} ({})", reason.as_str()),
+            Self::Finish { resource, worker, epoch, message } => write!(f, "finish {resource} on {worker}, epoch {epoch} ({message})"),
             Self::View { resource, worker: Some(worker) } => write!(f, "show {resource} on {worker}"),
             Self::View { resource, worker: None } => write!(f, "show {resource} as pending"),
         }
@@ -256,6 +269,13 @@ pub enum Pending {
         /// The rule.
         misfit: Misfit,
     },
+    /// It fails on its worker again and again, and stays there.
+    Fails {
+        /// The worker.
+        worker: WorkerId,
+        /// Why it is not tried elsewhere.
+        why: NotElsewhere,
+    },
     /// The worker has more than its capacity, and no other takes any of it.
     Over {
         /// What it has.
@@ -272,12 +292,25 @@ impl Pending {
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Self::PreviousRun(worker) | Self::Authority { worker, .. } | Self::Drain { worker, .. } | Self::Stays { worker, .. } => {
-                Some(worker)
-            }
+            Self::PreviousRun(worker)
+            | Self::Authority { worker, .. }
+            | Self::Drain { worker, .. }
+            | Self::Stays { worker, .. }
+            | Self::Fails { worker, .. } => Some(worker),
             _ => None,
         }
     }
+}
+
+/// Why a resource that fails on its worker is not tried on another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotElsewhere {
+    /// There is no other that may run it and on which it has not failed of late.
+    NoneLeft,
+    /// It has failed on so many that it is rather the work than the workers.
+    TriedEnough(usize),
+    /// So many were moved for that within a short time that others wait for their turn.
+    Paced(usize),
 }
 
 /// How many workers break one rule.
@@ -320,6 +353,15 @@ impl fmt::Display for Pending {
             Self::Brake(brake) => brake.fmt(f),
             Self::Drain { worker, why } => write!(f, "cannot leave {worker}, which is being drained: {why}"),
             Self::Stays { worker, misfit } => write!(f, "stays on {worker}, since no other can take it, though {misfit}"),
+            Self::Fails { worker, why: NotElsewhere::NoneLeft } => {
+                write!(f, "fails on {worker}, and there is no other that may run it and on which it has not failed")
+            }
+            Self::Fails { worker, why: NotElsewhere::TriedEnough(workers) } => {
+                write!(f, "fails on {worker}, as it did on {workers} workers before: it is rather the work than the workers")
+            }
+            Self::Fails { worker, why: NotElsewhere::Paced(moves) } => {
+                write!(f, "fails on {worker}; {moves} were moved for that a moment ago, and its turn comes")
+            }
             Self::Over { payload, capacity } => {
                 write!(f, "has {payload}, more than its capacity of {capacity}, and no other can take any of it")
             }

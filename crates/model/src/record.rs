@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Cluster, Definition, Draft, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId, kinds::json,
-    limits::MAX_RECORD,
+    Cluster, Definition, Draft, FailedOn, Finish, Hash, Labels, Ownership, Read, ResourceName, Seen, Spec, Stored, Versioned, WorkerId,
+    kinds::json, limits::MAX_RECORD, work,
 };
 
-/// By how much a record may grow when a leader writes it: the view of where it runs, and its hash.
-const RECORD_ROOM: usize = 1024;
+/// By how much a record may grow when a leader writes it: the view of where it runs and its hash (a kilobyte), how it finished (a message, six
+/// times as long where each byte is escaped: four), or the names of the workers on which it has failed (sixteen: five).
+const RECORD_ROOM: usize = 10 << 10;
 /// A record grows by less than this factor when it is written as this process writes it: `9e15` has sixteen digits then.
 const GROWTH: usize = 16;
 
@@ -26,11 +27,40 @@ pub struct Record {
     pub assigned_node: Box<str>,
     /// The inventory that keeps it; empty: the API.
     pub source: Box<str>,
+    /// How its work came to its end, if it has; of other work than what is wanted now it says nothing: see [`Record::finish`].
+    pub finished: Option<Box<Finish>>,
+    /// Where its work has failed, if it has: see [`Record::failed_on`].
+    pub failed: Option<Box<FailedOn>>,
     /// What its owner wrote.
     pub definition: Definition,
 }
 
 impl Record {
+    /// How what is wanted now came to its end; none: it has not.
+    #[must_use]
+    pub fn finish(&self) -> Option<&Finish> {
+        self.finished.as_deref().filter(|finish| finish.hash == self.definition.hash())
+    }
+
+    /// The workers on which what is wanted now has failed again and again, the latest last.
+    #[must_use]
+    pub fn failed_on(&self) -> &[WorkerId] {
+        let failed = self.failed.as_deref().filter(|failed| failed.hash == self.definition.hash());
+        failed.map_or(&[], |failed| &failed.workers)
+    }
+
+    /// The same resource with another definition. What is known of other work is forgotten.
+    #[must_use]
+    pub fn with_definition(&self, definition: Definition) -> Self {
+        let is_same = self.definition.kind == definition.kind && work::is_same(&definition.kind, &self.definition.spec, &definition.spec);
+        // The same work may be spelled in another way, and has another hash then.
+        let hash = definition.hash();
+        let finished = self.finish().filter(|_| is_same).map(|finish| Box::new(Finish { hash, ..finish.clone() }));
+        let failed = self.failed.as_deref().filter(|_| is_same && !self.failed_on().is_empty());
+        let failed = failed.map(|failed| Box::new(FailedOn { hash, ..failed.clone() }));
+        Self { definition, finished, failed, ..self.clone() }
+    }
+
     /// The worker that the view for people names: where the resource is, or last was.
     #[must_use]
     pub fn assigned_worker(&self) -> Option<&str> {
@@ -70,7 +100,9 @@ impl Stored for Record {
         }
         // Most are so short that there is no need to write them first.
         if length > MAX_RECORD / GROWTH {
-            let written = json(record).len().saturating_sub(record.assigned_node.len()) + RECORD_ROOM;
+            // What leaders have added has its room.
+            let bare = Self { assigned_node: "".into(), finished: None, failed: None, ..record.clone() };
+            let written = json(&bare).len() + RECORD_ROOM;
             if written > MAX_RECORD {
                 return too_long(written);
             }
@@ -126,6 +158,10 @@ struct Wire {
     hash: Hash,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     source: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished: Option<Box<Finish>>,
+    #[serde(rename = "FailedOn", default, skip_serializing_if = "Option::is_none")]
+    failed: Option<Box<FailedOn>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -160,6 +196,8 @@ impl From<Record> for Wire {
             spec,
             hash,
             source: record.source,
+            finished: record.finished,
+            failed: record.failed,
         }
     }
 }
@@ -190,6 +228,8 @@ impl TryFrom<Wire> for Record {
             creation_time: wire.creation_time,
             assigned_node: wire.assigned_node,
             source: wire.source,
+            finished: wire.finished,
+            failed: wire.failed,
             definition,
         })
     }
@@ -219,7 +259,26 @@ mod tests {
         let worker = WorkerId::new(&"w".repeat(253)).expect("id");
         longest.assigned_node = Record::node(&worker, &"a".repeat(MAX_ADDRESS));
         let echo = String::from_utf8(json(&longest)).expect("text");
-        assert_eq!(read(&echo), Some(longest));
+        assert_eq!(read(&echo).as_ref(), Some(&longest));
+        // And so is how it ended, or where it failed.
+        let phase = crate::Observed::Exited;
+        let message = "\u{1}".repeat(1024);
+        let status = crate::Status {
+            phase,
+            epoch: crate::Epoch(i64::MAX),
+            since: i64::MAX,
+            restarts: u32::MAX,
+            failures: 0,
+            finished: true,
+            message,
+        };
+        let finish = Finish::of(longest.definition.hash(), &worker, &status);
+        let finished = Record { finished: Some(Box::new(finish)), ..longest.clone() };
+        assert_eq!(read(&String::from_utf8(json(&finished)).expect("text")), Some(finished));
+        let names = (0..crate::MAX_FAILED_ON).map(|n| WorkerId::new(&format!("{}{n:02}", "w".repeat(251))).expect("id"));
+        let failed = names.fold(None, |before: Option<FailedOn>, id| Some(FailedOn::with(before.as_ref(), longest.definition.hash(), &id)));
+        let failed = Record { failed: failed.map(Box::new), ..longest };
+        assert_eq!(read(&String::from_utf8(json(&failed)).expect("text")), Some(failed));
         // What is short as a person writes it is judged as it is written back.
         let numbers = |count: usize| format!(r#"{{"a":[{}]}}"#, vec!["9e15"; count].join(","));
         assert!(record_of(numbers(20_000)).is_some_and(|record| written(&record) > 17 * 20_000));
@@ -233,6 +292,8 @@ mod tests {
             creation_time: 1_671_274_272_579_882_000,
             assigned_node: "worker-1|192.168.0.107:9090".into(),
             source: "".into(),
+            finished: None,
+            failed: None,
             definition: Definition::named(ResourceName::new("task-test-1").expect("name")),
         };
         let text = serde_json::to_string(&record).expect("json");
@@ -246,12 +307,21 @@ mod tests {
 
     #[test]
     fn every_field_survives() {
-        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Prefer":[{"selector":"disk=ssd","weight":10}],"Spread":"zone","Together":"app=db","Apart":"app=web","Policy":"pack","Rebalance":"never","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file"}"#;
+        let text = r#"{"ID":"7","Name":"a","AssignedNode":"","CreationTime":1,"Kind":"process","Weight":2,"Labels":{"team":"books"},"Require":"gpu=true","Pin":"worker-1","Prefer":[{"selector":"disk=ssd","weight":10}],"Spread":"zone","Together":"app=db","Apart":"app=web","Policy":"pack","Rebalance":"never","Ownership":"available","Spec":{"command":["x"]},"Hash":"HASH","Source":"file","Finished":{"Hash":"HASH","Phase":"exited","Message":"exit status 0","Since":5,"Worker":"worker-1","Epoch":7,"Restarts":2},"FailedOn":{"Hash":"HASH","Workers":["worker-2"]}}"#;
         let hash = Hash::of("process", &Spec::from_value(serde_json::json!({"command": ["x"]})).expect("spec")).to_string();
         let text = text.replace("HASH", &hash);
         let record: Record = serde_json::from_str(&text).expect("record");
         assert_eq!(serde_json::to_string(&record).expect("json"), text);
         assert_eq!(record.assigned_worker(), None);
+        assert_eq!((record.finish().map(|finish| finish.epoch), record.failed_on().len()), (Some(crate::Epoch(7)), 1));
+        // Rules may change; another spec is other work.
+        let same = record.with_definition(Definition { weight: 3, ..record.definition.clone() });
+        assert_eq!((&same.finished, &same.failed), (&record.finished, &record.failed));
+        let other = record.with_definition(Definition { kind: "noop".into(), ..record.definition.clone() });
+        assert_eq!((other.finished, other.failed), (None, None));
+        // What somebody else's hand has left beside another spec says nothing of that.
+        let edited = Record { definition: Definition { kind: "noop".into(), ..record.definition.clone() }, ..record };
+        assert_eq!((edited.finish(), edited.failed_on()), (None, &[] as &[WorkerId]));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Admission, ClassId, Definition, Epoch, Held, Intent, IntentKind, Moment, Observed, Phase, Rebalance, Record, Registration,
-    ResourceName, Session, ShapeId, Status, Versioned, WorkerId, fit,
+    ResourceName, Session, ShapeId, Status, StopReason, Versioned, WorkerId, fit,
 };
 
 /// One name: the resource that is wanted, and the assignments that stand for it.
@@ -95,6 +95,28 @@ impl Unit {
         self.record.as_deref().map(|record| &record.value.definition)
     }
 
+    /// It has finished: it is wanted, and runs no more.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.record.as_deref().is_some_and(|record| record.value.finish().is_some())
+    }
+
+    /// It is remembered on which workers it has failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.record.as_deref().is_some_and(|record| !record.value.failed_on().is_empty())
+    }
+
+    /// The assignment whose status says that the resource has finished, where its record does not say so yet.
+    #[must_use]
+    pub fn unnoted_finish(&self) -> Option<(&Holder, &Status)> {
+        let (record, [holder]) = (&self.record.as_deref()?.value, self.holders.as_slice()) else { return None };
+        let status = holder.observed().filter(|status| status.finished)?;
+        // An end that was noted already, or came before the resource was deleted, says nothing of what was added since.
+        let is_of_past = matches!(holder.held.phase, Phase::Stop { reason: StopReason::Deleted | StopReason::Finished, .. });
+        (!is_of_past && record.finish().is_none() && holder.held.has_work_of(&record.definition)).then_some((holder, status))
+    }
+
     /// Nothing stands under the name.
     pub(crate) fn is_empty(&self) -> bool {
         self.record.is_none() && self.unreadable.is_none() && self.holders.is_empty()
@@ -136,11 +158,16 @@ impl Holder {
         }
     }
 
+    /// What the worker says of this very epoch.
+    #[must_use]
+    pub fn observed(&self) -> Option<&Status> {
+        self.status.as_deref().filter(|status| status.epoch == self.held.epoch && status.epoch != Epoch::default())
+    }
+
     /// The worker has reported that this very epoch is stopped.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        let epoch = self.held.epoch;
-        epoch != Epoch::default() && self.status.as_ref().is_some_and(|s| s.epoch == epoch && s.phase == Observed::Stopped)
+        self.observed().is_some_and(|status| status.phase == Observed::Stopped)
     }
 }
 

@@ -78,7 +78,8 @@ impl Stage {
             let address = self.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             node = Record::node(worker, &address.unwrap_or_default());
         }
-        let record = Record { id: 1, creation_time: 1, assigned_node: node, source: Box::default(), definition };
+        let record =
+            Record { id: 1, creation_time: 1, assigned_node: node, source: Box::default(), finished: None, failed: None, definition };
         self.cluster.apply(Change::at(revision, Entry::Resource(record.definition.name.clone(), Some(record))), self.now);
         for write in decision.writes {
             self.cluster.apply(write.change(revision), self.now);
@@ -105,7 +106,8 @@ impl Stage {
             let Some(holder) = self.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).cloned() else { continue };
             if matches!(holder.held.phase, Phase::Stop { .. }) {
                 let epoch = holder.held.epoch;
-                let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
+                let status =
+                    Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, failures: 0, finished: false, message: String::new() };
                 let revision = self.next();
                 self.cluster.apply(Change::at(revision, Entry::Status(holder.worker, name, Some(status))), self.now);
             }
@@ -169,7 +171,15 @@ fn plan_all(workers: u32, resources: u32, make: fn(u32) -> Definition) -> f64 {
     for n in 0..resources {
         let definition = make(n);
         let revision = stage.next();
-        let record = Record { id: 1, creation_time: 1, assigned_node: Box::default(), source: Box::default(), definition };
+        let record = Record {
+            id: 1,
+            creation_time: 1,
+            assigned_node: Box::default(),
+            source: Box::default(),
+            finished: None,
+            failed: None,
+            definition,
+        };
         stage.cluster.apply(Change::at(revision, Entry::Resource(record.definition.name.clone(), Some(record))), stage.now);
     }
     let settled = stage.settle();

@@ -23,12 +23,18 @@ pub(crate) fn turn(turn: &mut Turn<'_>) {
 }
 
 fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holder: &'a Holder) {
+    if let Some((_, status)) = unit.unnoted_finish() {
+        return turn.finish(name, unit, holder, status);
+    }
     match end_of(turn, unit, holder) {
         End::Known(reason) => return ended(turn, name, unit, holder, reason),
         End::At(_) | End::Open if !holder.held.runs() => return,
         End::At(_) | End::Open => {}
     }
     let Some(record) = unit.record.as_deref() else { return turn.stop(name, holder, StopReason::Deleted, None) };
+    if unit.is_finished() {
+        return turn.stop(name, holder, StopReason::Finished, None);
+    }
     let definition = &record.value.definition;
     let worker = turn.cluster.worker(holder.worker.as_str());
     let Some(place) = worker.and_then(|w| w.place(&holder.worker)) else { return };
@@ -84,14 +90,18 @@ pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit
     if turn.is_dealt_with(name) {
         return;
     }
+    if let Some((_, status)) = unit.unnoted_finish() {
+        return turn.finish(name, unit, holder, status);
+    }
+    let wanted = unit.definition().filter(|_| !unit.is_finished());
     // One that is only taken to be gone is gone for good.
     let is_gone = turn.cluster.worker(holder.worker.as_str()).is_none_or(|w| w.standing() != Standing::Ready);
-    if let Some(brake) = turn.held_at(&holder.worker).filter(|_| is_gone && reason.is_of_lost() && unit.record.is_some()) {
+    if let Some(brake) = turn.held_at(&holder.worker).filter(|_| is_gone && reason.is_of_lost() && wanted.is_some()) {
         return turn.undone(Subject::Resource(name.clone()), Pending::Brake(brake));
     }
     turn.seen.insert(name.clone());
     let (from, epoch) = (holder.worker.clone(), holder.held.epoch);
-    let to = unit.definition().and_then(|definition| successor(turn, definition, unit, &from));
+    let to = wanted.and_then(|definition| successor(turn, definition, unit, &from));
     turn.plan.actions.push(match to {
         // One transaction takes a key only once: on the same worker the next assignment is created after this.
         Some(to) if to == from => Action::End { resource: name.clone(), worker: from, epoch, reason },
@@ -116,12 +126,12 @@ fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, f
 
 /// Where it is meant to be, if it can be there; where it was before, neither a cordon nor, if no other takes it, a drain is an obstacle.
 fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&WorkerId>, was_there: bool) -> Result<Choice, Pending> {
-    let Some(home) = home else { return turn.choose(definition, None) };
+    let Some(home) = home else { return turn.choose(definition, &[]) };
     let stays = || Choice { worker: home.clone(), reason: PlaceReason::Stays };
-    let Some(place) = turn.loads.place(home) else { return turn.choose(definition, None) };
+    let Some(place) = turn.loads.place(home) else { return turn.choose(definition, &[]) };
     if !was_there {
         let fits = turn.loads.fits(definition, &place).is_ok();
-        return if fits { Ok(stays()) } else { turn.choose(definition, None) };
+        return if fits { Ok(stays()) } else { turn.choose(definition, &[]) };
     }
     let is_drained = place.intent.is_some_and(IntentKind::is_drain);
     let may = fit::may_run(definition.needs(), home, place.registration).and_then(|()| fit::has_room(definition, &place));
@@ -129,8 +139,8 @@ fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&
     let can = may.is_ok() && related.allow(definition, home, &|| related.is_first(definition)).is_ok();
     match (can, is_drained) {
         (true, false) => Ok(stays()),
-        (true, true) => turn.choose(definition, None).or_else(|_| Ok(stays())),
-        (false, _) => turn.choose(definition, None),
+        (true, true) => turn.choose(definition, &[]).or_else(|_| Ok(stays())),
+        (false, _) => turn.choose(definition, &[]),
     }
 }
 

@@ -26,8 +26,10 @@ pub(crate) struct Ask<'q, 'l> {
     pub(crate) loads: &'q Loads<'l>,
     /// The label that the policy `spread` goes by.
     pub(crate) label: &'q str,
-    /// The worker that it is to leave.
-    except: Option<&'q WorkerId>,
+    /// The workers that are out of the question.
+    except: &'q [&'q WorkerId],
+    /// The workers on which it has failed of late.
+    failed_on: Vec<&'l WorkerId>,
     by_value: OnceCell<BTreeMap<Option<String>, u64>>,
     is_first: OnceCell<bool>,
 }
@@ -43,6 +45,8 @@ pub(crate) struct Candidate<'q> {
 /// The less, the better.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
+    /// The resource has failed there of late.
+    failed: bool,
     /// Its sessions end too often.
     aside: bool,
     /// How many of the resource's group are at home on workers with the same value of its `spread`.
@@ -53,11 +57,11 @@ pub(crate) struct Score {
     worker: WorkerId,
 }
 
-/// Chooses a worker; never `except`.
+/// Chooses a worker; never one of `except`.
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition, except: Option<&WorkerId>) -> Result<Choice, Pending> {
+pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition, except: &[&WorkerId]) -> Result<Choice, Pending> {
     if let Some(pin) = &definition.pin {
         return choose_pinned(loads, definition, pin, except);
     }
@@ -68,11 +72,11 @@ pub(crate) fn choose(loads: &Loads<'_>, definition: &Definition, except: Option<
 }
 
 /// Of a pinned resource only one worker is asked, however many there are.
-fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, except: Option<&WorkerId>) -> Result<Choice, Pending> {
+fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, except: &[&WorkerId]) -> Result<Choice, Pending> {
     let misfit = match loads.place(pin) {
         None => None,
         Some(place) => match loads.fits(definition, &place) {
-            Ok(()) if except == Some(pin) => None,
+            Ok(()) if except.contains(&pin) => None,
             Ok(()) => return Ok(Choice { worker: pin.clone(), reason: PlaceReason::Pinned }),
             Err(misfit) => Some(misfit),
         },
@@ -81,9 +85,14 @@ fn choose_pinned(loads: &Loads<'_>, definition: &Definition, pin: &WorkerId, exc
 }
 
 impl<'q, 'l> Ask<'q, 'l> {
-    pub(crate) fn new(loads: &'q Loads<'l>, definition: &'q Definition, except: Option<&'q WorkerId>) -> Self {
+    pub(crate) fn new(loads: &'q Loads<'l>, definition: &'q Definition, except: &'q [&'q WorkerId]) -> Self {
+        Self { failed_on: loads.failed_on(&definition.name), ..Self::of_class(loads, definition, except) }
+    }
+
+    /// The same for any resource that looks like this one, whatever that one has met with.
+    pub(crate) fn of_class(loads: &'q Loads<'l>, definition: &'q Definition, except: &'q [&'q WorkerId]) -> Self {
         let label = definition.rules().spread.as_deref().unwrap_or(&loads.config.spread_label);
-        Self { definition, loads, label, except, by_value: OnceCell::new(), is_first: OnceCell::new() }
+        Self { definition, loads, label, except, failed_on: Vec::new(), by_value: OnceCell::new(), is_first: OnceCell::new() }
     }
 
     fn best(&self, policy: &dyn Policy) -> Option<WorkerId> {
@@ -112,12 +121,21 @@ impl<'q, 'l> Ask<'q, 'l> {
         }
     }
 
-    /// The first that fits and is not set aside.
+    /// It is chosen after all that are not: it is set aside, or the resource has failed there.
+    pub(crate) fn is_penalised(&self, id: &WorkerId) -> bool {
+        self.has_failed_on(id) || self.loads.aside_until(id).is_some()
+    }
+
+    pub(crate) fn has_failed_on(&self, id: &WorkerId) -> bool {
+        self.failed_on.contains(&id)
+    }
+
+    /// The first that fits and is not penalised.
     fn first_of<'w>(&self, mut workers: impl Iterator<Item = &'w WorkerId>) -> Option<WorkerId>
     where
         'q: 'w,
     {
-        workers.find(|id| self.candidate(id).is_some() && self.loads.aside_until(id).is_none()).cloned()
+        workers.find(|id| self.candidate(id).is_some() && !self.is_penalised(id)).cloned()
     }
 
     fn best_of<'w>(&self, policy: &dyn Policy, workers: impl Iterator<Item = &'w WorkerId>) -> Option<WorkerId>
@@ -137,12 +155,28 @@ impl<'q, 'l> Ask<'q, 'l> {
         self.best_of(policy, picked.flatten().chain(self.loads.unshaped()))
     }
 
-    /// The least loaded that fits, and the least loaded that also is not set aside.
+    /// The least loaded that fits, and the least loaded that also is not penalised.
     fn least_of_shape(&self, shape: Shape<'q>) -> Vec<&'q WorkerId> {
         let mut fitting = self.loads.of_shape(shape.id, shape.shaped).map(|rank| &rank.worker).filter(|id| self.candidate(id).is_some());
         let Some(first) = fitting.next() else { return Vec::new() };
-        let steady = |id: &&WorkerId| self.loads.aside_until(id).is_none();
-        if steady(&first) { vec![first] } else { [first].into_iter().chain(fitting.find(steady)).collect() }
+        let steady = |id: &&WorkerId| !self.is_penalised(id);
+        if steady(&first) {
+            return vec![first];
+        }
+        // Of those that are penalised, the ones on which it has failed come last.
+        let mut found = vec![first];
+        let mut has_untried = !self.has_failed_on(first);
+        for id in fitting {
+            if steady(&id) {
+                found.push(id);
+                break;
+            }
+            if !has_untried && !self.has_failed_on(id) {
+                has_untried = true;
+                found.push(id);
+            }
+        }
+        found
     }
 
     /// The most loaded that fit: those that are equally full, so that ids can decide.
@@ -155,7 +189,7 @@ impl<'q, 'l> Ask<'q, 'l> {
             if steady_at.is_some_and(|load| rank.load < load) {
                 break;
             }
-            if self.loads.aside_until(&rank.worker).is_none() {
+            if !self.is_penalised(&rank.worker) {
                 steady_at = Some(rank.load);
             }
             found.push(&rank.worker);
@@ -165,14 +199,14 @@ impl<'q, 'l> Ask<'q, 'l> {
 
     /// A worker as a candidate, if it can run the resource.
     pub(crate) fn candidate<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
-        let place = self.loads.place(id).filter(|_| self.except != Some(id))?;
+        let place = self.loads.place(id).filter(|_| !self.except.contains(&id))?;
         self.fits(&place).ok()?;
         Some(self.candidate_at(place))
     }
 
     /// A worker as a candidate, if it can run the resource as far as that does not depend on others.
     pub(crate) fn alone<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
-        let place = self.loads.place(id).filter(|_| self.except != Some(id))?;
+        let place = self.loads.place(id).filter(|_| !self.except.contains(&id))?;
         fit::can_run(self.definition, &place).ok()?;
         Some(self.candidate_at(place))
     }
@@ -193,6 +227,7 @@ impl<'q, 'l> Ask<'q, 'l> {
         let labels = &candidate.place.registration.labels;
         let spread = self.definition.rules().spread.as_deref();
         Score {
+            failed: self.has_failed_on(candidate.place.id),
             aside: self.loads.aside_until(candidate.place.id).is_some(),
             crowd: spread.map_or(0, |key| self.loads.related().crowd(self.definition, key, labels)),
             preference: Reverse(if policy.counts_preference() { 0 } else { candidate.preference }),
@@ -228,7 +263,7 @@ pub(crate) fn fullness(ask: &Ask<'_, '_>, candidate: &Candidate<'_>) -> Amount {
 
 /// Why no worker that is ready can take it. Workers of one shape are asked together, as far as they break the same rule.
 pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
-    let ask = Ask::new(loads, definition, None);
+    let ask = Ask::new(loads, definition, &[]);
     let mut failed = Tally::default();
     for (id, shaped) in loads.cluster.rankings().shapes() {
         let shape = &shaped.shape;

@@ -27,6 +27,8 @@ pub struct PlannerConfig {
     pub recovery_in_flight: usize,
     /// For how long a resource that was moved for balance is not moved for balance again.
     pub cool_down: Duration,
+    /// After how many runs in a row that did not go well a resource is tried on another worker; 0: never.
+    pub move_failing_after: u32,
     /// When a worker is set aside.
     pub flapping: Flapping,
     /// When what lost workers ran is held.
@@ -36,6 +38,10 @@ pub struct PlannerConfig {
     /// How many resources that are assigned nowhere one plan looks at.
     pub max_unplaced: usize,
 }
+
+/// By the pauses of a process (0.1 s, doubling up to 10 s) the tenth failure in a row comes after half a minute at the soonest: what fails because
+/// a database changes over has mostly recovered by then, on its own worker.
+const FAILURES: u32 = 10;
 
 /// A worker whose sessions ended without a word so often within such a span is chosen only where no other can run a resource, for a while
 /// after the last time.
@@ -70,6 +76,7 @@ impl Default for PlannerConfig {
             moves_in_flight: 256,
             recovery_in_flight: 1024,
             cool_down: Duration::from_secs(10),
+            move_failing_after: FAILURES,
             flapping: Flapping { losses: 3, within: Duration::from_secs(60), aside: Duration::from_secs(60) },
             brake: BrakeConfig { percent: 50, least: 3 },
             max_actions: 4096,

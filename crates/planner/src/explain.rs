@@ -43,13 +43,27 @@ pub enum Verdict {
         place: usize,
         /// What it is worth to the resource to be there.
         preference: u64,
-        /// Its sessions end too often, so it comes after all others.
-        aside: bool,
+        /// Why it comes after all others, if it does.
+        penalty: Option<Penalty>,
     },
     /// It breaks a hard rule.
     Misfit(Misfit),
     /// It is not ready.
     NotReady(Standing),
+}
+
+/// Why a worker comes after all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Penalty {
+    /// Its sessions end too often.
+    Aside,
+    /// The resource has failed there of late.
+    Failed,
+}
+
+fn penalty(ask: &Ask<'_, '_>, id: &WorkerId) -> Option<Penalty> {
+    let reason = if ask.has_failed_on(id) { Penalty::Failed } else { Penalty::Aside };
+    ask.is_penalised(id).then_some(reason)
 }
 
 /// Explains a resource that there is, as if it were to be placed anew, or one that there is not.
@@ -99,7 +113,7 @@ impl Explainer {
             // Where it is already, it does not stand in its own way.
             loads.leave(standing, home, true);
         }
-        let ask = Ask::new(&loads, &self.definition, None);
+        let ask = Ask::new(&loads, &self.definition, &[]);
         let policy = policy::of(self.definition.rules().policy.unwrap_or(self.config.policy));
         let after = self.after.clone();
         let mut workers = cluster.workers_after(after.as_ref().map_or("", WorkerId::as_str));
@@ -110,7 +124,7 @@ impl Explainer {
                 (None, _) => Verdict::NotReady(worker.standing()),
                 (Some(_), Some(candidate)) => {
                     self.scores.push((ask.score(policy, &candidate), id.clone()));
-                    Verdict::Eligible { place: 0, preference: candidate.preference, aside: loads.aside_until(id).is_some() }
+                    Verdict::Eligible { place: 0, preference: candidate.preference, penalty: penalty(&ask, id) }
                 }
                 (Some(place), None) => match ask.fits(&place) {
                     Ok(()) => continue,

@@ -69,7 +69,7 @@ fn drain<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
     }
     while !leaving.as_slice().is_empty() && !is_exhausted(turn, id) {
         let Some(on) = leaving.next() else { break };
-        let chosen = turn.choose(on.definition, Some(id));
+        let chosen = turn.choose(on.definition, &[id]);
         turn.loads.come_back(on.definition, id);
         match chosen {
             Ok(choice) => turn.send(on, StopReason::Drain, Some(choice.worker)),

@@ -10,6 +10,7 @@ mod brake;
 mod choose;
 mod config;
 mod explain;
+mod failing;
 mod leave;
 mod loads;
 mod policy;
@@ -21,7 +22,7 @@ mod workers;
 use evenkeel_model::{Cluster, Definition, Moment, Pending, PlaceReason, Plan, WorkerId};
 
 pub use config::{BrakeConfig, Flapping, PlannerConfig};
-pub use explain::{Considered, Explainer, Explanation, Looked, Verdict, explain};
+pub use explain::{Considered, Explainer, Explanation, Looked, Penalty, Verdict, explain};
 pub use suppose::{Supposition, suppose};
 
 /// Decides what is to be done next. The plan of a settled cluster is empty, and so is that of a cluster to which the plan before was
@@ -37,17 +38,17 @@ pub fn plan(cluster: &Cluster, now: Moment, config: &PlannerConfig) -> Plan {
 pub fn choose(cluster: &Cluster, definition: &Definition, now: Moment, config: &PlannerConfig) -> Result<(WorkerId, PlaceReason), Pending> {
     let mut loads = loads::Loads::new(cluster, now, config);
     loads.prepare_for(definition);
-    choose::choose(&loads, definition, None).map(|choice| (choice.worker, choice.reason))
+    choose::choose(&loads, definition, &[]).map(|choice| (choice.worker, choice.reason))
 }
 
-/// Why a resource that stands has no assignment that runs; none: it has one, or the next plan gives it one.
+/// Why a resource that stands has no assignment that runs; none: it has one, or the next plan gives it one, or it has finished.
 #[must_use]
 pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerConfig) -> Option<Pending> {
     let unit = cluster.unit(name)?;
     if let Some(error) = &unit.unreadable {
         return Some(Pending::Unreadable(error.clone()));
     }
-    let definition = unit.definition()?;
+    let definition = unit.definition().filter(|_| !unit.is_finished())?;
     let Some(holder) = unit.holders.first() else { return choose(cluster, definition, now, config).err() };
     let worker = cluster.worker(holder.worker.as_str());
     match evenkeel_model::ends::end_of(holder, worker, definition.ownership, now, config.wait) {

@@ -8,11 +8,11 @@ use std::{
 };
 
 use evenkeel_model::{
-    Cluster, Count, Definition, IntentKind, Load, Misfit, Moment, Place, Rank, Related, Relations, ShapeId, Shaped, Standing, Worker,
-    WorkerId, fit,
+    Cluster, Count, Definition, IntentKind, Load, Misfit, Moment, Place, Rank, Related, Relations, ResourceName, ShapeId, Shaped, Standing,
+    Worker, WorkerId, fit,
 };
 
-use crate::PlannerConfig;
+use crate::{PlannerConfig, failing};
 
 /// See the module.
 pub(crate) struct Loads<'a> {
@@ -306,6 +306,11 @@ impl<'a> Loads<'a> {
         let since = last.before(flapping.within);
         let often = losses.times(id).take_while(|at| *at >= since).count() >= flapping.losses;
         often.then(|| last.after(flapping.aside))
+    }
+
+    /// The workers on which a resource has failed of late.
+    pub(crate) fn failed_on(&self, name: &ResourceName) -> Vec<&'a WorkerId> {
+        failing::failed_on(self.cluster, name, self.now)
     }
 
     pub(crate) fn related(&self) -> Related<'_> {

@@ -163,6 +163,8 @@ impl<'a> Donors<'a> {
                     Some(to) => return Some((on, to)),
                     // By hash each name is a case of its own.
                     None if balance_of(turn, on.definition.rules()) == Balance::ByHash => false,
+                    // And so is what is kept from workers by its own past.
+                    None if !turn.loads.failed_on(on.name).is_empty() => false,
                     None => self.hopeless.insert(key),
                 };
             }
@@ -237,7 +239,11 @@ fn distance_from_ideal(weight: u64, donor: Load, recipient: Load) -> u128 {
 
 /// The least loaded worker that can take a resource and would have less than its donor has now.
 fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scope) -> Option<WorkerId> {
-    let ask = Ask::new(&turn.loads, definition, Some(&donor.worker));
+    let except = [&donor.worker];
+    let ask = match scope {
+        Scope::Resource => Ask::new(&turn.loads, definition, &except),
+        Scope::Class => Ask::of_class(&turn.loads, definition, &except),
+    };
     let rules = definition.rules();
     let from = turn.loads.place(&donor.worker)?;
     let home = Candidate { load: donor.load, preference: rules.preference(&from.registration.labels), place: from };
@@ -254,7 +260,7 @@ fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scop
             Balance::ByHash => is_newcomer(turn, rank, balance) && ranks_before(definition, &home, &candidate),
             Balance::Never => false,
         };
-        follows && keeps_spread(&ask, &home, &candidate) && turn.loads.aside_until(&rank.worker).is_none()
+        follows && keeps_spread(&ask, &home, &candidate) && !ask.is_penalised(&rank.worker)
     };
     let suiting = turn.cluster.rankings().shapes().filter(|(_, shaped)| {
         let shape = &shaped.shape;

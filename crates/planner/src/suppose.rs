@@ -44,7 +44,7 @@ pub fn suppose(cluster: &Cluster, now: Moment, config: &PlannerConfig, supposed:
 fn with_added(cluster: &Cluster, now: Moment, config: &PlannerConfig, mut plan: Plan, definition: &Definition) -> Plan {
     let mut loads = Loads::new(cluster, now, config);
     loads.prepare_for(definition);
-    match choose::choose(&loads, definition, None) {
+    match choose::choose(&loads, definition, &[]) {
         Ok(choice) => {
             plan.actions.insert(0, Action::Place { resource: definition.name.clone(), worker: choice.worker, reason: choice.reason });
         }

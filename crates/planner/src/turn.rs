@@ -1,17 +1,17 @@
-//! One plan, phase by phase: workers that come and go, ends that are known, what is not as wanted, what is to leave its worker, what is
-//! placed nowhere, balance. This file has the order, and what all phases share; each phase has its own.
+//! One plan, phase by phase: workers that come and go, ends that are known, what is not as wanted, what is to leave its worker, what fails there,
+//! what is placed nowhere, balance. This file has the order, and what all phases share; each phase has its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{
-    Action, Brake, ClassId, Cluster, Definition, Holder, Labels, Moment, Pending, Plan, ResourceName, StopReason, Subject, Undone, Unit,
-    WorkerId,
+    Action, Brake, ClassId, Cluster, Definition, Holder, Labels, Moment, Pending, Plan, ResourceName, Status, StopReason, Subject, Undone,
+    Unit, WorkerId,
 };
 
 use crate::{
     PlannerConfig, attend, brake,
     choose::{self, Choice},
-    leave,
+    failing, leave,
     loads::{Assumed, Loads},
     rebalance, workers,
 };
@@ -42,7 +42,7 @@ pub(crate) fn fit_class<'a>(cluster: &'a Cluster, definition: &'a Definition) ->
 }
 
 /// The reasons for which a resource is on its way because it may not stay.
-const RECOVERY: [StopReason; 3] = [StopReason::Unfit, StopReason::Drain, StopReason::Capacity];
+const RECOVERY: [StopReason; 4] = [StopReason::Unfit, StopReason::Drain, StopReason::Capacity, StopReason::Failing];
 
 impl<'a> Turn<'a> {
     pub(crate) fn new(cluster: &'a Cluster, now: Moment, config: &'a PlannerConfig) -> Self {
@@ -68,6 +68,7 @@ impl<'a> Turn<'a> {
         workers::turn(&mut self, assumed);
         attend::turn(&mut self);
         leave::turn(&mut self, assumed);
+        failing::turn(&mut self);
         attend::place_all(&mut self);
         if self.recovery_is_done() {
             rebalance::turn(&mut self);
@@ -116,7 +117,7 @@ impl<'a> Turn<'a> {
     }
 
     /// Chooses a worker, unless one that looks the same has found none in this plan.
-    pub(crate) fn choose(&mut self, definition: &'a Definition, except: Option<&WorkerId>) -> Result<Choice, Pending> {
+    pub(crate) fn choose(&mut self, definition: &'a Definition, except: &[&WorkerId]) -> Result<Choice, Pending> {
         // Without a rule a resource fits anywhere but for its weight, and the memory is not worth its keys.
         if !self.hopeless.is_empty()
             && let Some(reason) = self.hopeless.get(&fit_class(self.cluster, definition))
@@ -142,6 +143,20 @@ impl<'a> Turn<'a> {
         });
     }
 
+    /// Writes down that a resource has finished. It counts nowhere from then on.
+    pub(crate) fn finish(&mut self, name: &ResourceName, unit: &'a Unit, holder: &Holder, status: &Status) {
+        self.seen.insert(name.clone());
+        if let (Some(definition), Some(home)) = (unit.definition(), unit.home()) {
+            self.loads.leave(definition, home, *home != holder.worker);
+        }
+        self.plan.actions.push(Action::Finish {
+            resource: name.clone(),
+            worker: holder.worker.clone(),
+            epoch: holder.held.epoch,
+            message: status.message.as_str().into(),
+        });
+    }
+
     /// Stops a resource that is to go on elsewhere, or nowhere, and counts it there.
     pub(crate) fn send(&mut self, on: Settled<'a>, reason: StopReason, to: Option<WorkerId>) {
         self.loads.leave(on.definition, &on.holder.worker, false);
@@ -157,7 +172,7 @@ impl<'a> Turn<'a> {
     /// Why no other worker takes it: then nothing is done.
     pub(crate) fn relocate(&mut self, on: Settled<'a>, reason: StopReason) -> Result<(), Pending> {
         self.loads.leave(on.definition, &on.holder.worker, false);
-        let choice = self.choose(on.definition, Some(&on.holder.worker));
+        let choice = self.choose(on.definition, &[&on.holder.worker]);
         self.loads.come_back(on.definition, &on.holder.worker);
         self.send(on, reason, Some(choice?.worker));
         Ok(())

@@ -19,10 +19,10 @@ pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) 
     }
 }
 
-/// The brake holds what is wanted. What is not wanted any more, and has surely ended, goes.
+/// The brake holds what is wanted. What is not wanted any more, or has finished, and has surely ended, goes.
 fn end_what_is_deleted(turn: &mut Turn<'_>) {
     for name in turn.cluster.agenda().stopping.keys() {
-        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|unit| unit.record.is_none()) else { continue };
+        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|unit| unit.record.is_none() || unit.is_finished()) else { continue };
         if let ([holder], false) = (unit.holders.as_slice(), turn.is_full()) {
             attend::end_if_known(turn, name, unit, holder);
         }

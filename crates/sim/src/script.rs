@@ -2,14 +2,15 @@
 //! lines that begin with `$`, and under each what it prints; running it gives the same text with the answers that really come.
 //!
 //! Commands: `join W [label=value...] [capacity=N] [refused=WHY]`, `return W` (a new session that attests), `crash W`, `leave W`,
-//! `put R [field=value...]`, `delete R`, `acknowledge`, `pass SECONDS`, `turn`, `settle` (turns until nothing is left to do, told as where
+//! `put R [field=value...]`, `delete R`, `fail R [times=N]` (it has failed so often in a row where it runs, and waits), `refuse R` (it cannot be
+//! started there), `exit R [status=N]` (it has ended, and is not to be started again), `acknowledge`, `pass SECONDS`, `turn`, `settle` (turns until nothing is left to do, told as where
 //! everything is then), `term`, `cordon W`, `drain W [deadline=SECONDS]`, `uncordon W`, `release`, `set SETTING=VALUE...`,
 //! `suppose drain|cordon|uncordon|lose W`, `suppose rebalance`, `suppose add R [field=value...]`, `explain R`. Everything else is prose.
 
 use std::{fmt::Write, time::Duration};
 
-use evenkeel_model::{Action, Draft, IntentKind, Labels, Origin, Plan, Registration, Subject, WorkerId};
-use evenkeel_planner::{Supposition, Verdict, explain, suppose};
+use evenkeel_model::{Action, Draft, IntentKind, Labels, Observed, Origin, Plan, Registration, Subject, WorkerId};
+use evenkeel_planner::{Penalty, Supposition, Verdict, explain, suppose};
 
 use crate::world::World;
 
@@ -65,6 +66,12 @@ fn answer(world: &mut World, command: &str) -> Result<String, String> {
         "leave" => world.leave(subject),
         "put" => world.put(draft(subject, fields)?.check().map_err(|e| e.to_string())?),
         "delete" => world.delete(subject),
+        "fail" => {
+            let times = fields.get("times").map_or(Ok(12), |n| n.parse().map_err(|_| format!("{n} is no number of times")))?;
+            world.observe(subject, Observed::Backoff, times, "exit status 1");
+        }
+        "refuse" => world.observe(subject, Observed::Failed, 1, "the catalog of this worker has no such resource"),
+        "exit" => world.exit(subject, &format!("exit status {}", fields.get("status").map_or("0", String::as_str))),
         "acknowledge" => world.acknowledge(),
         "pass" => world.pass(Duration::from_secs_f64(subject.parse().map_err(|_| format!("{subject} is no number of seconds"))?)),
         "term" => world.cluster.begin_term(world.now),
@@ -156,6 +163,7 @@ fn set(world: &mut World, word: &str) -> Result<(), String> {
     match key {
         "policy" => config.policy = value.parse().map_err(|e: evenkeel_model::UnknownPolicy| e.to_string())?,
         "tolerance" => config.tolerance = number()?.into(),
+        "move-failing-after" => config.move_failing_after = number()?,
         "in-flight" => config.moves_in_flight = number()? as usize,
         "brake-percent" => config.brake.percent = number()?,
         "brake-least" => config.brake.least = number()? as usize,
@@ -194,7 +202,14 @@ fn tell_explanation(world: &World, name: &str) -> Result<String, String> {
     let mut out = format!("  by {}\n", explanation.policy);
     for considered in &explanation.considered {
         let verdict = match &considered.verdict {
-            Verdict::Eligible { place, preference: 0, aside } => format!("number {place}{}", if *aside { ", set aside" } else { "" }),
+            Verdict::Eligible { place, preference: 0, penalty } => format!(
+                "number {place}{}",
+                match penalty {
+                    None => "",
+                    Some(Penalty::Aside) => ", set aside",
+                    Some(Penalty::Failed) => ", it has failed there",
+                }
+            ),
             Verdict::Eligible { place, preference, .. } => format!("number {place}, worth {preference}"),
             Verdict::Misfit(misfit) => misfit.to_string(),
             Verdict::NotReady(standing) => format!("{standing:?}").to_lowercase(),
@@ -245,6 +260,7 @@ fn tell(action: &Action) -> String {
         }
         Action::Move { resource, from, to, reason, .. } => format!("move {resource} from {from} to {to}: {}", reason.as_str()),
         Action::End { resource, worker, reason, .. } => format!("end {resource} on {worker}: {}", reason.as_str()),
+        Action::Finish { resource, worker, message, .. } => format!("finish {resource} on {worker}: {message}"),
         Action::View { resource, worker } => {
             format!("show {resource} on {}", worker.as_ref().map_or("no worker", |w| w.as_str()))
         }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Entry, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record, Registration,
-    ResourceName, Revision, Standing, Status, WorkerId, check,
+    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record,
+    Registration, ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -31,6 +31,10 @@ fn name(text: &str) -> ResourceName {
 
 fn worker(text: &str) -> WorkerId {
     WorkerId::new(text).expect("a worker's id")
+}
+
+fn status(phase: Observed, epoch: Epoch, failures: u32, finished: bool, message: String) -> Status {
+    Status { phase, epoch, since: 0, restarts: 0, failures, finished, message }
 }
 
 /// Both are about the same worker, and about no resource.
@@ -59,9 +63,14 @@ impl World {
     pub fn put(&mut self, definition: Definition) {
         let revision = self.next();
         let unit = self.cluster.unit(definition.name.as_str());
-        let node = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.assigned_node.clone()).unwrap_or_default();
         let name = definition.name.clone();
-        let value = Record { id: 1, creation_time: 1, assigned_node: node, source: "".into(), definition };
+        let old = unit.and_then(|u| u.record.as_ref()).map(|r| r.value.clone());
+        let value = match old {
+            Some(old) => old.with_definition(definition),
+            None => {
+                Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition }
+            }
+        };
         self.apply(Change::at(revision, Entry::Resource(name, Some(value))));
     }
 
@@ -130,13 +139,40 @@ impl World {
             for holder in unit.holders.iter().filter(|h| matches!(h.held.phase, Phase::Stop { .. })) {
                 let standing = self.cluster.worker(holder.worker.as_str()).map(|w| w.standing());
                 if standing == Some(Standing::Ready) {
+                    let end = holder.observed().filter(|status| status.finished);
+                    let (finished, message) = end.map_or((false, String::new()), |end| (true, end.message.clone()));
                     let epoch = holder.held.epoch;
-                    let status = Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, message: String::new() };
-                    let revision = self.next();
-                    self.apply(Change::at(revision, Entry::Status(holder.worker.clone(), name.clone(), Some(status))));
+                    self.say(&name, &holder.worker, status(Observed::Stopped, epoch, 0, finished, message));
                 }
             }
         }
+    }
+
+    fn say(&mut self, name: &ResourceName, id: &WorkerId, status: Status) {
+        let revision = self.next();
+        self.apply(Change::at(revision, Entry::Status(id.clone(), name.clone(), Some(status))));
+    }
+
+    /// The worker that runs a resource says how it does there, if that worker lives and the resource has not come to its end.
+    pub fn observe(&mut self, text: &str, phase: Observed, failures: u32, message: &str) {
+        if let Some((id, epoch)) = self.runs_on(text) {
+            self.say(&name(text), &id, status(phase, epoch, failures, false, message.to_owned()));
+        }
+    }
+
+    /// A resource ends by itself, and its restart policy leaves it so. It may have been told to stop a moment ago.
+    pub fn exit(&mut self, text: &str, message: &str) {
+        if let Some((id, epoch)) = self.runs_on(text) {
+            self.say(&name(text), &id, status(Observed::Exited, epoch, 0, true, message.to_owned()));
+        }
+    }
+
+    /// Where it may run, told to stop or not: a live worker that has not said that it ended.
+    fn runs_on(&self, text: &str) -> Option<(WorkerId, Epoch)> {
+        let holder = self.cluster.unit(text)?.holders.first()?;
+        let is_ready = self.cluster.worker(holder.worker.as_str()).is_some_and(|w| w.standing() == Standing::Ready);
+        let is_over = holder.observed().is_some_and(|status| status.finished || status.phase == Observed::Stopped);
+        (is_ready && !is_over).then(|| (holder.worker.clone(), holder.held.epoch))
     }
 
     /// Lets time pass.

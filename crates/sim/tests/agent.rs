@@ -11,9 +11,11 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Admission, Assignment, Epoch, Hash, Origin, Phase, Registration, ResourceName, Session, Spec, StopReason, WorkerId};
+use evenkeel_model::{
+    Admission, Assignment, Epoch, Hash, Observed, Origin, Phase, Registration, ResourceName, Session, Spec, Status, StopReason, WorkerId,
+};
 use evenkeel_sim::{
-    etcd::{Etcd, Link, Settings},
+    etcd::{Direction, Etcd, Link, Settings},
     fleet::clock::MachineClock,
 };
 use evenkeel_store::{Client, KeyName, KeyRange, LeasedKey, NewLeasedKey, Op, Txn, codec::json, keys::Keys};
@@ -22,7 +24,7 @@ use evenkeel_worker::{
     agent::{self, Parts},
     authority::{BootTime, Clock, Gate, Timing},
     catalog::Catalog,
-    driver::{Driver, Handle, Observer, Registry, SpecError, StopOrder, Work},
+    driver::{Driver, Handle, Observation, Observer, Registry, SpecError, StopOrder, Work},
     guard::{LinkSender, ToGuard},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -76,6 +78,13 @@ impl Driver for Probe {
 impl Probe {
     fn told(&self) -> Vec<Told> {
         self.told.lock().unwrap().clone()
+    }
+
+    /// It has ended by itself, and is not to be started again.
+    fn exits(&self, message: &str) {
+        let message = message.to_owned();
+        let seen = Observation { phase: Observed::Exited, pid: 0, root: 0, restarts: 0, failures: 1, message };
+        self.running.lock().unwrap().as_ref().unwrap().is(seen);
     }
 
     /// Nothing of it runs any more.
@@ -212,6 +221,16 @@ impl Glass {
 
     async fn told_to_stop(&self) {
         self.within(5 * SECOND, "told to stop", |glass| (glass.probe.told().last() == Some(&Told::Stop)).then_some(())).await;
+    }
+
+    fn status(&self) -> Option<Status> {
+        let key = self.keys.status(&self.id, &self.name);
+        self.etcd.peek(|store| serde_json::from_slice(&store.get(key.as_bytes())?.value).ok())
+    }
+
+    /// What is said of the resource when it is in this phase.
+    async fn status_of(&self, phase: Observed) -> Status {
+        self.within(5 * SECOND, "reported", |glass| glass.status().filter(|status| status.phase == phase)).await
     }
 
     /// An agent that is admitted and runs the resource.
@@ -365,4 +384,65 @@ async fn work_of_a_session_that_is_lost_is_stopped() {
     // The admission stays, and so does the assignment; and there would be authority for longer.
     glass.etcd.revoke_early(lease).unwrap();
     glass.within(SECOND, "told to stop", |glass| (glass.probe.told().last() == Some(&Told::Stop)).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_before_it_was_told_to_stop_says_so() {
+    for told_first in [false, true] {
+        let glass = Glass::running().await;
+        if told_first {
+            glass.assign(Glass::stop()).await;
+            glass.told_to_stop().await;
+            glass.probe.exits("exit status 3");
+        } else {
+            glass.probe.exits("exit status 3");
+            assert!(glass.status_of(Observed::Exited).await.finished);
+            glass.assign(Glass::stop()).await;
+            glass.told_to_stop().await;
+        }
+        glass.probe.end();
+        let status = glass.status_of(Observed::Stopped).await;
+        assert_eq!((status.finished, status.message.as_str()), (true, "exit status 3"), "told first: {told_first}");
+    }
+    // What was interrupted has not finished.
+    let glass = Glass::running().await;
+    glass.assign(Glass::stop()).await;
+    glass.told_to_stop().await;
+    glass.probe.end();
+    assert!(!glass.status_of(Observed::Stopped).await.finished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_reported_before_the_worker_leaves() {
+    let glass = Glass::running().await;
+    glass.status_of(Observed::Starting).await;
+    glass.probe.exits("exit status 0");
+    glass.leave.send_replace(true);
+    glass.told_to_stop().await;
+    glass.probe.end();
+    let status = glass.status_of(Observed::Exited).await;
+    assert!(status.finished, "whoever runs it next is to know that nobody is to");
+    let Glass { agent, etcd, keys, id, .. } = glass;
+    timeout(60 * SECOND, agent).await.unwrap().unwrap().unwrap();
+    let released = etcd.peek(|store| {
+        let kv = store.get(keys.worker(&id).as_bytes()).unwrap();
+        serde_json::from_slice::<Registration>(&kv.value).unwrap().released
+    });
+    assert!(released);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_guard_may_have_killed_has_not_ended_by_itself() {
+    let glass = Glass::running().await;
+    let before = glass.probe.told().len();
+    glass.link.cut(Direction::Both);
+    glass.told_to_stop().await;
+    // The guard has killed it by now, and its end looks like any other.
+    sleep(6 * SECOND).await;
+    glass.probe.exits("killed by signal 9 (SIGKILL)");
+    glass.probe.end();
+    glass.link.heal();
+    glass.admit().await;
+    glass.within(10 * SECOND, "started again", |glass| (glass.probe.told().len() > before + 1).then_some(())).await;
+    assert!(!glass.status_of(Observed::Starting).await.finished);
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::{Definition, Draft, IntentKind, Moment, Origin, Pending, Registration, Standing, Subject, WorkerId, fit};
+use evenkeel_model::{
+    Action, Definition, Draft, IntentKind, Moment, Observed, Origin, Pending, Registration, Standing, StopReason, Subject, WorkerId, fit,
+};
 use evenkeel_planner::plan;
 use evenkeel_sim::world::World;
 use proptest::prelude::*;
@@ -32,6 +34,10 @@ enum Step {
     Pass(u16),
     Turn,
     Term,
+    /// It fails where it runs, so often in a row; or (none) it cannot be started there.
+    Fail(u8, Option<u8>),
+    /// It ends by itself, and is not to be started again.
+    Exit(u8),
     /// What is planned is reserved, and written or refused later.
     Decide,
     Ask(u8, Option<bool>),
@@ -43,6 +49,10 @@ fn step(plain: bool) -> impl Strategy<Value = Step> {
     let pin = if plain { Just(None).boxed() } else { prop::option::weighted(0.1, 0..5_u8).boxed() };
     let weight = if plain { Just(1).boxed() } else { (1..6_u64).boxed() };
     let capacity = if plain { Just(None).boxed() } else { prop::option::weighted(0.3, 0..30_u64).boxed() };
+    // What has failed somewhere is kept from there, however uneven that leaves the rest.
+    let times = prop::option::weighted(0.8, 0..20_u8);
+    let fail = (0..40_u8, times).prop_map(|(name, times)| Step::Fail(name, times));
+    let fail = if plain { Just(Step::Turn).boxed() } else { fail.boxed() };
     prop_oneof![
         6 => (0..40_u8, weight, zone, pin, 0..3_u8).prop_map(|(name, weight, zone, pin, version)| Step::Put { name, weight, zone, pin, version }),
         2 => (0..40_u8).prop_map(Step::Delete),
@@ -54,6 +64,8 @@ fn step(plain: bool) -> impl Strategy<Value = Step> {
         2 => (0..3000_u16).prop_map(Step::Pass),
         5 => Just(Step::Turn),
         1 => Just(Step::Term),
+        2 => (0..40_u8).prop_map(Step::Exit),
+        3 => fail,
     ]
 }
 
@@ -113,6 +125,9 @@ fn happen(world: &mut World, step: &Step) {
         Step::Pass(ms) => world.pass(Duration::from_millis(u64::from(ms))),
         Step::Turn => drop(world.turn()),
         Step::Term => world.cluster.begin_term(world.now),
+        Step::Fail(name, Some(times)) => world.observe(&format!("r{name}"), Observed::Backoff, times.into(), "exit status 1"),
+        Step::Fail(name, None) => world.observe(&format!("r{name}"), Observed::Failed, 1, "unknown here"),
+        Step::Exit(name) => world.exit(&format!("r{name}"), "exit status 0"),
         Step::Decide => world.decide(),
         Step::Ask(id, intent) => {
             let drain = IntentKind::Drain { deadline_ms: None };
@@ -131,6 +146,8 @@ fn everything_is_placed_or_explained(world: &World, undone: &[evenkeel_model::Un
         };
         let definition = &record.value.definition;
         match unit.holders.as_slice() {
+            [] if unit.is_finished() => {}
+            _ if unit.is_finished() => panic!("{name} has finished, and is assigned all the same"),
             [] => assert!(undone.iter().any(|u| u.subject == Subject::Resource(name.clone())), "{name} is nowhere, without a reason"),
             [holder] => {
                 let at = world.cluster.worker(holder.worker.as_str()).expect("its worker is known");
@@ -235,6 +252,78 @@ proptest! {
         let spread = payloads.iter().max().expect("three") - payloads.iter().min().expect("three");
         // The least loaded worker always takes the next one, so the spread never exceeds the heaviest.
         prop_assert!(spread <= *weights.iter().max().expect("some"), "{payloads:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Each of them fails wherever it runs. It is on each worker once at the most, and then stays, and all is calm.
+    #[test]
+    fn what_fails_everywhere_comes_to_rest(workers in 1..6_u8, resources in 1..30_u8, terms in any::<bool>()) {
+        let mut world = World::default();
+        for id in 0..workers {
+            world.join(registration(id, 0, 0, None));
+        }
+        drop(world.settle());
+        for name in 0..resources {
+            world.put(definition(name, 1, None, None, 0));
+        }
+        drop(world.settle());
+        // Balance has its own reasons.
+        world.config.moves_in_flight = 0;
+        let mut been: BTreeMap<u8, Vec<String>> = (0..resources).map(|name| (name, vec![world.home(&format!("r{name}")).expect("placed")])).collect();
+        let mut still = 0;
+        while still < 4 {
+            prop_assert!(world.now.0 < Duration::from_secs(3600), "it goes on and on");
+            let before = world.moves;
+            for name in 0..resources {
+                world.observe(&format!("r{name}"), Observed::Backoff, 12, "exit status 1");
+            }
+            let plan = world.turn();
+            let sent = plan.actions.iter().filter(|action| matches!(action, Action::Stop { reason: StopReason::Failing, .. })).count();
+            prop_assert!(sent <= 16, "{sent} are sent at once");
+            world.acknowledge();
+            drop(world.turn());
+            for (name, been) in &mut been {
+                let home = world.home(&format!("r{name}")).expect("placed");
+                if been.last() != Some(&home) {
+                    prop_assert!(!been.contains(&home), "r{name} has failed on {home} before: {been:?}");
+                    been.push(home);
+                }
+            }
+            if terms {
+                world.cluster.begin_term(world.now);
+            }
+            still = if world.moves == before { still + 1 } else { 0 };
+            world.pass(Duration::from_secs(5));
+        }
+        for (name, been) in been {
+            prop_assert_eq!(been.len(), usize::from(workers), "r{} has not been everywhere", name);
+        }
+    }
+
+    /// What has finished is never run again, whatever happens to workers and leaders, and weighs nothing.
+    #[test]
+    fn what_has_finished_stays_finished(steps in prop::collection::vec(step(true), 1..120)) {
+        let mut world = World::default();
+        world.join(registration(0, 0, 0, None));
+        world.join(registration(1, 0, 0, None));
+        drop(world.settle());
+        let job = definition(77, 1, None, None, 0);
+        world.put(job.clone());
+        drop(world.turn());
+        world.exit("r77", "exit status 0");
+        drop(world.turn());
+        for step in &steps {
+            happen(&mut world, step);
+            let unit = world.cluster.unit("r77").expect("it is wanted");
+            prop_assert!(unit.is_finished() && unit.home().is_none(), "{step:?}");
+            prop_assert!(unit.holders.iter().all(|holder| !holder.held.runs()), "{step:?}");
+        }
+        world.put(job);
+        drop(world.settle());
+        prop_assert!(world.cluster.unit("r77").is_some_and(|unit| unit.is_finished() && unit.holders.is_empty()));
     }
 }
 

@@ -8,7 +8,9 @@ use evenkeel_master::{
     MasterConfig,
     engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
 };
-use evenkeel_model::{Definition, Draft, IntentKind, MasterId, MasterRecord, Registration, ResourceName, WorkerId};
+use evenkeel_model::{
+    Definition, Draft, IntentKind, MasterId, MasterRecord, Observed, Record, Registration, ResourceName, Status, WorkerId,
+};
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
     fleet::{clock::MachineClock, dice::generator},
@@ -214,4 +216,36 @@ async fn an_operator_does_not_wait_behind_callers() {
     assert_eq!(cordoned.await.unwrap(), Ok(()));
     let waiting = adds.iter_mut().map(|answer| usize::from(answer.try_recv().is_err())).sum::<usize>();
     assert!(waiting > 2000, "only {waiting} of 8000 wait when the operator has its answer");
+}
+
+/// What was added is other work than what was deleted, though that had ended by itself before its worker heard of the end.
+#[tokio::test(start_paused = true)]
+async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
+    let testbed = Testbed::start().await;
+    let (keys, hand, name) = (Keys::new(""), testbed.etcd.link("worker").client(SECOND), ResourceName::new("a").unwrap());
+    let ids = ["worker-1", "worker-2"].map(|id| WorkerId::new(id).unwrap());
+    for id in &ids {
+        let registration = Registration { kinds: vec!["sim".into()], ..Registration::bare(id.clone(), format!("{id}:1")) };
+        hand.put(keys.worker(id), serde_json::to_vec(&registration).unwrap()).await.unwrap();
+    }
+    sleep(SECOND).await;
+    let epoch = testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap().epoch;
+    let (reply, drains) = oneshot::channel();
+    testbed.handle.ask(Request::intent(ids[0].clone(), Some(IntentKind::Drain { deadline_ms: None }), reply.into())).unwrap();
+    drains.await.unwrap().unwrap();
+    sleep(SECOND).await;
+    // It is on its way to the other worker by now.
+    testbed.delete("a").await.unwrap().unwrap();
+    testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap();
+    for phase in [Observed::Stopping, Observed::Stopped] {
+        let status = Status { phase, epoch, since: 0, restarts: 0, failures: 1, finished: true, message: "exit status 0".to_owned() };
+        hand.put(keys.status(&ids[0], &name), serde_json::to_vec(&status).unwrap()).await.unwrap();
+        sleep(SECOND).await;
+        let record = |store: &evenkeel_sim::etcd::Store| {
+            serde_json::from_slice::<Record>(&store.get(keys.resource(&name).as_bytes()).unwrap().value).unwrap()
+        };
+        assert_eq!(testbed.etcd.peek(record).finish(), None);
+    }
+    let runs = testbed.etcd.peek(|store| store.get(keys.assignment(&ids[1], &name).as_bytes()).is_some());
+    assert!(runs, "the old run has ended, and the new one may begin");
 }

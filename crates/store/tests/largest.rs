@@ -43,6 +43,8 @@ fn the_largest_resource_fits_a_transaction_with_its_assignment() {
         creation_time: i64::MAX,
         assigned_node: Record::node(&worker, &"h".repeat(MAX_ADDRESS)),
         source: name.clone().into(),
+        finished: None,
+        failed: None,
         definition: definition.clone(),
     };
     assert!(codec::json(&record).len() < MAX_RECORD, "{} bytes", codec::json(&record).len());

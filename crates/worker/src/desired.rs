@@ -81,7 +81,7 @@ impl Desired {
         for (name, status) in statuses {
             match status.phase {
                 Observed::Stopped => self.stopped(name, status.epoch),
-                Observed::Exited => self.exited(name, status.epoch),
+                _ if status.finished || status.phase == Observed::Exited => self.exited(name, status.epoch),
                 _ => {}
             }
         }
@@ -134,7 +134,8 @@ impl Desired {
         }
     }
 
-    fn exited(&mut self, name: &ResourceName, epoch: Epoch) {
+    /// This epoch has ended by itself, and is not to be started again.
+    pub fn exited(&mut self, name: &ResourceName, epoch: Epoch) {
         if self.past.get(name).is_none_or(|past| past.epoch() < epoch) {
             self.past.insert(name.clone(), Past::Exited(epoch));
         }
@@ -179,7 +180,7 @@ mod tests {
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
-        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, message: String::new() }
+        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, failures: 0, finished: false, message: String::new() }
     }
 
     fn admission(session: i64) -> Admission {
@@ -250,13 +251,18 @@ mod tests {
             (name("a"), status(3, Observed::Stopped)),
             (name("b"), status(4, Observed::Exited)),
             (name("c"), status(5, Observed::Running)),
+            (name("d"), Status { finished: true, ..status(6, Observed::Failed) }),
+            (name("e"), status(7, Observed::Failed)),
             (name("gone"), status(1, Observed::Stopped)),
         ]);
-        let all = BTreeMap::from([(name("a"), told(3)), (name("b"), told(4)), (name("c"), told(5))]);
+        let all =
+            BTreeMap::from([(name("a"), told(3)), (name("b"), told(4)), (name("c"), told(5)), (name("d"), told(6)), (name("e"), told(7))]);
         assert!(desired.list(Revision(9), all.clone(), &statuses));
         assert_eq!(desired.past(&name("a")), Some(Past::Stopped(Epoch(3))));
         assert_eq!(desired.past(&name("b")), Some(Past::Exited(Epoch(4))));
         assert_eq!((desired.past(&name("c")), desired.past(&name("gone"))), (None, None));
+        assert_eq!(desired.past(&name("d")), Some(Past::Exited(Epoch(6))), "it could not be started, and is not to be");
+        assert_eq!(desired.past(&name("e")), None, "what this worker lacks it may have after a restart");
         desired.stopped(&name("b"), Epoch(4));
         assert!(desired.list(Revision(10), all, &statuses), "the status in etcd is older than what is known here");
         assert_eq!(desired.past(&name("b")), Some(Past::Stopped(Epoch(4))));

@@ -108,6 +108,13 @@ impl Reporter {
         self.entries.get(name)?.written.as_ref()
     }
 
+    /// What was last said of a name, be it written or not.
+    #[must_use]
+    pub fn last(&self, name: &ResourceName) -> Option<&Status> {
+        let entry = self.entries.get(name)?;
+        entry.wanted.as_ref().or(entry.written.as_ref())
+    }
+
     /// This is how it is now.
     pub fn set(&mut self, name: &ResourceName, mut status: Status) {
         if status.message.len() > MAX_MESSAGE {
@@ -125,7 +132,7 @@ impl Reporter {
         let Some(entry) = self.entries.get(name) else { return };
         match &entry.wanted {
             Some(wanted) if entry.wanted != entry.written => {
-                let queue = if wanted.phase == Observed::Stopped { &mut self.urgent } else { &mut self.dirty };
+                let queue = if wanted.phase == Observed::Stopped || wanted.finished { &mut self.urgent } else { &mut self.dirty };
                 queue.insert(name.clone());
             }
             _ => {}

@@ -15,7 +15,7 @@ fn worker() -> WorkerId {
 }
 
 fn status(epoch: i64, phase: Observed) -> Status {
-    Status { phase, epoch: Epoch(epoch), since: 1, restarts: 0, message: String::new() }
+    Status { phase, epoch: Epoch(epoch), since: 1, restarts: 0, failures: 0, finished: false, message: String::new() }
 }
 
 /// Keys with create and modification revisions.
@@ -183,4 +183,15 @@ fn a_long_message_is_cut_at_a_character() {
     reporter.set(&name("a"), Status { message: "ä".repeat(2000), ..status(20, Observed::Failed) });
     let batch = reporter.next(GROUND).expect("batch");
     assert_eq!((batch.len(), batch.items[0].status.message.len()), (1, MAX_MESSAGE));
+}
+
+/// Whoever ends an assignment is to know first that its work is not to be run again.
+#[test]
+fn an_end_is_as_urgent_as_a_stop() {
+    let mut reporter = Reporter::default();
+    reporter.set(&name("a"), status(3, Observed::Running));
+    assert!(!reporter.is_urgent());
+    reporter.set(&name("b"), Status { finished: true, ..status(4, Observed::Exited) });
+    assert!(reporter.is_urgent());
+    assert_eq!(reporter.last(&name("b")).map(|status| status.finished), Some(true));
 }

@@ -63,7 +63,15 @@ fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
     let mut decision = Decision::default();
     decision.assign(&definition, &worker);
     let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();
-    let value = Record { id: 1, creation_time: 1, assigned_node: Record::node(&worker, &address), source: Box::default(), definition };
+    let value = Record {
+        id: 1,
+        creation_time: 1,
+        assigned_node: Record::node(&worker, &address),
+        source: Box::default(),
+        finished: None,
+        failed: None,
+        definition,
+    };
     cluster.apply(Change::at(revision, Entry::Resource(name, Some(value))), Moment::default());
     for write in decision.writes {
         cluster.apply(write.change(revision), Moment::default());

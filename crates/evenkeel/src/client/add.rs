@@ -168,6 +168,12 @@ fn draft(args: &ResourceArgs) -> Result<Draft, ClientError> {
 /// `task-test-4 added on worker-2 (127.0.0.1:9090)`, or why it is nowhere yet.
 fn sentence(name: &str, added: bool, state: &ResourceState) -> String {
     let done = if added { "added" } else { "already exists, unchanged," };
+    if !added && matches!(state.phase.as_str(), "exited" | "failed") {
+        let (phase, worker, message) = (&state.phase, &state.worker, &state.message);
+        return format!(
+            "{name} {done} and has finished: it {phase} on {worker} ({message}); another spec, or to delete it first, runs it again\n"
+        );
+    }
     let place = match (state.worker.as_str(), state.reason.as_str()) {
         ("", "") => "pending: no worker was chosen yet".to_owned(),
         ("", reason) => format!("pending: {reason}"),
@@ -243,5 +249,11 @@ mod tests {
         assert_eq!(sentence("a", false, &on), "a already exists, unchanged, on worker-2 (127.0.0.1:9090)\n");
         assert_eq!(sentence("a", true, &nowhere), "a added, pending: no worker is ready\n");
         assert_eq!(sentence("a", false, &nowhere), "a already exists, unchanged, pending: no worker is ready\n");
+        let message = "exit status 0".to_owned();
+        let finished = ResourceState { phase: "exited".to_owned(), worker: "w".to_owned(), message, ..ResourceState::default() };
+        assert_eq!(
+            sentence("a", false, &finished),
+            "a already exists, unchanged, and has finished: it exited on w (exit status 0); another spec, or to delete it first, runs it again\n"
+        );
     }
 }

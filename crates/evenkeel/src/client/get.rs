@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use evenkeel_model::{Definition, ResourceName, Selector, manifest};
+use evenkeel_model::{Definition, FAILING, ResourceName, Selector, manifest};
 use evenkeel_proto::v1::{GetResourceRequest, ListResourcesRequest, ResourceState, WatchResourcesRequest};
 use serde_json::json;
 
@@ -132,6 +132,7 @@ fn row(state: &ResourceState, now_ns: i64) -> Row {
     let tone = match state.phase.as_str() {
         "pending" | "starting" | "stopping" | "unknown" => Tone::Waiting,
         "failed" | "backoff" => Tone::Trouble,
+        _ if state.failures >= FAILING => Tone::Trouble,
         _ => Tone::Plain,
     };
     let reason = match (state.reason.as_str(), state.phase.as_str()) {
@@ -280,11 +281,20 @@ heavy   -          12   worker-2   running          0   5s
         let mut failing = state("b", "worker-1", "backoff", "");
         failing.message = "exit status 3".to_owned();
         failing.restarts = 4;
-        let ill = [state("a", "", "pending", "no worker has gpu=true"), failing];
+        let mut finished = state("c", "worker-1", "exited", "");
+        finished.message = "exit status 0".to_owned();
+        let ill = [
+            state("a", "", "pending", "no worker has gpu=true"),
+            failing,
+            finished,
+            state("d", "worker-2", "backoff", "failing on worker-2: exit status 1, 12 times in a row"),
+        ];
         let expected = "\
 NAME   KIND   WEIGHT   WORKER     PHASE     RESTARTS   AGE   REASON
 a      -           1   -          pending          0   5s    no worker has gpu=true
 b      -           1   worker-1   backoff          4   5s    exit status 3
+c      -           1   worker-1   exited           0   5s    exit status 0
+d      -           1   worker-2   backoff          0   5s    failing on worker-2: exit status 1, 12 times in a row
 ";
         assert_eq!(table_at(&ill, None, 6_000_000_000, false), expected);
         let expected = "\

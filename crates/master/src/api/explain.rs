@@ -1,7 +1,7 @@
 //! Why a resource is where it is and not elsewhere, or why it is nowhere: what the planner thinks of each worker, and what the history tells.
 
 use evenkeel_model::{ResourceName, Standing};
-use evenkeel_planner::{Considered, Explainer, Explanation, Looked, Verdict};
+use evenkeel_planner::{Considered, Explainer, Explanation, Looked, Penalty, Verdict};
 use evenkeel_proto::v1;
 
 use tonic::Status;
@@ -62,15 +62,22 @@ pub(crate) async fn explain(service: &Service, name: &ResourceName) -> Result<v1
 fn candidate(considered: &Considered) -> v1::Candidate {
     let shown = v1::Candidate { worker: considered.worker.to_string(), payload: considered.payload, ..v1::Candidate::default() };
     match &considered.verdict {
-        Verdict::Eligible { place, preference, aside } => v1::Candidate {
+        Verdict::Eligible { place, preference, penalty } => v1::Candidate {
             eligible: true,
             place: u32::try_from(*place).unwrap_or(u32::MAX),
             preference: *preference,
-            reason: if *aside { "it is set aside: its sessions ended too often of late".to_owned() } else { String::new() },
+            reason: penalty.map(penalty_in_words).unwrap_or_default().to_owned(),
             ..shown
         },
         Verdict::Misfit(misfit) => v1::Candidate { reason: misfit.to_string(), ..shown },
         Verdict::NotReady(standing) => v1::Candidate { reason: not_ready(*standing).to_owned(), ..shown },
+    }
+}
+
+fn penalty_in_words(penalty: Penalty) -> &'static str {
+    match penalty {
+        Penalty::Aside => "it is set aside: its sessions ended too often of late",
+        Penalty::Failed => "it comes last: the resource has failed there of late",
     }
 }
 
@@ -87,6 +94,9 @@ fn summary(state: &v1::ResourceState, explanation: &Explanation, events: &[v1::E
     let name = state.resource.as_ref().map(|r| r.name.as_str()).unwrap_or_default();
     if state.worker.is_empty() {
         return format!("{name} is pending: {}.", state.reason);
+    }
+    if state.epoch == 0 {
+        return format!("{name} has finished, and is not started again: only another spec does that, or to delete it and add it anew.");
     }
     let came = events.iter().rev().find(|e| e.worker == state.worker && matches!(e.r#type.as_str(), "added" | "assigned" | "moved"));
     let why = match came.map(|e| (e.r#type.as_str(), e)) {

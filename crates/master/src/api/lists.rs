@@ -197,6 +197,8 @@ mod tests {
                 creation_time: 0,
                 assigned_node: "".into(),
                 source: "".into(),
+                finished: None,
+                failed: None,
                 definition: Definition::named(name.clone()),
             };
             shared.write().cluster.apply(Change::at(Revision(1), Entry::Resource(name, Some(record))), now);

@@ -110,6 +110,7 @@ fn action(action: &Action) -> v1::PlannedAction {
         }
         Action::Move { from, to, reason, .. } => shown("move", from.to_string(), to.to_string(), reason.as_str()),
         Action::End { worker, reason, .. } => shown("remove", worker.to_string(), String::new(), reason.as_str()),
+        Action::Finish { worker, message, .. } => shown("finish", worker.to_string(), String::new(), message),
         Action::View { worker, .. } => {
             shown("view", worker.as_ref().map(ToString::to_string).unwrap_or_default(), String::new(), "the view for people is out of date")
         }

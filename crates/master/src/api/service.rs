@@ -158,6 +158,9 @@ impl Service {
         }
         state.phase = if answer.node.is_some() { "starting" } else { "pending" }.to_owned();
         state.reason = answer.pending.as_ref().map(ToString::to_string).unwrap_or_default();
+        if let Some(finish) = answer.record.finish() {
+            states::show_finish(&mut state, finish);
+        }
         state
     }
 

@@ -1,7 +1,8 @@
 //! What people and programs are shown: resources and workers, read from what the master knows. It changes nothing.
 
 use evenkeel_model::{
-    Cluster, Holder, IntentKind, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId, limits::MAX_AUTHORITY,
+    Cluster, FAILING, Finish, Holder, IntentKind, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId,
+    limits::MAX_AUTHORITY,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
@@ -21,6 +22,12 @@ fn state_of(cluster: &Cluster, unit: &Unit, name: &str, now: Moment, planner: &P
         return Some(v1::ResourceState { resource, phase: "unknown".to_owned(), reason: reason(cluster), ..Default::default() });
     };
     let mut state = wanted(record);
+    if let Some(finish) = record.finish() {
+        show_finish(&mut state, finish);
+        let worker = cluster.worker(finish.worker.as_str());
+        state.address = worker.and_then(Worker::registration).map(|r| r.address.clone()).unwrap_or_default();
+        return Some(state);
+    }
     let Some(holder) = unit.holders.first() else {
         "pending".clone_into(&mut state.phase);
         state.reason = reason(cluster);
@@ -50,12 +57,22 @@ pub(crate) fn wanted(record: &Record) -> v1::ResourceState {
     }
 }
 
+/// A resource that has finished is shown where it ran last, and has its output there; it is assigned to nobody.
+pub(crate) fn show_finish(state: &mut v1::ResourceState, finish: &Finish) {
+    state.worker = finish.worker.to_string();
+    finish.phase.as_str().clone_into(&mut state.phase);
+    state.since = finish.since;
+    state.restarts = finish.restarts;
+    state.message.clone_from(&finish.message);
+}
+
 /// What the worker says, as far as it speaks of this very assignment.
 fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worker>) {
-    let status = holder.status.as_deref().filter(|s| s.epoch == holder.held.epoch);
+    let status = holder.observed();
     if let Some(status) = status {
         state.since = status.since;
         state.restarts = status.restarts;
+        state.failures = status.failures;
         state.message.clone_from(&status.message);
     }
     let is_ready = worker.is_some_and(|w| w.standing() == Standing::Ready);
@@ -65,7 +82,12 @@ fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worke
             "stopping"
         }
         (Phase::Run, _) if !is_ready => "unknown",
-        (Phase::Run, Some(status)) => status.phase.as_str(),
+        (Phase::Run, Some(status)) => {
+            if status.is_failing() && status.failures >= FAILING {
+                state.reason = format!("failing on {}: {}", holder.worker, status.failure());
+            }
+            status.phase.as_str()
+        }
         (Phase::Run, None) => "starting",
     };
     phase.clone_into(&mut state.phase);
@@ -121,5 +143,59 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         cordoned: intent.is_some(),
         draining: intent.is_some_and(IntentKind::is_drain),
         containment: registration.map(|r| r.containment.clone()).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{Change, Definition, Entry, Epoch, Hash, Observed, Origin, Registration, ResourceName, Revision, Session, Status};
+
+    use super::*;
+
+    fn status(phase: Observed, failures: u32, finished: bool, message: &str) -> Status {
+        Status { phase, epoch: Epoch(7), since: 5, restarts: 2, failures, finished, message: message.to_owned() }
+    }
+
+    /// A resource that is assigned to a ready worker, which says this of it; or one that has finished there.
+    fn shown(status: &Status) -> v1::ResourceState {
+        let (name, id) = (ResourceName::new("a").expect("name"), WorkerId::new("worker-1").expect("id"));
+        let finish = status.finished.then(|| Box::new(Finish::of(Hash::default(), &id, status)));
+        let definition = Definition::named(name.clone());
+        let mut decision = evenkeel_model::Decision::default();
+        decision.assign(&definition, &id);
+        let record =
+            Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: finish, failed: None, definition };
+        let registration = Registration::bare(id.clone(), "worker-1:9090".to_owned());
+        let admission = evenkeel_model::Admission { session: Session(3), authority_ms: None, origin: Origin::default() };
+        let mut entries = vec![
+            (3, Entry::Worker(id.clone(), Some(registration))),
+            (4, Entry::Admission(id.clone(), Some(admission))),
+            (6, Entry::Resource(name.clone(), Some(record))),
+        ];
+        if !status.finished {
+            entries.extend(decision.writes.into_iter().map(|write| (7, write.entry)));
+            entries.push((8, Entry::Status(id, name, Some(status.clone()))));
+        }
+        let changes = entries.into_iter().map(|(at, entry)| Change::at(Revision(at), entry));
+        let cluster = Cluster::from_list(changes, Moment::default());
+        resource(&cluster, "a", Moment::default(), &PlannerConfig::default()).expect("it is wanted")
+    }
+
+    #[test]
+    fn what_fails_is_shown_with_its_worker_how_and_how_often() {
+        let state = shown(&status(Observed::Backoff, 12, false, "exit status 1"));
+        assert_eq!((state.phase.as_str(), state.failures), ("backoff", 12));
+        assert_eq!(state.reason, "failing on worker-1: exit status 1, 12 times in a row");
+        assert_eq!(shown(&status(Observed::Running, 3, false, "")).reason, "failing on worker-1: 3 times in a row");
+        assert_eq!(shown(&status(Observed::Backoff, 2, false, "exit status 1")).reason, "", "a passing trouble");
+    }
+
+    #[test]
+    fn what_has_finished_is_shown_where_it_ran_and_is_assigned_to_nobody() {
+        let state = shown(&status(Observed::Exited, 1, true, "exit status 0"));
+        let expected = ("exited", "worker-1", "worker-1:9090", "exit status 0", "");
+        let is = (&*state.phase, &*state.worker, &*state.address, &*state.message, &*state.reason);
+        assert_eq!((is, state.epoch, state.since, state.restarts), (expected, 0, 5, 2));
+        assert_eq!(shown(&status(Observed::Failed, 1, true, "no such file or directory")).phase, "failed");
     }
 }

@@ -195,7 +195,8 @@ mod tests {
         let mut state = state(2);
         let pending = ResourceName::new("pending").expect("a name");
         let definition = Definition::named(pending.clone());
-        let record = Record { id: 1, creation_time: 0, assigned_node: "".into(), source: "".into(), definition };
+        let record =
+            Record { id: 1, creation_time: 0, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition };
         state.cluster.apply(Change::at(Revision(6), Entry::Resource(pending.clone(), Some(record))), Moment::default());
         let one = targets(&state, Some(&id("w001")), None, None).expect("one");
         assert_eq!(one.asked, [Target { id: id("w001"), address: Some("127.0.0.1:1".to_owned()) }]);

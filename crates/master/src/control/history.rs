@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use evenkeel_model::{Action, EndReason, EntryKind, Epoch, HistoryEntry, Moment};
+use evenkeel_model::{Action, Cluster, EndReason, EntryKind, Epoch, HistoryEntry, Holder, Moment, Status, StopReason};
 
 /// How long the first entry waits for others. The history is never what a caller waits for.
 const DELAY: Duration = Duration::from_millis(50);
@@ -79,7 +79,7 @@ pub(super) fn entry(kind: EntryKind, time: i64, master: &str, resource: &str, re
 }
 
 /// The entry of an action; the correction of a view leaves none.
-pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<HistoryEntry> {
+pub(super) fn of_action(action: &Action, cluster: &Cluster, time: i64, master: &str) -> Option<HistoryEntry> {
     let resource = action.resource().map(ToString::to_string).unwrap_or_default();
     let entry = |kind, reason: &str| entry(kind, time, master, &resource, reason);
     Some(match action {
@@ -88,6 +88,12 @@ pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Hist
         Action::Forget { reason: EndReason::Waited, .. } => return None,
         Action::Forget { worker, reason } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Released, reason.as_str()) },
         Action::Place { worker, reason, .. } => HistoryEntry { worker: worker.to_string(), ..entry(EntryKind::Assigned, reason.as_str()) },
+        Action::Stop { resource, worker, epoch, reason: StopReason::Failing, .. } => {
+            let holder = cluster.unit(resource.as_str()).and_then(|unit| unit.holders.first());
+            let failure = holder.and_then(Holder::observed).map(Status::failure).unwrap_or_default();
+            let reason = format!("{}: {failure}", StopReason::Failing.as_str());
+            HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Stopping, &reason) }
+        }
         Action::Stop { worker, epoch, reason, .. } => {
             HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Stopping, reason.as_str()) }
         }
@@ -96,6 +102,9 @@ pub(super) fn of_action(action: &Action, time: i64, master: &str) -> Option<Hist
         }
         Action::End { worker, epoch, reason, .. } => {
             HistoryEntry { from: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Ended, reason.as_str()) }
+        }
+        Action::Finish { worker, epoch, message, .. } => {
+            HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Finished, message) }
         }
         Action::View { .. } => return None,
     })

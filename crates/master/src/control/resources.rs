@@ -147,6 +147,8 @@ impl Put {
             creation_time: by.time,
             assigned_node: node.as_ref().map(|(worker, address)| Record::node(worker, address)).unwrap_or_default(),
             source: self.source.clone(),
+            finished: None,
+            failed: None,
             definition: (*self.definition).clone(),
         };
         let source = shown(&self.source);
@@ -168,7 +170,7 @@ impl Put {
     fn change(&self, by: &Judge<'_>, old: &Versioned<Record>) -> Ruling<PutAnswer> {
         let name = &self.definition.name;
         let rules_changed = old.value.definition.require != self.definition.require;
-        let record = Record { definition: (*self.definition).clone(), ..old.value.clone() };
+        let record = old.value.with_definition((*self.definition).clone());
         let mut decision = Decision {
             guards: vec![Guard::Modified(Key::Resource(name.clone()), old.revision)],
             writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
@@ -181,7 +183,7 @@ impl Put {
         }
         let entry = by.entry(EntryKind::Changed, name.as_str(), shown(&self.source));
         let mut answer = standing(by, name, record, Effect::Changed);
-        if by.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
+        if answer.record.finish().is_none() && by.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
             answer.pending = evenkeel_planner::choose(by.cluster, &answer.record.definition, by.now, by.planner).err();
         }
         Ruling::Write(Box::new(decision), Some(entry), answer)
@@ -211,7 +213,9 @@ impl Command for Delete {
         if let Some(record) = unit.record.as_deref() {
             decision.guards.push(Guard::Modified(Key::Resource(name.clone()), record.revision));
         }
-        for holder in unit.holders.iter().filter(|h| h.held.runs()) {
+        // One that was told to stop for another reason is told anew, so that its end says nothing of what may be added under this name.
+        let is_told = |holder: &&Holder| matches!(holder.held.phase, Phase::Stop { reason: StopReason::Deleted, .. });
+        for holder in unit.holders.iter().filter(|holder| !is_told(holder)) {
             decision.stop(name, &holder.worker, &holder.held, Phase::Stop { reason: StopReason::Deleted, to: None });
         }
         let entry = by.entry(EntryKind::Deleted, name.as_str(), shown(&self.source));

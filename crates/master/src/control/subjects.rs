@@ -32,6 +32,7 @@ impl Subject {
             | Action::Stop { resource, .. }
             | Action::Move { resource, .. }
             | Action::End { resource, .. }
+            | Action::Finish { resource, .. }
             | Action::View { resource, .. } => Self::Resource(resource.clone()),
         }
     }

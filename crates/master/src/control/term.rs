@@ -311,7 +311,7 @@ impl Term {
             if plan.actions.len() <= SHOWN {
                 tracing::info!(%action, "decided");
             }
-            let entry = history::of_action(action, self.clock.unix_ns(), &self.master);
+            let entry = history::of_action(action, &state.cluster, self.clock.unix_ns(), &self.master);
             if self.decide(state, Decided { subject: Some(subject), decision, entry, ..Decided::default() }, now).is_ok() {
                 self.measures.decided(action);
             }

@@ -64,11 +64,13 @@ struct Totals {
     acknowledged: AtomicU64,
     unknown: AtomicU64,
     revisions: AtomicU64,
+    finished: AtomicU64,
+    failing: AtomicU64,
 }
 
 impl Totals {
     fn add(&self, report: &Report) {
-        let Counts { starts, faults, acknowledged, unknown, revisions, .. } = report.counts;
+        let Counts { starts, faults, acknowledged, unknown, revisions, finished, failing, .. } = report.counts;
         let lasted = u64::try_from(report.lasted.as_millis()).unwrap_or(0);
         for (total, one) in [
             (&self.runs, 1),
@@ -78,6 +80,8 @@ impl Totals {
             (&self.acknowledged, acknowledged),
             (&self.unknown, unknown),
             (&self.revisions, revisions),
+            (&self.finished, finished),
+            (&self.failing, failing),
         ] {
             total.fetch_add(one, Ordering::Relaxed);
         }
@@ -91,7 +95,8 @@ impl Totals {
         let of = |total: &AtomicU64| total.load(Ordering::Relaxed);
         let seconds = took.as_secs_f64().max(0.001);
         println!(
-            "{} runs, {:.1} simulated cluster-hours, {} faults, {} starts of work, {} revisions of etcd, {} calls acknowledged, {} unknown",
+            "{} runs, {:.1} simulated cluster-hours, {} faults, {} starts of work, {} revisions of etcd, {} calls acknowledged, {} unknown, \
+             {} pieces of work finished, {} moved because they failed",
             of(&self.runs),
             self.hours(),
             of(&self.faults),
@@ -99,6 +104,8 @@ impl Totals {
             of(&self.revisions),
             of(&self.acknowledged),
             of(&self.unknown),
+            of(&self.finished),
+            of(&self.failing),
         );
         #[allow(clippy::cast_precision_loss, reason = "for people")]
         let rate = of(&self.runs) as f64 / seconds;

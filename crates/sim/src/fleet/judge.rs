@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use evenkeel_model::{Epoch, ResourceName, Revision, WorkerId};
+use evenkeel_model::{Epoch, Record, ResourceName, Revision, WorkerId};
 use evenkeel_store::{
     KeyChange, Kv,
     keys::{Key, Keys},
@@ -32,6 +32,9 @@ pub(super) struct Judge {
 /// How the value of an assignment that is to stop says so.
 const STOP: &[u8] = b"\"Phase\":\"stop\"";
 
+/// How it says that this is for failures.
+const FAILING: &[u8] = b"\"Reason\":\"failing\"";
+
 impl Judge {
     pub(super) fn new(ledger: Ledger, history: History) -> Self {
         Self { keys: Keys::new(""), ledger, history, assignments: BTreeMap::new(), stopping: BTreeSet::new() }
@@ -50,6 +53,8 @@ impl Judge {
                     let epoch = Epoch(kv.created.0);
                     let stops = kv.value.windows(STOP.len()).any(|part| part == STOP);
                     if stops {
+                        let is_failing = kv.value.windows(FAILING.len()).any(|part| part == FAILING);
+                        self.ledger.count(|counts| counts.failing += u64::from(is_failing));
                         self.stopping.insert((name.clone(), epoch));
                     } else if self.stopping.contains(&(name.clone(), epoch)) {
                         self.ledger.violate(format_args!("the stop of {name} on {worker} (epoch {epoch}) is taken back"));
@@ -75,6 +80,11 @@ impl Judge {
             KeyChange::Delete { .. } => None,
         };
         self.ledger.note(format_args!("etcd {}: {name} is {content:?}", change.revision()));
+        if let (KeyChange::Put(kv), Some(content)) = (change, content)
+            && is_finished(kv)
+        {
+            self.ledger.finish(name, content);
+        }
         // What may stand of a shared one is judged when everything is settled.
         if !is_shared(name)
             && let Err(wrong) = self.history.stands(name, content)
@@ -107,4 +117,9 @@ impl Judge {
 pub(super) fn content_of(kv: &Kv) -> Content {
     let record: Value = serde_json::from_slice(&kv.value).ok()?;
     record.get("Spec")?.get("content")?.as_u64()
+}
+
+/// The record says that its work has finished.
+pub(super) fn is_finished(kv: &Kv) -> bool {
+    serde_json::from_slice::<Record>(&kv.value).is_ok_and(|record| record.finish().is_some())
 }

@@ -3,7 +3,7 @@
 //! It keeps what has happened, for the one who reads of a violation, and a digest of it, by which two runs are compared.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::{self, Display},
     hash::Hasher,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -43,6 +43,8 @@ pub struct LiveRun {
     pub name: ResourceName,
     /// The epoch that it was started for.
     pub epoch: Epoch,
+    /// What is wanted of it.
+    pub content: Option<u64>,
 }
 
 /// How much has happened.
@@ -60,12 +62,22 @@ pub struct Counts {
     pub unknown: u64,
     /// Transactions of etcd that changed something.
     pub revisions: u64,
+    /// Work that has finished.
+    pub finished: u64,
+    /// Moves because of failures.
+    pub failing: u64,
 }
 
 struct Inner {
     began: Instant,
     live: BTreeMap<RunId, LiveRun>,
     highest: BTreeMap<ResourceName, Epoch>,
+    /// Work neither fails nor finishes, so that nothing has a reason to move.
+    is_quiet: bool,
+    /// No work comes to its end by itself for good: what that leads to is no lack of calm.
+    holds_ends: bool,
+    /// What has finished, by name and content.
+    finished: BTreeSet<(ResourceName, u64)>,
     counts: Counts,
     trace: VecDeque<String>,
     digest: FxHasher,
@@ -86,6 +98,9 @@ impl Ledger {
             began: Instant::now(),
             live: BTreeMap::new(),
             highest: BTreeMap::new(),
+            is_quiet: false,
+            holds_ends: false,
+            finished: BTreeSet::new(),
             counts: Counts::default(),
             trace: VecDeque::new(),
             digest: FxHasher::default(),
@@ -118,6 +133,9 @@ impl Ledger {
                 run.name, run.machine, run.epoch, other.machine, other.epoch
             ));
         }
+        if run.content.is_some_and(|content| inner.finished.contains(&(run.name.clone(), content))) {
+            inner.violate(&format_args!("{} runs {} (content {:?}) again, which has finished", run.machine, run.name, run.content));
+        }
         let highest = inner.highest.get(&run.name).copied().unwrap_or_default();
         if run.epoch < highest && is_exclusive(&run.name) {
             inner.violate(&format_args!("{} runs {} with the epoch {} after one of {highest}", run.machine, run.name, run.epoch));
@@ -143,6 +161,36 @@ impl Ledger {
         let mut inner = self.inner();
         let highest = inner.highest.entry(name.clone()).or_default();
         *highest = (*highest).max(Epoch(epoch.0 + 1));
+    }
+
+    /// From now on work neither fails nor finishes.
+    pub fn be_quiet(&self) {
+        self.inner().is_quiet = true;
+    }
+
+    /// Whether it was said so.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.inner().is_quiet
+    }
+
+    /// Whether work may come to its end by itself for good.
+    pub fn hold_ends(&self, holds: bool) {
+        self.inner().holds_ends = holds;
+    }
+
+    /// Whether it may not.
+    #[must_use]
+    pub fn holds_ends(&self) -> bool {
+        self.inner().holds_ends
+    }
+
+    /// It stands that this content of this resource has finished: it is never run again.
+    pub fn finish(&self, name: &ResourceName, content: u64) {
+        let mut inner = self.inner();
+        if inner.finished.insert((name.clone(), content)) {
+            inner.counts.finished += 1;
+        }
     }
 
     /// Whether a process of this epoch of this resource lives.
@@ -221,7 +269,7 @@ mod tests {
     use super::*;
 
     fn run(machine: &str, epoch: i64) -> LiveRun {
-        LiveRun { machine: machine.to_owned(), name: ResourceName::new("a").expect("name"), epoch: Epoch(epoch) }
+        LiveRun { machine: machine.to_owned(), name: ResourceName::new("a").expect("name"), epoch: Epoch(epoch), content: None }
     }
 
     #[tokio::test(start_paused = true)]

@@ -131,6 +131,9 @@ pub fn run(plan: &Plan) -> Report {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let world = World::start(plan.seed, plan.size);
+        if plan.quiet {
+            world.ledger.be_quiet();
+        }
         // Everything begins at once, with the callers.
         world.round(&[], BEGINNING).await;
         let mut fine = settle(&world, plan.quiet).await;

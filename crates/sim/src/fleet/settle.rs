@@ -12,7 +12,11 @@ use evenkeel_store::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{judge::content_of, sharer::is_shared, world::World};
+use super::{
+    judge::{content_of, is_finished},
+    sharer::is_shared,
+    world::World,
+};
 use crate::linearizability::Content;
 
 /// How long it may take from the end of the last fault until everything is as it should be: a lease, an election, the leader's wait, a
@@ -26,6 +30,13 @@ const CALM: Duration = Duration::from_secs(12);
 
 /// Heals everything, and waits until all is as it should be. True if it is. With `quiet`, callers go on resting then.
 pub(super) async fn settle(world: &Arc<World>, quiet: bool) -> bool {
+    world.ledger.hold_ends(true);
+    let is_settled = settles(world, quiet).await;
+    world.ledger.hold_ends(false);
+    is_settled
+}
+
+async fn settles(world: &Arc<World>, quiet: bool) -> bool {
     world.heal();
     world.let_callers_rest(true);
     let end = Instant::now() + BOUND;
@@ -84,6 +95,7 @@ fn unsettled(world: &World) -> Option<String> {
             return Some(wrong);
         }
         match (stands, runs.get(&name), assigned.get(&name)) {
+            (Some(_), None, None) if has_finished(world, &name) => {}
             (Some(_), None, _) => return Some(format!("{name} runs nowhere; it is assigned to {:?}", assigned.get(&name))),
             (None, _, Some(worker)) => return Some(format!("{name} was deleted, and is assigned to {worker:?}")),
             _ => {}
@@ -95,6 +107,10 @@ fn unsettled(world: &World) -> Option<String> {
 /// What stands in etcd under a name.
 fn content(world: &World, name: &ResourceName) -> Content {
     world.etcd.peek(|store| store.get(world.keys.resource(name).as_bytes()).and_then(content_of))
+}
+
+fn has_finished(world: &World, name: &ResourceName) -> bool {
+    world.etcd.peek(|store| store.get(world.keys.resource(name).as_bytes()).is_some_and(is_finished))
 }
 
 fn assignments(world: &World) -> BTreeMap<ResourceName, (String, Epoch)> {

@@ -2,14 +2,15 @@
 //!
 //! The wheel: worker::reconcile -> **worker::driver** -> worker::report. The driver is the one part of a worker that is not the real one.
 
-use std::{sync::Arc, time::Duration};
+use std::{hash::Hasher, sync::Arc, time::Duration};
 
-use evenkeel_model::{Observed, Spec};
+use evenkeel_model::{Observed, ResourceName, Spec};
 use evenkeel_store::task::of_this_process;
 use evenkeel_worker::{
     authority::Gate,
     driver::{Driver, Handle, Observation, Observer, SpecError, StopOrder, Work},
 };
+use rustc_hash::FxHasher;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -18,6 +19,7 @@ use tokio::{
 use super::{
     dice::Dice,
     ledger::{Ledger, LiveRun, RunId},
+    sharer::is_shared,
     sign::Sign,
 };
 
@@ -29,6 +31,12 @@ const LONGEST_START: Duration = Duration::from_millis(40);
 pub(super) const LONGEST_KILL: Duration = Duration::from_millis(480);
 /// How long an exited process stays down, and how long a shut gate is left alone.
 const PAUSE: Duration = Duration::from_millis(300);
+/// One resource in so many fails on one machine, if that is part of the fleet: with the few machines of a fleet, one in two or three.
+const FAILS_ON: u64 = 12;
+/// One content in so many is work that comes to its end and is not to be started again.
+const ENDS: u64 = 7;
+/// A run of this length went well.
+const WELL: Duration = Duration::from_secs(10);
 /// What a kernel counts its kills as when it loses its power.
 const POWER_LOST: u64 = u64::MAX;
 
@@ -49,6 +57,13 @@ pub(super) struct Kernel {
 struct Running {
     dead: watch::Receiver<bool>,
     signal: watch::Sender<Signal>,
+}
+
+/// How long a process lives unless somebody ends it, and whether that is an end for good.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    lives: Duration,
+    for_good: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,21 +89,41 @@ impl Kernel {
         self.living.shows(|living| living == 0).await;
     }
 
+    /// Whether work of this name ends here as soon as it has begun: what it needs is on the other machines.
+    fn fails(&self, name: &ResourceName) -> bool {
+        let mut hasher = FxHasher::default();
+        hasher.write(name.as_str().as_bytes());
+        *self.machine == *format!("worker-{}", hasher.finish() % FAILS_ON) && !self.ledger.is_quiet()
+    }
+
+    /// Whether work comes to its end by itself, and is not to be started again.
+    fn ends(&self, work: &Work) -> bool {
+        let ends = content_of(work).is_some_and(|content| content % ENDS == 0);
+        ends && !is_shared(&work.name) && !self.ledger.is_quiet()
+    }
+
     fn run(&self, work: &Work) -> Running {
-        let run = LiveRun { machine: self.machine.to_string(), name: work.name.clone(), epoch: work.epoch };
+        let run = LiveRun { machine: self.machine.to_string(), name: work.name.clone(), epoch: work.epoch, content: content_of(work) };
+        let lives = if self.fails(&work.name) {
+            self.dice.span(Duration::ZERO, PAUSE)
+        } else if self.dice.per_mille(if self.ends(work) { 300 } else { 20 }) {
+            self.dice.span(PAUSE, PAUSE * 200)
+        } else {
+            // Most live on.
+            Duration::from_secs(86_400)
+        };
         let id = self.ledger.start(run);
         self.living.change(|living| *living += 1);
         let (signal, signals) = watch::channel(Signal::None);
         let (died, dead) = watch::channel(false);
-        tokio::spawn(self.clone().process(id, signals, self.kills.get(), died));
+        let for_good = self.ends(work) && !self.fails(&work.name);
+        tokio::spawn(self.clone().process(id, Life { lives, for_good }, signals, self.kills.get(), died));
         Running { dead, signal }
     }
 
     /// One process, from its start to its death.
-    async fn process(self, id: RunId, mut signals: watch::Receiver<Signal>, kills_before: u64, died: watch::Sender<bool>) {
-        // It may end by itself; most live on.
-        let lives = if self.dice.per_mille(20) { self.dice.span(PAUSE, PAUSE * 200) } else { Duration::from_secs(86_400) };
-        let mut end = Instant::now() + lives;
+    async fn process(self, id: RunId, life: Life, mut signals: watch::Receiver<Signal>, kills_before: u64, died: watch::Sender<bool>) {
+        let mut end = Instant::now() + life.lives;
         let mut made_to = true;
         loop {
             tokio::select! {
@@ -110,7 +145,10 @@ impl Kernel {
                 }
                 () = sleep_until(end) => {
                     made_to = *signals.borrow() != Signal::None;
-                    break;
+                    if made_to || !life.for_good || !self.ledger.holds_ends() {
+                        break;
+                    }
+                    end += WELL;
                 }
             }
         }
@@ -119,6 +157,11 @@ impl Kernel {
         self.living.change(|living| *living -= 1);
         died.send_replace(true);
     }
+}
+
+/// What is wanted of it, which no two calls about a resource with one caller have in common.
+fn content_of(work: &Work) -> Option<u64> {
+    work.spec.to_value().get("content").and_then(serde_json::Value::as_u64)
 }
 
 /// Runs work of kind [`KIND`].
@@ -150,7 +193,16 @@ impl Driver for SimDriver {
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
         let (orders, told) = watch::channel(None);
-        let keeper = Keeper { kernel: self.kernel.clone(), gate: self.gate.clone(), grace: self.grace, work, observer, told, starts: 0 };
+        let keeper = Keeper {
+            kernel: self.kernel.clone(),
+            gate: self.gate.clone(),
+            grace: self.grace,
+            work,
+            observer,
+            told,
+            starts: 0,
+            failures: 0,
+        };
         tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(Orders(orders)))
     }
@@ -165,6 +217,7 @@ struct Keeper {
     observer: Observer,
     told: watch::Receiver<Option<StopOrder>>,
     starts: u32,
+    failures: u32,
 }
 
 impl Keeper {
@@ -176,7 +229,13 @@ impl Keeper {
                 self.starts += 1;
                 let running = self.kernel.run(&self.work);
                 self.observe(Observed::Running);
+                let begun = Instant::now();
                 self.stay_with(running).await;
+                self.failures = if begun.elapsed() < WELL { self.failures + 1 } else { 0 };
+                if self.told.borrow().is_none() && self.kernel.ends(&self.work) && !self.kernel.fails(&self.work.name) {
+                    self.observe(Observed::Exited);
+                    let _ = self.told.wait_for(Option::is_some).await;
+                }
             }
             if self.told.borrow().is_none() {
                 self.observe(Observed::Backoff);
@@ -214,6 +273,13 @@ impl Keeper {
     }
 
     fn observe(&self, phase: Observed) {
-        self.observer.is(Observation { phase, pid: 1, root: 0, restarts: self.starts.saturating_sub(1), message: String::new() });
+        self.observer.is(Observation {
+            phase,
+            pid: 1,
+            root: 0,
+            restarts: self.starts.saturating_sub(1),
+            failures: self.failures,
+            message: String::new(),
+        });
     }
 }

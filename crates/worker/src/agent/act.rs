@@ -21,6 +21,7 @@ impl Serving<'_> {
     /// One turn.
     pub(super) fn act(&mut self) {
         let now = self.agent.clock.now();
+        self.watch_guard(now);
         self.watch_authority(now);
         self.follow();
         while let Some(name) = self.dirty.pop_first() {
@@ -32,6 +33,13 @@ impl Serving<'_> {
             self.agent.disarm_guard(self.state);
         }
         self.report();
+    }
+
+    /// The guard kills what lives when the time is over that it was told, and an agent that was stopped for a while sees only the ends.
+    pub(super) fn watch_guard(&mut self, now: BootTime) {
+        if self.state.guard_told.is_some_and(|at| at <= now) {
+            self.state.table.lapse();
+        }
     }
 
     /// Sees authority come and go.
@@ -122,7 +130,13 @@ impl Serving<'_> {
             Some(Action::ReportStopped(epoch)) => {
                 tracing::info!(resource = %name, %epoch, "reported as stopped");
                 self.state.desired.stopped(name, epoch);
-                self.set_status(name, epoch, Observed::Stopped, String::new());
+                let has_ended = |status: &&Status| status.epoch == epoch && (status.finished || status.phase == Observed::Exited);
+                let status = match self.state.reporter.last(name).filter(has_ended).cloned() {
+                    // It ended by itself before it was told to: whoever ends its assignment is to know.
+                    Some(end) => Status { phase: Observed::Stopped, finished: true, ..end },
+                    None => self.status(epoch, Observed::Stopped, String::new()),
+                };
+                self.state.reporter.set(name, status);
             }
             // It was not started for want of authority.
             None if told.is_some() && facts.run.is_none() && self.lapsed => {
@@ -156,6 +170,7 @@ impl Serving<'_> {
             root: 0,
             handle: None,
             refused: false,
+            lapsed: false,
         };
         self.state.table.insert(name.clone(), row);
         // The guard knows of the end before there is anything to end.
@@ -212,43 +227,48 @@ impl Serving<'_> {
         }
     }
 
-    /// It cannot be started, whatever is tried: that is its status until its assignment changes.
+    /// It cannot be started here, whatever is tried: that is its status until its assignment changes. Another worker may have what this one lacks.
     fn fail(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, message: String) {
         tracing::warn!(resource = %name, %epoch, message, "cannot be started");
+        let status = Status { failures: 1, ..self.status(epoch, Observed::Failed, message) };
         let row = Row {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
             kind: told.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
             hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: self.status(epoch, Observed::Failed, message.clone()),
+            status: status.clone(),
             pid: 0,
             root: 0,
             handle: None,
             refused: false,
+            lapsed: false,
         };
         self.state.table.insert(name.clone(), row);
-        self.set_status(name, epoch, Observed::Failed, message);
+        self.state.reporter.set(name, status);
         self.agent.board.show(name, self.state.table.get(name));
     }
 
-    /// An earlier session has run it to its end: its status stands.
+    /// An earlier session has run it to its end: its status stands, and says that it has finished, which earlier versions did not.
     fn rest(&mut self, name: &ResourceName, epoch: Epoch) {
-        let stands = self.state.reporter.written(name).filter(|status| status.epoch == epoch).cloned();
+        let stands = self.state.reporter.last(name).filter(|status| status.epoch == epoch).cloned();
+        let status = Status { finished: true, ..stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())) };
+        self.state.reporter.set(name, status.clone());
         let assignment = self.state.desired.told(name).and_then(|told| told.assignment.clone().ok());
         let row = Row {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
             kind: assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
             hash: assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())),
+            status,
             pid: 0,
             root: 0,
             handle: None,
             refused: false,
+            lapsed: false,
         };
         self.state.table.insert(name.clone(), row);
         self.agent.board.show(name, self.state.table.get(name));
     }
 
-    fn stop(&mut self, name: &ResourceName, epoch: Epoch, why: StopWhy) {
+    pub(super) fn stop(&mut self, name: &ResourceName, epoch: Epoch, why: StopWhy) {
         tracing::info!(resource = %name, %epoch, why = %why, "stopping");
         let kill_by = match why {
             StopWhy::Authority | StopWhy::Unadmitted => self.own_kill_at(),
@@ -278,6 +298,6 @@ impl Serving<'_> {
     }
 
     fn status(&self, epoch: Epoch, phase: Observed, message: String) -> Status {
-        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, message }
+        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, failures: 0, finished: false, message }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Admission, Registration, ResourceName, Revision, Session};
+use evenkeel_model::{Admission, Observed, Registration, ResourceName, Revision, Session};
 use evenkeel_store::{KeyChange, KeyRange, Kv, LeaseState, LeasedKey, Update, mirror, task::of_this_process};
 use tokio::{
     sync::{mpsc, watch},
@@ -23,11 +23,13 @@ use super::{
     follow::{Follower, Heard},
     proof::{Proof, prove_on},
     register::{self, Begun},
+    table::rests,
 };
 use crate::{
     authority::{Authority, BootTime},
     config::WorkerError,
     driver::{Event, What},
+    reconcile::{RunState, StopWhy},
     report::{Batch, Ground, Outcome, Verdict},
 };
 
@@ -136,7 +138,7 @@ impl<'a> Serving<'a> {
             if self.lost && !self.state.table.is_busy() {
                 return Ok(if self.leaving { Ended::Left } else { Ended::Lost });
             }
-            if self.leaving && self.state.table.is_empty() {
+            if self.leaving && self.state.table.is_empty() && !self.owes_ends() {
                 return Ok(self.leave().await);
             }
             let wake = self.wait().await;
@@ -293,11 +295,23 @@ impl<'a> Serving<'a> {
     fn observe(&mut self, event: Event) -> Result<(), WorkerError> {
         let Event { name, epoch, what } = event;
         match what {
-            What::Is(seen) => {
+            What::Is(mut seen) => {
+                self.watch_guard(self.agent.clock.now());
+                let was_killed = self.state.table.get(&name).is_some_and(|row| row.lapsed && row.run.epoch == epoch) && rests(seen.phase);
+                if was_killed {
+                    seen.phase = Observed::Backoff;
+                }
                 if let Some(status) = self.state.table.observe(&name, epoch, seen, self.agent.clock.unix_ns()) {
+                    if status.finished {
+                        self.state.desired.exited(&name, epoch);
+                    }
                     self.state.reporter.set(&name, status.clone());
                 }
                 self.agent.board.show(&name, self.state.table.get(&name));
+                // Its driver rests, though it was interrupted: it is told to stop, and then it is started anew where that is still wanted.
+                if was_killed && self.state.table.run(&name).is_some_and(|run| run.state == RunState::Live) {
+                    self.stop(&name, epoch, StopWhy::Authority);
+                }
                 self.dirty.insert(name);
                 Ok(())
             }
@@ -330,12 +344,19 @@ impl<'a> Serving<'a> {
     /// When statuses are to be written. None: there are none, or nobody would take them.
     fn report_time(&mut self) -> Option<Instant> {
         let State { desired, reporter, .. } = &*self.state;
-        if self.leaving || self.lapsed || !desired.has_view() || !reporter.is_due() {
+        let is_due = if self.leaving { reporter.is_urgent() && reporter.is_due() } else { reporter.is_due() };
+        if self.lapsed || !desired.has_view() || !is_due {
             return None;
         }
         let now = Instant::now();
         let at = *self.report_at.get_or_insert(now + TOGETHER);
         Some(if reporter.is_urgent() { now } else { at }.max(self.hold_until))
+    }
+
+    /// A worker that leaves has ends to report, and can: what has finished is not to be run again elsewhere.
+    fn owes_ends(&self) -> bool {
+        let State { desired, reporter, .. } = &*self.state;
+        reporter.is_urgent() && !self.lapsed && !self.lost && desired.admitted().is_some() && desired.has_view()
     }
 
     /// Hands the next batch to a task of its own, if it is time.
@@ -366,6 +387,7 @@ impl<'a> Serving<'a> {
     /// Tells the guard until when work may live, if any does. False if it could not be told. What it knows is not said again: ten
     /// thousand starts at once would fill the socket to it.
     pub(super) fn arm_guard(&mut self) -> bool {
+        self.watch_guard(self.agent.clock.now());
         let Some(kill_at) = self.authority.kill_at() else { return false };
         if !self.state.table.is_busy() || self.state.guard_told == Some(kill_at) {
             return true;

@@ -26,6 +26,8 @@ pub(crate) struct Row {
     pub(crate) handle: Option<Box<dyn Handle>>,
     /// This worker may not run it, by the rules that it was given.
     pub(crate) refused: bool,
+    /// Until a moment ago nobody vouched for it: it may have been killed, whatever its end looks like.
+    pub(crate) lapsed: bool,
 }
 
 /// All runs.
@@ -86,6 +88,11 @@ impl Table {
         Some(row)
     }
 
+    /// Nobody vouches for what lives now: the guard may be killing it.
+    pub(crate) fn lapse(&mut self) {
+        self.rows.values_mut().filter(|row| row.run.state != RunState::Resting).for_each(|row| row.lapsed = true);
+    }
+
     /// Tells a run to stop. True if there is nothing to wait for.
     pub(crate) fn stop(&mut self, name: &ResourceName, order: StopOrder, now_ns: i64) -> bool {
         self.set_state(name, RunState::Stopping);
@@ -106,22 +113,31 @@ impl Table {
         handles.for_each(|handle| handle.stop(order));
     }
 
-    /// Takes in what a driver observed; the status that follows, if the run is still of this epoch. Of what was told to stop nothing is news
-    /// but what keeps it from ending.
+    /// Takes in what a driver observed; the status that follows, if the run is still of this epoch. Of one that was told to stop two things count: an
+    /// end of its own, which it came to before it heard of that, and what keeps it from ending.
     pub(crate) fn observe(&mut self, name: &ResourceName, epoch: Epoch, seen: Observation, now_ns: i64) -> Option<&Status> {
         let run = self.run(name).filter(|run| run.epoch == epoch)?;
+        let rests = rests(seen.phase);
         if run.state == RunState::Stopping {
-            let row = self.rows.get_mut(name).filter(|_| seen.phase == Observed::Stopping)?;
+            let row = self.rows.get_mut(name)?;
+            if rests && !row.lapsed {
+                row.status.finished = true;
+            } else if seen.phase != Observed::Stopping {
+                return None;
+            }
             row.status.message = seen.message;
             return Some(&row.status);
         }
-        let rests = matches!(seen.phase, Observed::Exited | Observed::Failed);
         if rests != (run.state == RunState::Resting) {
             self.set_state(name, if rests { RunState::Resting } else { RunState::Live });
         }
         let row = self.rows.get_mut(name)?;
         row.enter(seen.phase, now_ns);
-        (row.pid, row.root, row.status.restarts, row.status.message) = (seen.pid, seen.root, seen.restarts, seen.message);
+        (row.pid, row.root) = (seen.pid, seen.root);
+        (row.status.restarts, row.status.failures, row.status.message) = (seen.restarts, seen.failures, seen.message);
+        row.status.finished = rests;
+        // Its driver has seen the end of what may have been killed, and starts another run.
+        row.lapsed &= seen.phase != Observed::Backoff;
         Some(&row.status)
     }
 
@@ -156,11 +172,19 @@ impl Table {
     }
 }
 
+/// It has come to its end, and is not started again.
+pub(crate) fn rests(phase: Observed) -> bool {
+    matches!(phase, Observed::Exited | Observed::Failed)
+}
+
 impl Row {
     fn enter(&mut self, phase: Observed, now_ns: i64) {
         if self.status.phase != phase {
             (self.status.phase, self.status.since) = (phase, now_ns);
-            self.status.message = String::new();
+            // How it ended is to be known of what has finished, also while it is let go.
+            if !self.status.finished {
+                self.status.message = String::new();
+            }
         }
         if phase != Observed::Running && phase != Observed::Stopping {
             self.pid = 0;
@@ -178,13 +202,14 @@ mod tests {
 
     fn row(epoch: i64, grace_ms: u64) -> Row {
         let epoch = Epoch(epoch);
-        let status = Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, message: String::new() };
+        let status =
+            Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, failures: 0, finished: false, message: String::new() };
         let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
-        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, root: 0, handle: None, refused: false }
+        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, root: 0, handle: None, refused: false, lapsed: false }
     }
 
     fn seen(phase: Observed) -> Observation {
-        Observation { phase, pid: 9, root: 8, restarts: 0, message: String::new() }
+        Observation { phase, pid: 9, root: 8, restarts: 0, failures: 0, message: String::new() }
     }
 
     #[test]
@@ -217,5 +242,26 @@ mod tests {
         let stuck = Observation { message: "7 does not die".to_owned(), ..seen(Observed::Stopping) };
         let status = table.observe(&name("a"), Epoch(1), stuck, 9).expect("what keeps it from ending");
         assert_eq!((status.phase, status.since, status.message.as_str()), (Observed::Stopping, 7, "7 does not die"));
+    }
+
+    #[test]
+    fn an_end_of_its_own_is_remembered_also_of_what_is_told_to_stop() {
+        let ended = || Observation { message: "exit status 3".to_owned(), ..seen(Observed::Exited) };
+        let mut table = Table::default();
+        for (text, epoch) in [("before", 1), ("after", 2), ("killed", 3)] {
+            table.insert(name(text), row(epoch, 500));
+        }
+        table.observe(&name("before"), Epoch(1), ended(), 5);
+        table.stop(&name("before"), StopOrder::default(), 6);
+        table.stop(&name("after"), StopOrder::default(), 6);
+        let status = table.observe(&name("after"), Epoch(2), ended(), 7).expect("it ended before it heard of that");
+        assert_eq!(status.phase, Observed::Stopping);
+        for text in ["before", "after"] {
+            let status = &table.get(&name(text)).expect("a row").status;
+            assert_eq!((status.finished, status.message.as_str()), (true, "exit status 3"), "{text}");
+        }
+        table.lapse();
+        table.stop(&name("killed"), StopOrder::default(), 8);
+        assert_eq!(table.observe(&name("killed"), Epoch(3), ended(), 9), None, "the guard may have killed it");
     }
 }

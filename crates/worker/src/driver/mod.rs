@@ -70,7 +70,8 @@ pub struct StopOrder {
     pub kill_by: Option<BootTime>,
 }
 
-/// What a driver observes of a run.
+/// What a driver observes of a run. Exited and failed are for good: the work has come to its end, and by its own restart policy it is not started
+/// again, here or elsewhere. What fails and is started again is in backoff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     /// What the work does.
@@ -79,8 +80,10 @@ pub struct Observation {
     pub pid: u32,
     /// The process that all of it descends from, which is not of the work itself; 0: none.
     pub root: u32,
-    /// How often it was started again.
+    /// How often it was started again, attempts that failed before it ran included.
     pub restarts: u32,
+    /// How many runs in a row ended, or could not be started, before they had run well: for 10 s where a process runs.
+    pub failures: u32,
     /// For people.
     pub message: String,
 }

@@ -28,7 +28,7 @@ impl Driver for Noop {
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
         tracing::info!(resource = %work.name, epoch = %work.epoch, "noop: started");
-        observer.is(Observation { phase: Observed::Running, pid: 0, root: 0, restarts: 0, message: String::new() });
+        observer.is(Observation { phase: Observed::Running, pid: 0, root: 0, restarts: 0, failures: 0, message: String::new() });
         Ok(Box::new(Held { work, observer: Mutex::new(Some(observer)) }))
     }
 }

@@ -164,6 +164,7 @@ fn running(name: &ResourceName, shown: Shown, used: Option<Used>) -> Running {
         pid: shown.pid,
         since: shown.status.since,
         restarts: shown.status.restarts,
+        failures: shown.status.failures,
         message: shown.status.message,
         cpu_ns: used.map(|used| nanos(used.cpu)),
         memory_bytes: used.map(|used| used.memory),

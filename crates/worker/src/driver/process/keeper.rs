@@ -84,6 +84,8 @@ struct Attended {
     well: bool,
     /// How it ended, before all of it was dead.
     ended: Option<Outcome>,
+    /// It ended before it was told to stop: that was its own end.
+    ended_first: bool,
     /// It was told to stop, and is killed then.
     grace_ends: Option<Instant>,
     killed: bool,
@@ -116,6 +118,7 @@ impl Attended {
             begun: None,
             well: false,
             ended: None,
+            ended_first: false,
             grace_ends: None,
             killed: false,
             orphaned: false,
@@ -146,7 +149,7 @@ impl Attended {
     fn outcome(self) -> Outcome {
         let ran = self.ran();
         match self.ended {
-            _ if self.grace_ends.is_some() => Outcome::Stopped,
+            _ if self.grace_ends.is_some() && !self.ended_first => Outcome::Stopped,
             Some(outcome) => outcome,
             None => Outcome::Exited { status: None, ran },
         }
@@ -180,7 +183,10 @@ impl Keeper {
     fn after(&mut self, outcome: &Outcome) -> Next {
         match outcome {
             Outcome::Stopped => Next::Over,
-            Outcome::NoAuthority => Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() },
+            Outcome::NoAuthority => {
+                self.starts = self.starts.saturating_sub(1);
+                Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() }
+            }
             Outcome::NotStarted { message } => {
                 self.tools.containment.check_cgroup();
                 self.failures = self.failures.saturating_add(1);
@@ -207,6 +213,8 @@ impl Keeper {
 
     /// Starts the process and stays with it until all of it is dead.
     async fn run_once(&mut self) -> Outcome {
+        // One that fails before it runs is an attempt as well, and people count attempts.
+        self.starts = self.starts.saturating_add(1);
         let tools = Arc::clone(&self.tools);
         let Some(not_after) = tools.gate.opens_until() else { return Outcome::NoAuthority };
         let mut cell = match tools.containment.cell(&self.work.name) {
@@ -275,7 +283,6 @@ impl Keeper {
             ToAgent::Forked(pid) => run.main = pid.unsigned_abs(),
             ToAgent::Started => {
                 run.begun = Some(Instant::now());
-                self.starts += 1;
                 self.observe(Observed::Running, run, String::new());
                 tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, pid = run.main, "started");
             }
@@ -284,6 +291,7 @@ impl Keeper {
             ToAgent::TooLate => run.ended = Some(Outcome::NoAuthority),
             ToAgent::Exited(status) => {
                 let outcome = Outcome::Exited { status: Some(ExitStatus::from_raw(status)), ran: run.ran() };
+                run.ended_first |= run.ended.is_none() && run.grace_ends.is_none();
                 run.ended.get_or_insert(outcome);
             }
             ToAgent::Output(bytes) => self.log.append(&bytes),
@@ -339,7 +347,8 @@ impl Keeper {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
         let pid = if phase == Observed::Running { run.main } else { 0 };
-        self.observer.is(Observation { phase, pid, root: run.shim, restarts: self.starts.saturating_sub(1), message });
+        let (restarts, failures) = (self.starts.saturating_sub(1), self.failures);
+        self.observer.is(Observation { phase, pid, root: run.shim, restarts, failures, message });
     }
 }
 

@@ -269,6 +269,15 @@ async fn restarts_come_slower_and_slower() {
 }
 
 #[tokio::test]
+async fn an_attempt_that_fails_before_it_runs_is_a_restart_as_well() {
+    let bench = Bench::new();
+    let mut run = bench.start(json!({"command": ["./crawl"]}));
+    let seen = [run.until(Observed::Backoff).await, run.until(Observed::Backoff).await, run.until(Observed::Backoff).await];
+    assert_eq!(seen.map(|seen| seen.restarts), [0, 1, 2]);
+    run.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_says_so_in_words() {
     let testbed = Testbed::new();
     let program = |name: &str, text: &str, mode: u32| {
