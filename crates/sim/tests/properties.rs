@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use evenkeel_model::{
-    Action, Definition, Draft, IntentKind, Moment, Observed, Origin, Pending, Registration, Standing, StopReason, Subject, WorkerId, fit,
+    Action, Change, Definition, Draft, Entry, FailedOn, IntentKind, Moment, Observed, Origin, Pending, Record, Registration, Revision,
+    Standing, StopReason, Subject, WorkerId, fit,
 };
 use evenkeel_planner::plan;
 use evenkeel_sim::world::World;
@@ -350,6 +351,29 @@ fn a_lost_worker_keeps_its_resources_until_its_authority_has_ended() {
     world.pass(Duration::from_millis(1));
     assert_eq!(world.turn().actions.len(), 1);
     assert_ne!(world.home("r0"), Some(owner));
+}
+
+/// Where a resource has failed stands in etcd, and when it last moved for that does not.
+#[test]
+fn a_leader_that_has_seen_no_move_counts_from_when_it_began_to_lead() {
+    let mut world = World::default();
+    world.join(registration(0, 0, 0, None));
+    world.join(registration(1, 0, 0, None));
+    drop(world.settle());
+    world.put(definition(0, 1, None, None, 0));
+    drop(world.settle());
+    let record = world.cluster.unit("r0").and_then(|unit| unit.record.as_deref()).expect("it is wanted").value.clone();
+    let failed = FailedOn::with(None, record.definition.hash(), &WorkerId::new("w1").expect("id"));
+    let record = Record { failed: Some(Box::new(failed)), ..record };
+    world.apply(Change::at(Revision(1000), Entry::Resource(record.definition.name.clone(), Some(record))));
+    world.pass(Duration::from_secs(7200));
+    world.cluster.begin_term(world.now);
+    world.observe("r0", Observed::Backoff, 12, "exit status 1");
+    assert_eq!(world.turn().actions, []);
+    world.pass(Duration::from_secs(3599));
+    assert_eq!(world.turn().actions, []);
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(world.turn().actions.as_slice(), [Action::Stop { reason: StopReason::Failing, .. }]));
 }
 
 #[test]

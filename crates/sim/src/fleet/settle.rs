@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     judge::{content_of, is_finished},
     sharer::is_shared,
+    work::fails_on,
     world::World,
 };
 use crate::linearizability::Content;
@@ -84,6 +85,9 @@ fn unsettled(world: &World) -> Option<String> {
     for run in world.ledger.live() {
         if assigned.get(&run.name) != Some(&(run.machine.clone(), run.epoch)) {
             return Some(format!("{} runs on {} (epoch {}), which nobody wants", run.name, run.machine, run.epoch));
+        }
+        if fails_on(&run.name, &run.machine) && !world.ledger.is_quiet() {
+            return Some(format!("{} runs on {}, where it fails again and again", run.name, run.machine));
         }
         runs.insert(run.name, run.epoch);
     }

@@ -2,7 +2,7 @@
 //!
 //! The wheel: worker::reconcile -> **worker::driver** -> worker::report. The driver is the one part of a worker that is not the real one.
 
-use std::{hash::Hasher, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use evenkeel_model::{Observed, ResourceName, Spec};
 use evenkeel_store::task::of_this_process;
@@ -10,7 +10,6 @@ use evenkeel_worker::{
     authority::Gate,
     driver::{Driver, Handle, Observation, Observer, SpecError, StopOrder, Work},
 };
-use rustc_hash::FxHasher;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -31,8 +30,8 @@ const LONGEST_START: Duration = Duration::from_millis(40);
 pub(super) const LONGEST_KILL: Duration = Duration::from_millis(480);
 /// How long an exited process stays down, and how long a shut gate is left alone.
 const PAUSE: Duration = Duration::from_millis(300);
-/// One resource in so many fails on one machine, if that is part of the fleet: with the few machines of a fleet, one in two or three.
-const FAILS_ON: u64 = 12;
+/// Of names in a row so many fail on a machine each, of which a fleet has three to five: about one in two.
+const FAILS_ON: u64 = 7;
 /// One content in so many is work that comes to its end and is not to be started again.
 const ENDS: u64 = 7;
 /// A run of this length went well.
@@ -91,9 +90,7 @@ impl Kernel {
 
     /// Whether work of this name ends here as soon as it has begun: what it needs is on the other machines.
     fn fails(&self, name: &ResourceName) -> bool {
-        let mut hasher = FxHasher::default();
-        hasher.write(name.as_str().as_bytes());
-        *self.machine == *format!("worker-{}", hasher.finish() % FAILS_ON) && !self.ledger.is_quiet()
+        fails_on(name, &self.machine) && !self.ledger.is_quiet()
     }
 
     /// Whether work comes to its end by itself, and is not to be started again.
@@ -157,6 +154,12 @@ impl Kernel {
         self.living.change(|living| *living -= 1);
         died.send_replace(true);
     }
+}
+
+/// Whether work of this name fails on this machine, in a fleet where that is so.
+pub(super) fn fails_on(name: &ResourceName, machine: &str) -> bool {
+    let sum: u64 = name.as_str().bytes().map(u64::from).sum();
+    machine == format!("worker-{}", sum % FAILS_ON)
 }
 
 /// What is wanted of it, which no two calls about a resource with one caller have in common.

@@ -270,8 +270,8 @@ async fn restarts_come_slower_and_slower() {
 
 #[tokio::test]
 async fn an_attempt_that_fails_before_it_runs_is_a_restart_as_well() {
-    let bench = Bench::new();
-    let mut run = bench.start(json!({"command": ["./crawl"]}));
+    let testbed = Testbed::new();
+    let mut run = testbed.start(json!({"command": ["./crawl"]}));
     let seen = [run.until(Observed::Backoff).await, run.until(Observed::Backoff).await, run.until(Observed::Backoff).await];
     assert_eq!(seen.map(|seen| seen.restarts), [0, 1, 2]);
     run.stop().await;
@@ -475,4 +475,15 @@ async fn a_flood_of_output_holds_up_no_stop() {
     let mut run = testbed.start(json!({"command": ["sh", "-c", "trap '' TERM; yes & yes"], "stop_grace": "100ms"}));
     run.until(Observed::Running).await;
     run.stop().await;
+}
+
+#[tokio::test]
+async fn runs_that_do_not_go_well_are_counted_in_a_row() {
+    let testbed = Testbed::new();
+    for command in [json!(["sh", "-c", "exit 1"]), json!(["./crawl"])] {
+        let mut run = testbed.start(json!({"command": command}));
+        let seen = [run.until(Observed::Backoff).await, run.until(Observed::Backoff).await, run.until(Observed::Backoff).await];
+        assert_eq!(seen.map(|seen| seen.failures), [1, 2, 3]);
+        run.stop().await;
+    }
 }
