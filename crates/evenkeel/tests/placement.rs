@@ -197,3 +197,74 @@ async fn the_brake_holds_what_many_lost_workers_ran_until_it_is_released() {
     let events = done(&stage, "master-1", &["events"]);
     assert!(events.contains("held") && events.contains("letgo") && events.contains("resumed"), "{events}");
 }
+
+/// A job that ended is not run again, weighs nothing, and has its output where it ran; another spec is another job.
+#[tokio::test]
+async fn what_has_ended_and_is_not_to_be_started_again_has_finished() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &[]).await;
+    stage.workers(2).await;
+    let job = r#"{"name": "job", "kind": "process", "spec": {"command": ["sh", "-c", "echo once; exit 3"], "restart": "never"}}"#;
+    let add = |stage: &Stage| stage.curl("master-1", "/v1/resources", &["-X", "POST", "-d", job]);
+    add(&stage);
+    let finished = |stage: &Stage| json(stage, "master-1", &["get", "job"]);
+    let shown = stage
+        .eventually("it has finished, and its worker has let go of it", async || {
+            let shown = finished(&stage);
+            (shown["phase"] == "exited" && shown["epoch"].is_null() && stage.assignments().await.is_empty()).then_some(shown)
+        })
+        .await;
+    assert_eq!((&shown["message"], &shown["restarts"]), (&Value::from("exit status 3"), &Value::Null));
+    let worker = shown["worker"].as_str().expect("where it ran").to_owned();
+    // Neither a drain nor the same definition runs it again.
+    assert_eq!(done(&stage, "master-1", &["drain", &worker, "--wait"]), format!("{worker} drained\n"));
+    add(&stage);
+    let other = if worker == "worker-1" { "worker-2" } else { "worker-1" };
+    done(&stage, "master-1", &["add", "later", "--kind", "noop"]);
+    assert_eq!(on(&stage.settled(1).await, other), ["later"]);
+    let again = finished(&stage);
+    assert_eq!((&again["phase"], &again["since"], &again["worker"]), (&shown["phase"], &shown["since"], &shown["worker"]));
+    assert_eq!(done(&stage, "master-1", &["logs", "job"]), "once\n");
+    let kinds: Vec<Value> =
+        json(&stage, "master-1", &["events", "job"]).as_array().expect("a list").iter().map(|e| e["type"].clone()).collect();
+    assert_eq!(kinds, ["added", "finished", "ended"]);
+    // To delete it and add it anew does.
+    done(&stage, "master-1", &["delete", "job"]);
+    add(&stage);
+    stage
+        .eventually("it has run on the other worker", async || {
+            let shown = finished(&stage);
+            (shown["phase"] == "exited" && shown["worker"] == other).then_some(())
+        })
+        .await;
+}
+
+/// What fails on one worker alone runs where it does not, and the history says why it moved.
+#[tokio::test]
+async fn what_fails_again_and_again_is_tried_on_another_worker() {
+    let mut stage = Stage::start().await;
+    stage.masters(1, &["--move-failing-after", "3"]).await;
+    stage.spawn("worker-1", &[]);
+    stage.ready(1).await;
+    let job = r#"{"name": "picky", "kind": "process", "spec": {"command": ["sh", "-c", "test $EVENKEEL_WORKER = worker-2 || exit 3; exec sleep 1000"]}}"#;
+    stage.curl("master-1", "/v1/resources", &["-X", "POST", "-d", job]);
+    let shown = async |stage: &Stage| {
+        let shown = json(stage, "master-1", &["get", "picky"]);
+        shown["failures"].as_u64().is_some_and(|failures| failures >= 3).then_some(shown)
+    };
+    let failing = stage.eventually("it is shown to fail", async || shown(&stage).await).await;
+    assert_eq!(failing["worker"], "worker-1");
+    let table = done(&stage, "master-1", &["get"]);
+    assert!(table.contains("failing on worker-1: exit status 3, "), "{table}");
+    stage.spawn("worker-2", &[]);
+    stage.ready(2).await;
+    let moved = stage
+        .eventually("it runs on the other worker", async || {
+            let shown = json(&stage, "master-1", &["get", "picky"]);
+            (shown["phase"] == "running" && shown["worker"] == "worker-2").then_some(shown)
+        })
+        .await;
+    assert_eq!(moved["failures"], Value::Null);
+    let events = done(&stage, "master-1", &["events", "picky"]);
+    assert!(events.contains("failing"), "{events}");
+}

@@ -70,7 +70,7 @@ fn answer(world: &mut World, command: &str) -> Result<String, String> {
             let times = fields.get("times").map_or(Ok(12), |n| n.parse().map_err(|_| format!("{n} is no number of times")))?;
             world.observe(subject, Observed::Backoff, times, "exit status 1");
         }
-        "refuse" => world.observe(subject, Observed::Failed, 1, "the catalog of this worker has no such resource"),
+        "refuse" => world.observe(subject, Observed::Failed, 1, "spec.command: is missing"),
         "exit" => world.exit(subject, &format!("exit status {}", fields.get("status").map_or("0", String::as_str))),
         "acknowledge" => world.acknowledge(),
         "pass" => world.pass(Duration::from_secs_f64(subject.parse().map_err(|_| format!("{subject} is no number of seconds"))?)),
