@@ -258,7 +258,7 @@ fn wrong_client_commands() {
         case("delete a b/c", 2, "has '/' at position 2"),
         case("get a -l x=y", 2, "cannot be used with"),
         case("get -l x>y", 2, "selector \"x>y\": at character 2"),
-        case("get -o xml", 2, "[possible values: table, json, yaml, name]"),
+        case("get -o xml", 2, "[possible values: table, wide, json, yaml, name]"),
         case("get --master ftp://a:1", 2, "scheme \"ftp\" is not http"),
         case("logs", 2, "<NAME>"),
         case("logs a --tail x", 2, "invalid value 'x' for '--tail <N>'"),
