@@ -81,8 +81,18 @@ fn enter(setup: &ChildSetup) -> io::Result<()> {
     }
     #[cfg(target_os = "linux")]
     if let Some(score) = setup.oom_score {
+        // What may not be looked into may not write its own score either. The program that follows begins as any other.
+        nix::sys::prctl::set_dumpable(true)?;
         score.write()?;
     }
+    Ok(())
+}
+
+/// Keeps processes of this user from looking into this one, tracing it and taking its files: work has its worker's user, and could speak in its
+/// name. What is forked from it has that as well; what is executed has not.
+pub(crate) fn keep_out() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_dumpable(false)?;
     Ok(())
 }
 

@@ -301,6 +301,8 @@ d      -           1   worker-2   backoff          0   5s    failing on worker-2
 NAME   KIND   WEIGHT   WORKER     PHASE     RESTARTS   AGE   CPU   MEMORY   PROCESSES   REASON
 a      -           1   -          pending          0   5s      -        -           -   no worker has gpu=true
 b      -           1   worker-1   backoff          4   5s      -        -           -   exit status 3
+c      -           1   worker-1   exited           0   5s      -        -           -   exit status 0
+d      -           1   worker-2   backoff          0   5s      -        -           -   failing on worker-2: exit status 1, 12 times in a row
 ";
         assert_eq!(table_at(&ill, Some(&Usage::default()), 6_000_000_000, false), expected);
     }

@@ -115,19 +115,19 @@ fn streams(output: &OwnedFd) -> io::Result<()> {
 
 /// Soft limits as a program finds them on a machine that nobody has changed; the hard ones stay, as they are what the machine's owner set.
 fn limits() -> io::Result<()> {
-    const ALL: [Resource; 10] = [
-        Resource::RLIMIT_AS,
+    const EVERYWHERE: [Resource; 6] = [
         Resource::RLIMIT_CORE,
         Resource::RLIMIT_CPU,
         Resource::RLIMIT_DATA,
         Resource::RLIMIT_FSIZE,
-        Resource::RLIMIT_MEMLOCK,
         Resource::RLIMIT_NOFILE,
-        Resource::RLIMIT_NPROC,
-        Resource::RLIMIT_RSS,
         Resource::RLIMIT_STACK,
     ];
-    for resource in ALL {
+    #[cfg(target_os = "linux")]
+    const HERE: [Resource; 4] = [Resource::RLIMIT_AS, Resource::RLIMIT_MEMLOCK, Resource::RLIMIT_NPROC, Resource::RLIMIT_RSS];
+    #[cfg(not(target_os = "linux"))]
+    const HERE: [Resource; 0] = [];
+    for resource in EVERYWHERE.into_iter().chain(HERE) {
         let (_, hard) = getrlimit(resource)?;
         let soft = match resource {
             Resource::RLIMIT_CORE => USUAL_CORE,
@@ -203,6 +203,10 @@ fn why_not(program: &CStr, errno: Errno, start: &Start) -> String {
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => match fs::metadata(&path) {
             Ok(_) => format!("{field} {}", why_missing(&beginning(&path))),
+            Err(_) if path.is_relative() => {
+                let cwd = shown(&start.cwd.to_string_lossy());
+                format!("{field} does not exist in {cwd} on this worker; set spec.cwd, or name it with its full path")
+            }
             Err(_) => format!("{field} does not exist on this worker"),
         },
         Errno::ENOEXEC => {

@@ -32,15 +32,20 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use evenkeel_model::{ResourceName, WorkerId};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::getpgrp,
 };
-use tokio::{io::AsyncWriteExt, net::UnixStream, sync::oneshot};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+};
 
 use self::{
     cgroup::Cgroup,
@@ -85,7 +90,11 @@ pub(crate) struct Containment {
     ending: AtomicBool,
     orders: mpsc::Sender<(Order, Option<StdStream>)>,
     answers: Arc<Answers>,
+    places: Arc<Semaphore>,
 }
+
+/// How many shims may be on their way at a time. The spawner forks one after another, so that more only wait.
+const PLACES: usize = 256;
 
 /// What the spawner has yet to answer.
 #[derive(Debug, Default)]
@@ -115,7 +124,15 @@ impl Containment {
         };
         let answers = Arc::<Answers>::default();
         let orders = speak(&spawned, Arc::clone(&answers))?;
-        Ok(Self { work, mark: guard.to_string(), runs: AtomicU64::new(0), ending: AtomicBool::new(false), orders, answers })
+        Ok(Self {
+            work,
+            mark: guard.to_string(),
+            runs: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
+            orders,
+            answers,
+            places: Arc::new(Semaphore::new(PLACES)),
+        })
     }
 
     /// The mark that every process bears in its environment.
@@ -145,7 +162,7 @@ impl Containment {
         fault::at("agent.epoll")?;
         let stream = UnixStream::from_std(own)?;
         self.orders.send((Order::Fork(run), Some(shims))).map_err(|_| spawner_ended())?;
-        Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), cgroup, over: false, deaf: false })
+        Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), outbox: Vec::new(), cgroup, over: false, deaf: false })
     }
 
     /// Ends this process if the cgroup of all work was removed: nothing can be started in it any more. The guard makes another one before it
@@ -157,21 +174,22 @@ impl Containment {
         }
     }
 
-    /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells. Blocks.
+    /// Kills all work and waits for its end: the guard has ended, and nobody else would. From now on there are no new cells, and what ends is not
+    /// taken for an end of its own. Blocks, for two seconds at the most: when this process ends, the shims end what is left.
     pub(crate) fn kill_all(&self) {
+        const DEADLINE: Duration = Duration::from_secs(2);
+        const LOOK: Duration = Duration::from_millis(50);
         self.ending.store(true, Ordering::SeqCst);
-        // The guard stops this process's group before it kills the work, and may have died in between.
-        let _ = killpg(getpgrp(), Signal::SIGCONT);
         let asked = self.orders.send((Order::EndAll, None)).is_ok();
-        if let Some(work) = &self.work {
-            while !work.is_empty().unwrap_or(true) {
-                let _ = work.kill();
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        let begun = Instant::now();
         let mut ended = self.answers.all_ended.lock().unwrap_or_else(PoisonError::into_inner);
-        while asked && !*ended {
-            ended = self.answers.ended.wait(ended).unwrap_or_else(PoisonError::into_inner);
+        while asked && !*ended && begun.elapsed() < DEADLINE {
+            // The guard stops this process's group before it kills the work, and may have died in between.
+            let _ = killpg(getpgrp(), Signal::SIGCONT);
+            if let Some(work) = &self.work {
+                let _ = work.kill();
+            }
+            ended = self.answers.ended.wait_timeout(ended, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
         if let Some(work) = &self.work {
             work.remove();
@@ -208,15 +226,30 @@ impl Containment {
             // The spawner has ended, and this process ends by that.
             std::future::pending::<()>().await;
         }
-        let Some(group) = cgroup.and_then(|path| Cgroup::open(path.clone()).ok()) else { return };
+        let Some(path) = cgroup else { return };
         let mut pause = Duration::from_millis(1);
-        // What cannot be asked may have somebody in it.
-        while !group.is_empty().unwrap_or(false) {
-            let _ = group.kill();
+        loop {
+            match Cgroup::open(path.clone()) {
+                Ok(group) if group.is_empty().unwrap_or(false) => return group.remove(),
+                Ok(group) => drop(group.kill_each()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                // What cannot be asked may have somebody in it.
+                Err(_) => {}
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-        group.remove();
+    }
+
+    /// Everything is being killed for good: what ends now has not ended by itself.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// A place among those whose shims are on their way; none: everything is being ended. A start waits for one, so that no burst takes more files
+    /// than one a run, nor stands in the way of what else the spawner is asked.
+    pub(crate) async fn place_to_start(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).acquire_owned().await.ok()
     }
 }
 
@@ -239,9 +272,12 @@ fn speak(spawned: &Spawned, answers: Arc<Answers>) -> io::Result<mpsc::Sender<(O
     std::thread::Builder::new().name("spawner-out".to_owned()).stack_size(STACK).spawn(move || {
         for (order, socket) in received {
             let socket = socket.as_ref().map(std::os::fd::AsFd::as_fd);
-            // That it cannot be sent shows at the other thread, too: by the socket's end.
-            if order.send(&to, socket).is_err() {
-                return;
+            // What the kernel has no room for now is tried again. Anything else is the spawner's end, and shows at the other thread, too.
+            while let Err(error) = fault::at("agent.order").and_then(|()| order.send(&to, socket)) {
+                if !may_pass(&error) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
             }
         }
     })?;
@@ -272,6 +308,15 @@ fn speak(spawned: &Spawned, answers: Arc<Answers>) -> io::Result<mpsc::Sender<(O
     Ok(orders)
 }
 
+/// Whether the kernel may take it a moment later.
+fn may_pass(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS | Errno::EMFILE | Errno::ENFILE)
+    )
+}
+
 /// What a run has to say.
 #[derive(Debug)]
 pub(crate) enum Heard {
@@ -288,6 +333,8 @@ pub(crate) struct Cell<'a> {
     run: u64,
     stream: UnixStream,
     inbox: Inbox,
+    /// What the socket has not taken yet.
+    outbox: Vec<u8>,
     cgroup: Option<PathBuf>,
     /// Nothing of the run is left.
     over: bool,
@@ -295,38 +342,41 @@ pub(crate) struct Cell<'a> {
     deaf: bool,
 }
 
-/// How long a shim may take to read a word: it reads whatever else it does.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 impl Cell<'_> {
-    /// Asks the shim to start this, with the cell's own cgroup. False: it did not take the order, and starts nothing.
-    pub(crate) async fn start(&mut self, mut start: Start) -> bool {
-        /// Where thousands are started at once, the last shim comes seconds after it was asked for.
-        const DEADLINE: Duration = Duration::from_secs(60);
+    /// Asks the shim to start this, with the cell's own cgroup.
+    pub(crate) fn start(&mut self, mut start: Start) {
         if let Some(path) = &self.cgroup {
             start.cgroup = CString::new(path.clone().into_os_string().into_vec()).unwrap_or_default();
         }
-        self.say(&ToShim::Start(start), DEADLINE).await
+        self.say(&ToShim::Start(start));
     }
 
     /// Sends a signal to the main process and its group.
-    pub(crate) async fn signal(&mut self, number: i32) {
-        self.say(&ToShim::Signal(number), PATIENCE).await;
+    pub(crate) fn signal(&mut self, number: i32) {
+        self.say(&ToShim::Signal(number));
     }
 
     /// Kills all of it.
-    pub(crate) async fn kill(&mut self) {
-        self.say(&ToShim::Kill, PATIENCE).await;
+    pub(crate) fn kill(&mut self) {
+        self.say(&ToShim::Kill);
     }
 
-    /// A shim that does not read has been stopped, or has gone. Half a word is none: it hears nothing more, and the run is over by
-    /// [`Cell::clear`] alone.
-    async fn say(&mut self, said: &ToShim, deadline: Duration) -> bool {
-        if !self.deaf {
-            let bytes = said.encode();
-            self.deaf = !matches!(tokio::time::timeout(deadline, self.stream.write_all(&bytes)).await, Ok(Ok(())));
+    /// It is written as far as the socket takes it, and the rest while the shim is listened to: an order never waits for another.
+    fn say(&mut self, said: &ToShim) {
+        self.outbox.extend_from_slice(&said.encode());
+        self.write();
+    }
+
+    fn write(&mut self) {
+        while !self.deaf && !self.outbox.is_empty() {
+            match self.stream.try_write(&self.outbox) {
+                Ok(count) => drop(self.outbox.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It hears nothing more. What it has said is read all the same.
+                Err(_) => self.deaf = true,
+            }
         }
-        !self.deaf
+        self.outbox = Vec::new();
     }
 
     /// What it says next. It may be dropped before it is ready, and loses nothing by that.
@@ -346,8 +396,9 @@ impl Cell<'_> {
                 Ok(None) => {}
                 Err(_) => return Heard::Gone,
             }
-            // What it said before it stopped hearing counts; nothing else is waited for.
-            if !self.deaf && self.stream.readable().await.is_err() {
+            self.write();
+            let interest = if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            if !self.deaf && self.stream.ready(interest).await.is_err() {
                 return Heard::Gone;
             }
             let mut room = [0; 16 << 10];

@@ -26,15 +26,15 @@ use nix::{
         signal::{SigSet, Signal, kill, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, getpid, getppid, pipe2},
+    unistd::{Pid, getpid, getppid},
 };
 
 use super::{
     cgroup::Cgroup,
     child::{self, Streams, in_words, report},
     signals::Signals,
-    sweep,
-    wire::{Inbox, Start, ToAgent, ToShim},
+    sweep::{self, Rounds},
+    wire::{Inbox, STUCK_EVERY, Start, ToAgent, ToShim},
 };
 use crate::{authority::boot_time, fault, sys};
 
@@ -44,10 +44,8 @@ const MOST_WAITING: usize = 256 << 10;
 const CHUNK: usize = 16 << 10;
 /// So many reads at most when all is dead, should somebody else hold the pipe and write on.
 const LAST_CHUNKS: usize = 64;
-/// The pause between two rounds of killing: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-/// When a child that executes no program yet, or a process that does not die, is told of. A file system that answers needs milliseconds, and a
-/// kill as well: a second is well beyond both, and short for who waits.
+/// When a child that executes no program yet is told of. A file system that answers needs milliseconds: a second is well beyond, and short for who
+/// waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is told again.
 const REMINDER: Duration = Duration::from_secs(5);
@@ -75,8 +73,7 @@ struct Starting {
 }
 
 struct Ending {
-    round: u32,
-    pause: Duration,
+    rounds: Rounds,
     next_round: Instant,
     complain_at: Instant,
 }
@@ -159,7 +156,7 @@ impl Shim {
         let now = Instant::now();
         let due = match &self.phase {
             Phase::Starting(starting) => Some(starting.complain_at),
-            Phase::Ending(ending) => Some(ending.next_round),
+            Phase::Ending(ending) => Some(ending.next_round.min(ending.complain_at)),
             Phase::Waiting | Phase::Running | Phase::Over => None,
         };
         let due = due.map(|at| at.saturating_duration_since(now)).into_iter().chain(Signals::PERIOD).min();
@@ -187,7 +184,7 @@ impl Shim {
     }
 
     fn takes_output(&self) -> bool {
-        self.agent.is_none() || self.outbox.len() < MOST_WAITING
+        self.outbox.len() < MOST_WAITING
     }
 
     fn hear_agent(&mut self) {
@@ -219,6 +216,8 @@ impl Shim {
             }
         }
         if self.agent.is_none() {
+            // Nobody reads it any more.
+            self.output = None;
             self.end();
         }
     }
@@ -259,9 +258,13 @@ impl Shim {
             let made = fault::at("shim.cgroup").and_then(|()| Cgroup::create(path));
             self.cgroup = Some(made.map_err(system("make the cgroup of the run"))?);
         }
-        let pipe = |flags| fault::at("shim.pipe").and_then(|()| Ok(pipe2(OFlag::O_CLOEXEC | flags)?)).map_err(system("make a pipe"));
-        let (output, output_end) = pipe(OFlag::empty())?;
-        let (report, report_end) = pipe(OFlag::empty())?;
+        // No program inherits an end of them by itself.
+        let pipe = || {
+            let (read, write) = fault::at("shim.pipe").and_then(|()| io::pipe()).map_err(system("make a pipe"))?;
+            Ok::<_, String>((OwnedFd::from(read), OwnedFd::from(write)))
+        };
+        let (output, output_end) = pipe()?;
+        let (report, report_end) = pipe()?;
         for file in [&output, &report] {
             // This end alone: work is to find its end as usual.
             fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(system("set up a pipe"))?;
@@ -306,10 +309,12 @@ impl Shim {
                     // It ends by itself, and its status is nobody's business.
                     self.end();
                 }
-                None => {
+                None if starting.told.last() == Some(&report::EXEC) => {
                     self.phase = Phase::Running;
                     self.say(&ToAgent::Started);
                 }
+                // It was killed on the way.
+                None => self.end(),
             }
         } else if starting.complain_at <= Instant::now() {
             starting.complain_at += REMINDER;
@@ -333,7 +338,7 @@ impl Shim {
     fn end(&mut self) {
         if !matches!(self.phase, Phase::Ending(_) | Phase::Over) {
             let now = Instant::now();
-            self.phase = Phase::Ending(Ending { round: 0, pause: PAUSES.0, next_round: now, complain_at: now + PATIENCE });
+            self.phase = Phase::Ending(Ending { rounds: Rounds::new(), next_round: now, complain_at: now + STUCK_EVERY });
         }
     }
 
@@ -376,16 +381,12 @@ impl Shim {
             self.phase = Phase::Over;
             return;
         }
-        if now < ending.next_round {
+        let complains = ending.complain_at <= now;
+        if now < ending.next_round && !complains {
             return;
         }
-        let round = ending.round;
-        ending.round = round.wrapping_add(1);
-        ending.next_round = now + ending.pause;
-        ending.pause = (ending.pause * 2).min(PAUSES.1);
-        let complains = ending.complain_at <= now;
         if complains {
-            ending.complain_at = now + REMINDER;
+            ending.complain_at = now + STUCK_EVERY;
         }
         if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !empty) {
             let _ = fault::at("shim.cgroup.kill").and_then(|()| cgroup.kill());
@@ -394,7 +395,8 @@ impl Shim {
             let _ = killpg(main, Signal::SIGKILL);
             let _ = kill(main, Signal::SIGKILL);
         }
-        let listed = sweep::kill_descendants(round, |_| false);
+        let (pause, listed) = ending.rounds.round(|_| false);
+        ending.next_round = now + pause;
         if complains {
             let what = match listed {
                 Ok(()) => sweep::what_does_not_die(),

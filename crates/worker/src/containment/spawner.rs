@@ -29,11 +29,20 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::{child, shim, signals::Signals, sweep, wire::ToAgent};
+use super::{
+    child, shim,
+    signals::Signals,
+    sweep::{self, Rounds},
+    wire::ToAgent,
+};
 use crate::{fault, sys};
 
-/// The pause between two rounds of killing what a shim left behind.
+/// The pause before what could not be done is tried again.
 const PAUSE: Duration = Duration::from_millis(2);
+#[cfg(target_os = "linux")]
+const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+#[cfg(not(target_os = "linux"))]
+const RECEIVE: RecvFlags = RecvFlags::empty();
 /// The size of an order and of an answer: a verb and a run, 64 bits each, little-endian.
 const SIZE: usize = 16;
 
@@ -84,7 +93,7 @@ impl Order {
             ancillary.push(SendAncillaryMessage::ScmRights(sockets));
         }
         let bytes = self.encode();
-        let sent = rustix::io::retry_on_intr(|| sendmsg(to, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+        let sent = rustix::io::retry_on_intr(|| sendmsg(to, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()))?;
         // The socket went with the first byte.
         (&mut &*to).write_all(&bytes[sent..])
     }
@@ -94,7 +103,7 @@ impl Order {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; SIZE];
-        let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RECEIVE)?.bytes;
         if received == 0 {
             return Ok(None);
         }
@@ -147,9 +156,11 @@ struct Spawner {
     asked: BTreeSet<u64>,
     /// Everything is to end.
     ends: bool,
-    /// A shim has not ended by itself: it may have left something behind.
-    suspects: bool,
-    round: u32,
+    leftovers: Leftovers,
+    rounds: Rounds,
+    next_round: Instant,
+    /// A ping is to be answered.
+    pinged: bool,
 }
 
 impl Spawner {
@@ -173,8 +184,10 @@ impl Spawner {
             runs: BTreeMap::new(),
             asked: BTreeSet::new(),
             ends: false,
-            suspects: false,
-            round: 0,
+            leftovers: Leftovers::default(),
+            rounds: Rounds::new(),
+            next_round: Instant::now(),
+            pinged: false,
         })
     }
 
@@ -191,11 +204,9 @@ impl Spawner {
                 return Ok(());
             }
             self.ends |= !listens;
-            let clean = self.end_leftovers()?;
-            if clean {
-                self.answer();
-            }
-            pause = (!clean || self.ends).then_some(PAUSE);
+            let next_round = self.end_leftovers()?.map(|at| at.saturating_duration_since(Instant::now()).max(PAUSE));
+            let unsaid = (!self.answer()).then_some(PAUSE);
+            pause = next_round.into_iter().chain(unsaid).min();
         }
     }
 
@@ -220,7 +231,9 @@ impl Spawner {
         loop {
             match Order::receive(&self.agent) {
                 Ok(Some((Order::Fork(run), Some(socket)))) => self.fork(run, UnixStream::from(socket)),
-                Ok(Some((Order::Fork(_), None))) | Ok(None) => return false,
+                // The kernel had no room for the socket and has closed it: the agent sees its end, and asks.
+                Ok(Some((Order::Fork(_), None))) => {}
+                Ok(None) => return false,
                 Ok(Some((Order::End(run), _))) => {
                     self.asked.insert(run);
                     if let Some(pid) = self.runs.get(&run) {
@@ -228,8 +241,7 @@ impl Spawner {
                     }
                 }
                 Ok(Some((Order::EndAll, _))) => self.ends = true,
-                // An agent that does not read is not kept waiting.
-                Ok(Some((Order::Ping, _))) => drop(Order::Ping.send(&self.agent, None)),
+                Ok(Some((Order::Ping, _))) => self.pinged = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(_) => return false,
@@ -274,54 +286,121 @@ impl Spawner {
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => return errno == Errno::ECHILD,
             };
+            self.leftovers.of.remove(&pid.as_raw());
             if let Some(run) = self.shims.remove(&pid.as_raw()) {
                 self.runs.remove(&run);
                 // A shim that ended by itself had no child left.
-                self.suspects |= !well;
+                if !well {
+                    self.leftovers.suspects.insert(run);
+                }
             }
         }
     }
 
-    /// Kills what shims have left behind. True: nothing of that is there any more.
-    fn end_leftovers(&mut self) -> io::Result<bool> {
-        if !self.suspects && !self.ends {
-            return Ok(true);
+    /// Kills what shims have left behind; when to go on, if anything of that is there.
+    fn end_leftovers(&mut self) -> io::Result<Option<Instant>> {
+        if self.leftovers.is_empty() && !self.ends {
+            return Ok(None);
         }
-        let own = getpid().as_raw();
-        let shims = &self.shims;
-        let spares = |pid: i32| !self.ends && shims.contains_key(&pid);
+        let now = Instant::now();
+        if self.leftovers.suspects.is_empty() && now < self.next_round {
+            return Ok(Some(self.next_round));
+        }
         // This process alone reaps its children, and does not meanwhile: the list is whole.
-        match sweep::children(own) {
-            Ok(children) if children.iter().all(|pid| spares(*pid)) => {
-                (self.suspects, self.round) = (false, 0);
-                return Ok(true);
-            }
-            Ok(_) => {}
+        match sweep::children(getpid().as_raw()) {
+            Ok(children) => self.leftovers.ascribe(children.into_iter().filter(|pid| !self.shims.contains_key(pid))),
             // Without the list nobody could say that it is over: the agent sees this process end, and the guard ends all.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.ends => return Err(error),
+            // A round that failed is followed by another.
             Err(_) => {}
         }
-        // A round that failed is followed by another.
-        let _ = sweep::kill_descendants(self.round, spares);
-        self.round = self.round.wrapping_add(1);
-        Ok(false)
+        if self.leftovers.is_empty() && !self.ends {
+            self.rounds = Rounds::new();
+            return Ok(None);
+        }
+        let (shims, ends) = (&self.shims, self.ends);
+        let (pause, _) = self.rounds.round(|pid| !ends && shims.contains_key(&pid));
+        self.next_round = now + pause;
+        Ok(Some(self.next_round))
     }
 
-    /// Tells the agent which of the runs that it asked about are over.
-    fn answer(&mut self) {
-        let over: Vec<u64> = self.asked.iter().copied().filter(|run| !self.runs.contains_key(run)).collect();
+    /// Tells the agent which of the runs that it asked about are over. False: the socket did not take all of it.
+    fn answer(&mut self) -> bool {
+        let mut all = true;
+        if self.pinged {
+            self.pinged = Order::Ping.send(&self.agent, None).is_err();
+            all &= !self.pinged;
+        }
+        let is_over = |run: &u64| !self.runs.contains_key(run) && !self.leftovers.may_be_of(*run);
+        let over: Vec<u64> = self.asked.iter().copied().filter(is_over).collect();
         for run in over {
-            // What the socket does not take now is said after the next wait.
             if Order::End(run).send(&self.agent, None).is_ok() {
                 self.asked.remove(&run);
+            } else {
+                all = false;
             }
         }
+        all
+    }
+}
+
+/// What shims have left behind, with the runs that each process may be of: what does not die of one run holds up no other. PURE.
+#[derive(Debug, Default)]
+struct Leftovers {
+    /// The runs whose shims have not ended by themselves since the children were last listed.
+    suspects: BTreeSet<u64>,
+    of: BTreeMap<i32, BTreeSet<u64>>,
+}
+
+impl Leftovers {
+    fn is_empty(&self) -> bool {
+        self.suspects.is_empty() && self.of.is_empty()
+    }
+
+    /// Takes in a whole list of the children that are no shims. One that was not there before is of a run whose shim has died since, or
+    /// descends from what was left before.
+    fn ascribe(&mut self, children: impl Iterator<Item = i32>) {
+        let runs: BTreeSet<u64> = self.suspects.iter().copied().chain(self.of.values().flatten().copied()).collect();
+        for pid in children {
+            self.of.entry(pid).or_insert_with(|| runs.clone());
+        }
+        self.suspects.clear();
+    }
+
+    /// Something of this run may live.
+    fn may_be_of(&self, run: u64) -> bool {
+        self.suspects.contains(&run) || self.of.values().any(|runs| runs.contains(&run))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_die_of_one_run_holds_up_no_other() {
+        let mut left = Leftovers::default();
+        left.suspects.insert(1);
+        assert!(left.may_be_of(1), "nobody has looked yet");
+        left.ascribe([70].into_iter());
+        // It does not die. Another shim dies, and leaves something that does.
+        left.suspects.insert(2);
+        assert!(left.may_be_of(2));
+        left.ascribe([70, 71].into_iter());
+        assert!(left.may_be_of(1) && left.may_be_of(2));
+        left.of.remove(&71);
+        assert!(left.may_be_of(1) && !left.may_be_of(2));
+        // A third leaves nothing.
+        left.suspects.insert(3);
+        left.ascribe([70].into_iter());
+        assert!(!left.may_be_of(3));
+        // What the first has left has a child, which outlives it.
+        left.ascribe([70, 72].into_iter());
+        left.of.remove(&70);
+        assert!(left.may_be_of(1) && !left.is_empty());
+        left.of.remove(&72);
+        assert!(!left.may_be_of(1) && left.is_empty());
+    }
 
     #[test]
     fn every_order_comes_back_with_its_socket() {

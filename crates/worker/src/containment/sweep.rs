@@ -3,7 +3,7 @@
 //! The wheel: under worker::containment. A round may miss a process that is being made. Nobody concludes from it that nothing is left: the
 //! caller is a subreaper, and has no child any more when that is so.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -13,20 +13,51 @@ use nix::{
 
 use super::procfs::{self, Processes};
 
-/// After so many rounds along the tree the list of all processes is read instead, now and then: it meets what forks and ends without end.
+/// After so many rounds along the tree that met new processes the list of all is read, now and then: it meets what forks and ends without end.
 const DEEP_EVERY: u32 = 16;
 /// How many of those that do not die are named.
 const NAMED: usize = 10;
+/// The pause after the first round; the longest while rounds meet new processes; the longest when nothing new is met, for what does not die costs
+/// little then. A signal tells of every end at once.
+const PAUSES: (Duration, Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20), Duration::from_secs(1));
 
-/// Kills what descends from this process but not `spared`, nor what descends from them. `round` counts from 0.
+/// Rounds of killing, until somebody else finds that nobody is left.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    met: BTreeSet<i32>,
+    /// How many rounds met somebody new.
+    churn: u32,
+    pause: Duration,
+}
+
+impl Rounds {
+    pub(super) fn new() -> Self {
+        Self { met: BTreeSet::new(), churn: 0, pause: PAUSES.0 }
+    }
+
+    /// One round: kills what descends from this process but not `spared`, nor what descends from them. When the next one is due, and whether the
+    /// processes could be listed.
+    pub(super) fn round(&mut self, spared: impl Fn(i32) -> bool) -> (Duration, io::Result<()>) {
+        let is_deep = self.churn % DEEP_EVERY == DEEP_EVERY - 1;
+        let pause = self.pause;
+        let (met, listed) = match kill_descendants(is_deep, spared) {
+            Ok(met) => (met, Ok(())),
+            Err(error) => (BTreeSet::new(), Err(error)),
+        };
+        let is_news = !met.is_subset(&self.met);
+        self.churn = self.churn.wrapping_add(u32::from(is_news));
+        self.pause = (pause * 2).min(if is_news { PAUSES.1 } else { PAUSES.2 });
+        self.met = met;
+        (pause, listed)
+    }
+}
+
+/// Kills what descends from this process but not `spared`, nor what descends from them: whom it met.
 ///
 /// # Errors
 /// The processes cannot be listed: too few files, say. Nothing is known then.
-pub(super) fn kill_descendants(round: u32, spared: impl Fn(i32) -> bool) -> io::Result<()> {
-    if round % DEEP_EVERY == DEEP_EVERY - 1 {
-        return kill_by_list(&spared);
-    }
-    if cfg!(not(target_os = "linux")) {
+fn kill_descendants(is_deep: bool, spared: impl Fn(i32) -> bool) -> io::Result<BTreeSet<i32>> {
+    if is_deep || cfg!(not(target_os = "linux")) {
         return kill_by_list(&spared);
     }
     let mut open = match children(getpid().as_raw()) {
@@ -34,13 +65,15 @@ pub(super) fn kill_descendants(round: u32, spared: impl Fn(i32) -> bool) -> io::
         found => found?,
     };
     open.retain(|pid| !spared(*pid));
+    let mut met = BTreeSet::new();
     while let Some(pid) = open.pop() {
         // Read first: at its end its children become this process's, and are met in the next round.
         let below = children(pid);
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        met.insert(pid);
         open.extend(below?);
     }
-    Ok(())
+    Ok(met)
 }
 
 /// The children of a process, as the kernel keeps them; none if it is gone. Of this process, which nobody else reaps, the list is whole:
@@ -89,7 +122,7 @@ fn is_unknown_here(error: &io::Error) -> bool {
 }
 
 /// The same by the list of all processes, in the order of their numbers: a child that is made meanwhile has a higher one.
-fn kill_by_list(spared: &impl Fn(i32) -> bool) -> io::Result<()> {
+fn kill_by_list(spared: &impl Fn(i32) -> bool) -> io::Result<BTreeSet<i32>> {
     let own = getpid().as_raw();
     let mut seen = BTreeSet::new();
     Processes::open()?.each(|stat| {
@@ -99,7 +132,8 @@ fn kill_by_list(spared: &impl Fn(i32) -> bool) -> io::Result<()> {
                 let _ = kill(Pid::from_raw(stat.pid), Signal::SIGKILL);
             }
         }
-    })
+    })?;
+    Ok(seen)
 }
 
 /// The living descendants of this process in words: number, name, state, and what the kernel says to a signal.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::authority::{BootTime, boot_time};
+use crate::sys;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -103,7 +104,7 @@ async fn nothing_is_started_once_authority_has_ended() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("ran");
     let mut cell = cell(&containment);
-    cell.start(Start { not_after: BootTime(1), ..start(&format!("touch {}", file.display())) }).await;
+    cell.start(Start { not_after: BootTime(1), ..start(&format!("touch {}", file.display())) });
     let said = rest(&mut cell).await;
     assert!(matches!(said.as_slice(), [ToAgent::Ready(_), ToAgent::TooLate, ToAgent::Empty]), "{said:?}");
     cell.clear().await;
@@ -117,7 +118,7 @@ async fn an_end_is_told_and_what_is_left_is_killed_before_the_last_word() {
     let file = folder.path().join("left");
     let mut cell = cell(&containment);
     let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
-    cell.start(start(&left)).await;
+    cell.start(start(&left));
     started(&mut cell).await;
     assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Empty]);
     assert!(is_dead(number(&file).expect("what was left")));
@@ -128,9 +129,9 @@ async fn an_end_is_told_and_what_is_left_is_killed_before_the_last_word() {
 async fn a_second_start_is_a_second_owner_and_ends_the_run() {
     let containment = containment();
     let mut cell = cell(&containment);
-    cell.start(start("sleep 300")).await;
+    cell.start(start("sleep 300"));
     let (_, main) = started(&mut cell).await;
-    cell.start(start("sleep 300")).await;
+    cell.start(start("sleep 300"));
     assert_eq!(rest(&mut cell).await, [ToAgent::Exited(Signal::SIGKILL as i32), ToAgent::Empty]);
     assert!(is_dead(main));
 }
@@ -139,7 +140,7 @@ async fn a_second_start_is_a_second_owner_and_ends_the_run() {
 async fn a_run_whose_agent_has_gone_ends() {
     let containment = containment();
     let mut cell = cell(&containment);
-    cell.start(start("trap '' TERM HUP; sleep 300")).await;
+    cell.start(start("trap '' TERM HUP; sleep 300"));
     let (shim, main) = started(&mut cell).await;
     drop(cell);
     until("the end of both", || is_dead(shim) && is_dead(main)).await;
@@ -151,10 +152,11 @@ async fn what_a_killed_shim_leaves_is_ended_and_its_neighbours_live_on() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("left");
     let (mut killed, mut neighbour) = (cell(&containment), cell(&containment));
-    killed
-        .start(start(&format!("setsid sh -c 'echo $$ > {}; trap \"\" TERM HUP; while :; do sleep 0.05; done' & sleep 300", file.display())))
-        .await;
-    neighbour.start(start("(setsid sleep 300 &); sleep 300")).await;
+    killed.start(start(&format!(
+        "setsid sh -c 'echo $$ > {}; trap \"\" TERM HUP; while :; do sleep 0.05; done' & sleep 300",
+        file.display()
+    )));
+    neighbour.start(start("(setsid sleep 300 &); sleep 300"));
     let (shim, main) = started(&mut killed).await;
     let (other_shim, other_main) = started(&mut neighbour).await;
     until("what it has started", || number(&file).is_some()).await;
@@ -166,7 +168,7 @@ async fn what_a_killed_shim_leaves_is_ended_and_its_neighbours_live_on() {
     // The spawner is not asked twice: what it does for one run is done when it says so.
     containment.check_spawner().await;
     assert!(!is_dead(other_shim) && !is_dead(other_main));
-    neighbour.kill().await;
+    neighbour.kill();
     assert_eq!(rest(&mut neighbour).await, [ToAgent::Exited(Signal::SIGKILL as i32), ToAgent::Empty]);
 }
 
@@ -176,7 +178,7 @@ async fn everything_ends_when_the_guard_has_ended() {
     let mut cells = [cell(&containment), cell(&containment)];
     let mut all = Vec::new();
     for cell in &mut cells {
-        cell.start(start("(setsid sh -c 'trap \"\" TERM HUP; sleep 300' &); sleep 300")).await;
+        cell.start(start("(setsid sh -c 'trap \"\" TERM HUP; sleep 300' &); sleep 300"));
         let (shim, main) = started(cell).await;
         all.extend([shim, main]);
     }
@@ -190,7 +192,7 @@ async fn everything_ends_when_the_guard_has_ended() {
 async fn output_beyond_what_an_agent_reads_waits_and_is_whole() {
     let containment = containment();
     let mut cell = cell(&containment);
-    cell.start(start("head -c 3000000 /dev/zero")).await;
+    cell.start(start("head -c 3000000 /dev/zero"));
     started(&mut cell).await;
     let mut bytes = 0;
     let mut last = None;
@@ -240,7 +242,7 @@ async fn what_the_kernel_refuses_is_told_and_starts_nothing() {
         }
         let containment = containment();
         let mut cell = cell(&containment);
-        cell.start(start("sleep 300")).await;
+        cell.start(start("sleep 300"));
         let said = rest(&mut cell).await;
         let refused = ToAgent::Refused(expected.clone());
         assert!(said.ends_with(&[refused, ToAgent::Empty]), "{said:?}");
@@ -277,7 +279,7 @@ async fn a_shim_that_is_killed_after_its_fork_leaves_nothing() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("ran");
     let mut cell = cell(&containment);
-    cell.start(start(&format!("trap '' HUP TERM; echo $$ > {}; sleep 300", file.display()))).await;
+    cell.start(start(&format!("trap '' HUP TERM; echo $$ > {}; sleep 300", file.display())));
     let said = rest(&mut cell).await;
     assert!(!said.contains(&ToAgent::Empty), "{said:?}");
     cell.clear().await;
@@ -306,11 +308,11 @@ async fn a_run_whose_cgroup_fails_does_not_run_beside_it() {
         let spawned = spawner::fork().expect("a spawner");
         let containment = Containment::find(&worker, hello(true), mark(), spawned).expect("containment");
         let mut cell = cell(&containment);
-        cell.start(start("trap '' TERM; (setsid sleep 300 &); sleep 300")).await;
+        cell.start(start("trap '' TERM; (setsid sleep 300 &); sleep 300"));
         if refused.is_empty() {
             started(&mut cell).await;
             until("both in the cgroup", || !work.is_empty().expect("asked")).await;
-            cell.kill().await;
+            cell.kill();
         }
         let said = rest(&mut cell).await;
         assert!(refused.is_empty() || said.contains(&ToAgent::Refused(refused.to_owned())), "{said:?}");
@@ -321,4 +323,26 @@ async fn a_run_whose_cgroup_fails_does_not_run_beside_it() {
         assert_eq!(below, 0, "the cgroup of the run is removed");
         work.remove();
     }
+}
+
+/// What its own user could do with the shim's files it could do with the shim's word.
+#[tokio::test]
+async fn work_cannot_take_the_files_of_its_shim() {
+    sys::keep_out().expect("kept out");
+    let containment = containment();
+    let mut cell = cell(&containment);
+    // As root without the right to trace, which is what any other user has.
+    let script = "setpriv --bounding-set -all --inh-caps -all --reuid 65534 --regid 65534 --clear-groups cat /proc/$PPID/environ";
+    cell.start(start(script));
+    started(&mut cell).await;
+    let mut output = Vec::new();
+    while let Some(said) = next(&mut cell).await {
+        if let ToAgent::Output(bytes) = said {
+            output.extend(bytes);
+        }
+    }
+    let output = String::from_utf8_lossy(&output);
+    assert!(output.contains("Permission denied"), "{output}");
+    let status = fs::read_to_string(format!("/proc/{}/stat", std::process::id())).expect("this process is seen");
+    assert!(!status.is_empty());
 }

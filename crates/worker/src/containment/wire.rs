@@ -19,9 +19,16 @@
 //! | 24 stuck | shim | what does not die, for people |
 //! | 25 empty | shim | |
 
-use std::ffi::{CStr, CString};
+use std::{
+    ffi::{CStr, CString},
+    time::Duration,
+};
 
 use crate::authority::BootTime;
+
+/// How often a shim that ends a run says so as long as something of it does not die. An agent that hears nothing for longer takes the shim for
+/// stopped or gone.
+pub(crate) const STUCK_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest rest of a frame: the largest spec and environment fit well. What claims more is no frame of ours.
 const LONGEST: usize = 64 << 20;

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     authority::BootTime,
     containment::spawner::{self, Spawned},
+    sys,
 };
 
 /// The guard speaks at once.
@@ -77,6 +78,10 @@ impl GuardLink {
         nix::unistd::dup2_stdin(OwnedFd::from(File::open("/dev/null")?)).map_err(io::Error::from)?;
         #[cfg(target_os = "linux")]
         let _ = nix::sys::prctl::set_name(c"evenkeel-agent");
+        sys::keep_out()?;
+        // Again: a program with capabilities of its own loses it when it is executed.
+        #[cfg(target_os = "linux")]
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGCONT).map_err(io::Error::from)?;
         let mut link = Self::over(stream, nix::unistd::getppid().as_raw().unsigned_abs())?;
         link.spawned = Some(spawner::fork()?);
         // The guard takes the end of the link for the end of this process, so it must not come before.

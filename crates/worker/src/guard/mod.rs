@@ -184,7 +184,7 @@ impl Guard {
         // Before anything is opened that the agent is to have.
         let oom_score = hardening::secure();
         let id = draw_id().map_err(system("draw its id"))?;
-        Ok(Self {
+        let guard = Self {
             wake: Wake::new().map_err(system("watch signals"))?,
             reaper: Reaper::new(config.worker.clone(), id, config.containment)?,
             id,
@@ -193,7 +193,9 @@ impl Guard {
             oom_score,
             rules: Rules::default(),
             agent: None,
-        })
+        };
+        sys::keep_out().map_err(system("keep others from looking into it"))?;
+        Ok(guard)
     }
 
     fn run(&mut self) -> Result<u8, GuardError> {

@@ -11,7 +11,7 @@ use evenkeel_model::{
 };
 use nix::sys::signal::Signal;
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -25,15 +25,15 @@ use crate::{
     containment::{
         Cell, GUARD_MARK, Heard,
         child::in_words,
-        wire::{Start, ToAgent},
+        wire::{STUCK_EVERY, Start, ToAgent},
     },
     driver::{Observation, Observer, StopOrder, Work},
 };
 
 /// How often a gate that is shut is asked again.
 const GATE_PERIOD: Duration = Duration::from_millis(50);
-/// A shim that ends a run says every second that it still tries. One that says nothing for longer was stopped or killed: the spawner ends it.
-const SILENCE: Duration = Duration::from_millis(2500);
+/// A shim that ends a run says now and then that it still tries. One that says nothing for much longer was stopped or killed: the spawner ends it.
+const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("not by zero");
 /// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
 const NO_SHIM: Duration = Duration::from_secs(5);
 
@@ -75,6 +75,8 @@ enum Next {
 
 /// What is known of a run that goes on.
 struct Attended {
+    /// Its place among those whose shims are on their way, as long as its own is.
+    place: Option<OwnedSemaphorePermit>,
     /// Its shim; 0: it has not said anything yet.
     shim: u32,
     /// Its main process; 0: there is none yet.
@@ -113,6 +115,7 @@ enum Due {
 impl Attended {
     fn new() -> Self {
         Self {
+            place: None,
             shim: 0,
             main: 0,
             begun: None,
@@ -205,7 +208,9 @@ impl Keeper {
                 if rests {
                     return Next::Rest { phase: Observed::Exited, message };
                 }
-                self.failures = if *ran >= WELL { 0 } else { self.failures.saturating_add(1) };
+                // What ends with status 0 has done what it was to do, however short that is.
+                let went_well = *ran >= WELL || status.is_some_and(|status| status.success());
+                self.failures = if went_well { 0 } else { self.failures.saturating_add(1) };
                 Next::Again { after: self.backoff.after(*ran), message }
             }
         }
@@ -216,26 +221,31 @@ impl Keeper {
         // One that fails before it runs is an attempt as well, and people count attempts.
         self.starts = self.starts.saturating_add(1);
         let tools = Arc::clone(&self.tools);
+        let place = tokio::select! {
+            biased;
+            () = told_to_stop(&mut self.orders) => return Outcome::Stopped,
+            place = tools.containment.place_to_start() => place,
+        };
         let Some(not_after) = tools.gate.opens_until() else { return Outcome::NoAuthority };
         let mut cell = match tools.containment.cell(&self.work.name) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
-        let is_ordered = cell.start(self.what_to_start(not_after)).await;
-        let mut run = self.attend(&mut cell).await;
-        if !is_ordered && run.begun.is_none() {
-            let message = "the process that is to hold it does not take its orders".to_owned();
-            run.ended.get_or_insert(Outcome::NotStarted { message });
-        }
+        cell.start(self.what_to_start(not_after));
+        let run = self.attend(&mut cell, place).await;
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
         self.log.finish().await;
+        if tools.containment.is_ending() {
+            // Not an end of its own. This process ends, and nobody is to be told anything.
+            std::future::pending::<()>().await;
+        }
         run.outcome()
     }
 
     /// Stays with a run until its shim says that nothing of it is left, or says nothing where it should.
-    async fn attend(&mut self, cell: &mut Cell<'_>) -> Attended {
-        let mut run = Attended::new();
+    async fn attend(&mut self, cell: &mut Cell<'_>, place: Option<OwnedSemaphorePermit>) -> Attended {
+        let mut run = Attended { place, ..Attended::new() };
         loop {
             let (due, at) = run.due(self.kill_by());
             let is_silence = due == Due::Silence;
@@ -244,9 +254,9 @@ impl Keeper {
                 biased;
                 ordered = self.orders.changed(), if !run.orphaned => {
                     run.orphaned = ordered.is_err();
-                    self.stop(&mut run, cell).await;
+                    self.stop(&mut run, cell);
                 }
-                () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell).await,
+                () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell),
                 heard = hear(&self.log, cell) => match heard {
                     Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
                     Heard::Said(said) => self.take_in(&mut run, said),
@@ -257,11 +267,11 @@ impl Keeper {
     }
 
     /// The time has come for this.
-    async fn act(&mut self, due: Due, run: &mut Attended, cell: &mut Cell<'_>) {
+    fn act(&mut self, due: Due, run: &mut Attended, cell: &mut Cell<'_>) {
         match due {
             Due::Kill => {
                 (run.killed, run.heard_at) = (true, Instant::now());
-                cell.kill().await;
+                cell.kill();
             }
             Due::RunsWell => {
                 (self.failures, run.well) = (0, true);
@@ -269,8 +279,9 @@ impl Keeper {
             }
             Due::NoShim => {
                 self.observe(Observed::Starting, run, "waits for the process that is to hold it".to_owned());
-                self.tools.containment.check_spawner().await;
                 run.heard_at = Instant::now();
+                let containment = Arc::clone(&self.tools.containment);
+                tokio::spawn(async move { containment.check_spawner().await });
             }
             Due::Silence | Due::Nothing => {}
         }
@@ -279,7 +290,7 @@ impl Keeper {
     fn take_in(&mut self, run: &mut Attended, said: ToAgent) {
         run.heard_at = Instant::now();
         match said {
-            ToAgent::Ready(pid) => run.shim = pid.unsigned_abs(),
+            ToAgent::Ready(pid) => (run.shim, run.place) = (pid.unsigned_abs(), None),
             ToAgent::Forked(pid) => run.main = pid.unsigned_abs(),
             ToAgent::Started => {
                 run.begun = Some(Instant::now());
@@ -305,11 +316,11 @@ impl Keeper {
     }
 
     /// Asks the process to end, the first time. A further order may bring the time of the kill forward.
-    async fn stop(&mut self, run: &mut Attended, cell: &mut Cell<'_>) {
+    fn stop(&mut self, run: &mut Attended, cell: &mut Cell<'_>) {
         if run.grace_ends.is_none() {
             let grace = if run.orphaned { Duration::ZERO } else { self.spec.stop_grace.unwrap_or(self.tools.grace) };
             run.grace_ends = Some(Instant::now() + grace);
-            cell.signal(signal_of(self.spec.stop_signal) as i32).await;
+            cell.signal(signal_of(self.spec.stop_signal) as i32);
         }
     }
 

@@ -290,7 +290,10 @@ async fn what_cannot_be_started_says_so_in_words() {
     let (plain, text) = (program("plain", "#!/bin/sh\n", 0o644), program("text", "\x01\x02 no program", 0o755));
     let large = "x".repeat(200_000);
     let cases = [
-        (json!({"command": ["./crawl"]}), "spec.command[0]: \"./crawl\" does not exist on this worker".to_owned()),
+        (
+            json!({"command": ["./crawl"]}),
+            "spec.command[0]: \"./crawl\" does not exist in \"/\" on this worker; set spec.cwd, or name it with its full path".to_owned(),
+        ),
         (
             json!({"command": ["crawl"], "env": {"PATH": "/none:/bin"}}),
             "spec.command[0]: \"crawl\" is in no folder of PATH (/none:/bin)".to_owned(),
