@@ -229,6 +229,7 @@ async fn what_has_ended_and_is_not_to_be_started_again_has_finished() {
     let again = finished(&stage);
     assert_eq!((&again["phase"], &again["since"], &again["worker"]), (&shown["phase"], &shown["since"], &shown["worker"]));
     assert_eq!(done(&stage, "master-1", &["logs", "job"]), "once\n");
+    assert_eq!(done(&stage, "master-1", &["logs", "job", "--follow"]), "once\n", "it ends");
     let kinds: Vec<Value> =
         json(&stage, "master-1", &["events", "job"]).as_array().expect("a list").iter().map(|e| e["type"].clone()).collect();
     assert_eq!(kinds, ["added", "finished", "ended"]);
@@ -241,6 +242,19 @@ async fn what_has_ended_and_is_not_to_be_started_again_has_finished() {
             (shown["phase"] == "exited" && shown["worker"] == other).then_some(())
         })
         .await;
+    // Of one that wrote nothing that is said, and nobody waits.
+    let quiet = r#"{"name": "quiet", "kind": "process", "spec": {"command": ["true"], "restart": "never"}}"#;
+    stage.curl("master-1", "/v1/resources", &["-X", "POST", "-d", quiet]);
+    let shown = || json(&stage, "master-1", &["get", "quiet"]);
+    stage.eventually("it has finished", async || (shown()["phase"] == "exited" && shown()["epoch"].is_null()).then_some(())).await;
+    for more in [&["logs", "quiet"][..], &["logs", "quiet", "--follow"]] {
+        let output = stage.cli("master-1", more);
+        let said = format!("error: quiet: wrote nothing; it exited on {other} (exit status 0)\n");
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(1), said.as_str()));
+    }
+    let refused = stage.cli("master-1", &["get", "--watch", "-o", "wide"]);
+    let said = "error: --watch shows no usage; leave -o wide out\n";
+    assert_eq!((refused.status.code(), String::from_utf8_lossy(&refused.stderr).as_ref()), (Some(2), said));
 }
 
 /// What fails on one worker alone runs where it does not, and the history says why it moved.

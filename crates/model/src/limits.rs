@@ -57,7 +57,7 @@ limits! {
         MAX_PREFERENCES: usize = 16, "preferences";
         /// The weight of a preference. As that of a resource, since it is worth payload.
         MAX_PREFERENCE: u32 = 1_000_000, "payload";
-        /// A record in etcd that a master acts on, as it would write it, with a kilobyte of room; a longer one is left alone, as one that cannot be read. It is written in one transaction with its
+        /// A record in etcd that a master acts on, as it would write it, with 10 KiB of room; a longer one is left alone, as one that cannot be read. It is written in one transaction with its
         /// assignment, which holds at most as much, and a transaction takes 1 MiB. A resource within all other limits has half of this.
         MAX_RECORD: usize = 480 << 10, "bytes";
     }
@@ -74,7 +74,7 @@ limits! {
         /// Entries of `command`. Each costs execve a pointer and a NUL byte: with 64 KiB of text, all of these and all of the environment stay below
         /// the 128 KiB that Linux takes at least. A single argument may be as long as the spec, which is half of what execve takes of one.
         MAX_ARGUMENTS: usize = 4096, "arguments";
-        /// Entries of `env`. See the arguments.
+        /// Entries of `env`, and of `env_pass`. See the arguments.
         MAX_ENV: usize = 1024, "variables";
         /// `cwd`, and the program of `command`. Linux takes 4096 with the NUL byte at the end.
         MAX_PATH: usize = 4095, "bytes";
@@ -89,7 +89,7 @@ limits! {
         /// An address of one of its servers: the longest name of a host, a colon and a port, with room for an IPv6 zone. It is written into the record of each
         /// resource that runs there.
         MAX_ADDRESS: usize = 320, "characters";
-        /// Its version, its boot id and its guard's id. The leader writes the last two into the admission.
+        /// Its version, its containment, its boot id and its guard's id. The leader writes the last two into the admission.
         MAX_WORD: usize = 128, "characters";
     }
     "Files of resources (an error with file and line)" {

@@ -182,6 +182,9 @@ fn env_pass(value: &Value) -> Checked<Vec<String>> {
     for (index, item) in items.iter().enumerate() {
         let field = format!("env_pass[{index}]");
         let Some(name) = item.as_str() else { return wrong(&field, "must be a string; put it in quotes") };
+        if name == "*" {
+            return wrong(&field, "\"*\" is no name; leave env_pass out and start the worker with --env-pass '*'");
+        }
         variable(&field, name)?;
         names.push(name.to_owned());
     }
@@ -317,6 +320,10 @@ mod tests {
             (with("env_pass", json!("TZ")), "spec.env_pass: must be a list of names of variables"),
             (with("env_pass", json!(["A", 1])), "spec.env_pass[1]: must be a string; put it in quotes"),
             (with("env_pass", json!(["A=B"])), "spec.env_pass[0]: invalid name of a variable: one or more characters, no = and no NUL"),
+            (
+                with("env_pass", json!(["*"])),
+                "spec.env_pass[0]: \"*\" is no name; leave env_pass out and start the worker with --env-pass '*'",
+            ),
             (with("env_pass", json!(["EVENKEEL_ID"])), "spec.env_pass[0]: names that begin with EVENKEEL_ are set by the worker"),
             (with("env_pass", json!(vec!["A"; 1025])), "spec.env_pass: 1025 variables are more than 1024; put them in a file"),
             (with("allow_privilege_escalation", json!("yes")), "spec.allow_privilege_escalation: must be true or false, not \"yes\""),

@@ -36,6 +36,9 @@ pub(crate) async fn run(args: GetArgs) -> Result<(), ClientError> {
     let session = args.client.master.session();
     let selector = args.selector.map(|s| s.to_string()).unwrap_or_default();
     let name = args.name.map(|n| n.to_string()).unwrap_or_default();
+    if args.watch && format == Format::Wide {
+        return Err(ClientError::Usage("--watch shows no usage; leave -o wide out".to_owned()));
+    }
     if args.watch {
         // A name that nobody knows is rather a mistake than something to wait for.
         if !name.is_empty() {

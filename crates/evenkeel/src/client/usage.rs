@@ -26,10 +26,12 @@ pub(super) struct Usage {
 
 /// Of these resources.
 pub(super) async fn of_resources(session: &Session, states: &[ResourceState]) -> Usage {
-    let workers: BTreeSet<&str> = states.iter().map(|state| state.worker.as_str()).filter(|worker| !worker.is_empty()).collect();
+    // What has finished is nowhere, and shows only where it ran last.
+    let states: Vec<&ResourceState> = states.iter().filter(|state| state.epoch != 0 && !state.worker.is_empty()).collect();
+    let workers: BTreeSet<&str> = states.iter().map(|state| state.worker.as_str()).collect();
     let ask = |worker: &str| ListUsageRequest { worker: worker.to_owned(), ..ListUsageRequest::default() };
     let mut usage = Usage::default();
-    match states {
+    match states.as_slice() {
         _ if workers.is_empty() => {}
         [only] => {
             let name = only.resource.as_ref().map(|resource| resource.name.clone()).unwrap_or_default();
@@ -37,9 +39,9 @@ pub(super) async fn of_resources(session: &Session, states: &[ResourceState]) ->
         }
         _ if workers.len() > FEW => usage.fetch(session, ask("")).await,
         _ => {
-            for worker in workers {
-                usage.fetch(session, ask(worker)).await;
-            }
+            // One that hangs holds up no other.
+            let asked = workers.into_iter().map(|worker| pages(session, ask(worker)));
+            usage.take_all(futures::future::join_all(asked).await.into_iter().flatten().collect());
         }
     }
     usage
@@ -52,26 +54,36 @@ pub(super) async fn of_workers(session: &Session) -> Usage {
     usage
 }
 
-impl Usage {
-    /// Page by page.
-    async fn fetch(&mut self, session: &Session, mut request: ListUsageRequest) {
-        let mut reasons = Vec::new();
-        loop {
-            let answer = session.call("usage", request.clone(), async |client, request| client.list_usage(request).await).await;
-            match answer {
-                Ok(page) => {
-                    reasons.extend(page.workers.into_iter().filter_map(|worker| self.take(worker)));
-                    request.page_token = page.next_page_token;
-                }
-                Err(error) => {
-                    request.page_token.clear();
-                    reasons.push(unknown(&error));
-                }
+/// All that is answered, page by page; where it ends early, why.
+async fn pages(session: &Session, mut request: ListUsageRequest) -> Vec<Result<WorkerUsage, ClientError>> {
+    let mut said = Vec::new();
+    loop {
+        let answer = session.call("usage", request.clone(), async |client, request| client.list_usage(request).await).await;
+        match answer {
+            Ok(page) => {
+                said.extend(page.workers.into_iter().map(Ok));
+                request.page_token = page.next_page_token;
             }
-            if request.page_token.is_empty() {
-                break;
+            Err(error) => {
+                request.page_token.clear();
+                said.push(Err(error));
             }
         }
+        if request.page_token.is_empty() {
+            return said;
+        }
+    }
+}
+
+impl Usage {
+    async fn fetch(&mut self, session: &Session, request: ListUsageRequest) {
+        self.take_all(pages(session, request).await);
+    }
+
+    /// Takes what is known, and tells why the rest is not.
+    fn take_all(&mut self, said: Vec<Result<WorkerUsage, ClientError>>) {
+        let why = |one: Result<WorkerUsage, ClientError>| one.map_or_else(|error| Some(unknown(&error)), |worker| self.take(worker));
+        let reasons: Vec<String> = said.into_iter().filter_map(why).collect();
         for reason in reasons.iter().take(REASONS) {
             eprintln!("evenkeel: {reason}");
         }

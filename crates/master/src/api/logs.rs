@@ -30,12 +30,36 @@ pub(super) async fn read(
     request: v1::ReadLogsRequest,
     config: &MasterConfig,
 ) -> Result<Response<Answers<v1::ReadLogsResponse>>, Status> {
+    if state.address.is_empty() {
+        return Err(unregistered(&request.name, state));
+    }
     let channel = connect(&state.worker, &state.address, is_local(config), "its output").await?;
     let v1::ReadLogsRequest { name, follow, tail, position, since_epoch } = request;
     let ask = v1::LogsRequest { name, follow, tail, position, since_epoch };
-    let chunks = WorkerClient::new(channel).logs(ask).await?.into_inner();
+    let worker = state.worker.clone();
+    let broken = move |status| breaks_off(&worker, status);
+    let chunks = WorkerClient::new(channel).logs(ask).await.map_err(&broken)?.into_inner();
     let pass_on = |part: v1::LogsResponse| v1::ReadLogsResponse { chunk: part.chunk, position: part.position, note: part.note };
-    Ok(Response::new(chunks.map(move |part| part.map(pass_on)).boxed()))
+    Ok(Response::new(chunks.map(move |part| part.map(pass_on).map_err(&broken)).boxed()))
+}
+
+/// What is said where nobody knows how to reach the worker.
+fn unregistered(name: &str, state: &v1::ResourceState) -> Status {
+    let worker = &state.worker;
+    if state.epoch == 0 {
+        return Status::failed_precondition(format!(
+            "{name} ran last on {worker}, which is not registered; its output is in that worker's --data-dir"
+        ));
+    }
+    Status::unavailable(format!("{name} is on {worker}, which is not registered now"))
+}
+
+/// What a worker said, or that it says nothing more.
+fn breaks_off(worker: &str, status: Status) -> Status {
+    if std::error::Error::source(&status).is_none() {
+        return status;
+    }
+    Status::unavailable(format!("the connection to {worker} broke"))
 }
 
 /// Whether this master serves its own machine only: then its workers are there, too.
@@ -117,6 +141,26 @@ mod tests {
             let found = [false, true].map(|is_local| forbidden(address.parse().expect(address), is_local).is_none());
             assert_eq!(found, [elsewhere, local], "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_not_registered_is_not_looked_for() {
+        let config = MasterConfig::new(evenkeel_model::MasterId::new("1").expect("an id"), Vec::new());
+        let said = async |epoch| {
+            let state = v1::ResourceState { worker: "worker-7".to_owned(), epoch, ..v1::ResourceState::default() };
+            let request = v1::ReadLogsRequest { name: "fin".to_owned(), ..v1::ReadLogsRequest::default() };
+            read(&state, request, &config).await.err().map(|status| (status.code(), status.message().to_owned()))
+        };
+        let last = "fin ran last on worker-7, which is not registered; its output is in that worker's --data-dir";
+        assert_eq!(said(0).await, Some((tonic::Code::FailedPrecondition, last.to_owned())));
+        assert_eq!(said(5).await, Some((tonic::Code::Unavailable, "fin is on worker-7, which is not registered now".to_owned())));
+    }
+
+    #[test]
+    fn that_a_connection_broke_is_said_of_the_worker() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("error reading a body from connection")));
+        assert_eq!(breaks_off("worker-6", broken).message(), "the connection to worker-6 broke");
+        assert_eq!(breaks_off("worker-6", Status::not_found("none")).message(), "none");
     }
 
     #[tokio::test]

@@ -46,6 +46,12 @@ fn is_the_workers(name: &OsStr) -> bool {
     name.starts_with(b"EVENKEEL_") || matches!(name, b"NOTIFY_SOCKET" | b"WATCHDOG_USEC" | b"WATCHDOG_PID")
 }
 
+/// A name as a shell takes it.
+fn for_a_shell(name: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:@%+,".contains(&byte);
+    if name.bytes().all(is_plain) { name.to_owned() } else { format!("'{}'", name.replace('\'', r"'\''")) }
+}
+
 impl Inherited {
     /// Takes over the environment of this process, and the account that it runs as.
     pub(super) fn take(pass: EnvPass) -> Self {
@@ -74,7 +80,8 @@ impl Inherited {
             if !names.contains(name) && !ALWAYS.contains(&name.as_str()) {
                 let passed = if names.is_empty() { "none".to_owned() } else { names.iter().cloned().collect::<Vec<_>>().join(", ") };
                 return Err(SpecError(format!(
-                    "spec.env_pass[{index}]: {name:?} is not passed on by this worker, which passes on {passed}; start it with --env-pass {name}"
+                    "spec.env_pass[{index}]: {name:?} is not passed on by this worker, which passes on {passed}; start it with --env-pass {}",
+                    for_a_shell(name)
                 )));
             }
         }
@@ -113,6 +120,13 @@ mod tests {
     fn spec(text: &str) -> ProcessSpec {
         let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
         ProcessSpec::parse(&evenkeel_model::Spec::from_value(value).expect("spec")).expect("spec")
+    }
+
+    #[test]
+    fn a_name_is_shown_as_a_shell_takes_it() {
+        for (name, shown) in [("AWS_KEY", "AWS_KEY"), ("A B", "'A B'"), ("$(id)", "'$(id)'"), ("it's", r"'it'\''s'")] {
+            assert_eq!(for_a_shell(name), shown);
+        }
     }
 
     const WORKERS: [(&str, &str); 6] =
