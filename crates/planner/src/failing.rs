@@ -3,7 +3,7 @@
 //! That cannot go on for ever, and cannot shuffle a fleet whose database is away: a worker on which a resource has failed is out of the question for
 //! it for a span, no more than a handful move at a time, and nobody moves who has been to many.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use evenkeel_model::{
     Cluster, IntentKind, MAX_FAILED_ON, Moment, NotElsewhere, Observed, Pending, Record, ResourceName, StopReason, Subject, WorkerId,
@@ -22,9 +22,6 @@ const LOOKED_AT: usize = 64;
 /// For how long a failure on a worker counts against it, from the last move because of a failure on. What ails a worker may be mended without
 /// anybody's telling; then one more move an hour costs nothing.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-/// What was told to move because it fails has proved itself when so long after nothing is heard of a failure: a run of ten seconds is a good one,
-/// and its worker may take its time before.
-const PROBATION: Duration = Duration::from_secs(20);
 
 /// Looks at those that fail, as many as one plan takes on.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
@@ -121,26 +118,4 @@ pub(crate) fn failed_on<'a>(cluster: &'a Cluster, name: &ResourceName, now: Mome
     }
     let has_joined = |id: &&WorkerId| cluster.joins().last(id).is_some_and(|at| at > moved);
     failed_on.iter().filter(|id| !has_joined(id)).collect()
-}
-
-/// What fails, and what has moved because of that and has not run well since: where it is may be no place for it. With the first moment at which
-/// one of them has proved itself if nothing else happens.
-pub(crate) fn unproved<'a>(turn: &Turn<'a>) -> (BTreeSet<&'a ResourceName>, Option<Moment>) {
-    let cluster = turn.cluster;
-    let mut names: BTreeSet<&ResourceName> = cluster.agenda().failing.iter().collect();
-    let mut proved: Option<Moment> = None;
-    for (at, name) in cluster.failing_moves().since(turn.now.before(REMEMBERED)) {
-        let Some(unit) = cluster.unit(name.as_str()).filter(|unit| unit.has_failed()) else { continue };
-        let status = unit.holders.first().and_then(|holder| holder.observed());
-        let is_well = status.is_none_or(|status| status.phase == Observed::Running && status.failures == 0);
-        let until = cluster.failing_moves().last(name).unwrap_or(at).after(PROBATION);
-        if is_well && until <= turn.now {
-            continue;
-        }
-        if is_well {
-            proved = Some(proved.map_or(until, |first| first.min(until)));
-        }
-        names.insert(name);
-    }
-    (names, proved)
 }

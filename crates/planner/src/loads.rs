@@ -355,7 +355,7 @@ fn shorten<'s, 'l: 's>(rank: &'l Rank) -> &'s Rank {
 }
 
 /// Merges two sequences that are in order.
-pub(crate) fn merge<'r>(
+fn merge<'r>(
     a: impl Iterator<Item = &'r Rank>,
     b: impl Iterator<Item = &'r Rank>,
     first: impl Fn(&Rank, &Rank) -> bool,

@@ -1,21 +1,15 @@
 //! Balance: the fewest moves that bring the highest load within tolerance of the lowest. Each move leaves its recipient less loaded than
-//! its donor was, so that a balanced cluster is left alone and nothing goes back and forth. Nothing that runs well moves because something else
-//! fails: what has not proved itself makes no worker full.
+//! its donor was, so that a balanced cluster is left alone and nothing goes back and forth.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    rc::Rc,
     time::Duration,
 };
 
-use evenkeel_model::{
-    ClassId, Definition, Labels, Load, Moment, Pending, PolicyName, Rank, ResourceName, Rules, StopReason, Subject, WorkerId, fit,
-};
+use evenkeel_model::{ClassId, Definition, Labels, Load, Moment, Pending, PolicyName, Rank, Rules, StopReason, Subject, WorkerId, fit};
 
 use crate::{
     choose::{Ask, Candidate},
-    failing,
-    loads::merge,
     policy::{self, Amount, Balance, beats},
     turn::{FitClass, Settled, Turn, fit_class},
 };
@@ -26,16 +20,12 @@ const JOINED: Duration = Duration::from_secs(3600);
 /// Pulls from the most loaded workers until the spread is within tolerance or nothing more helps.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
     let limit = turn.config.moves_in_flight;
-    let under_way = |reason| turn.cluster.agenda().stopping_for.get(&reason).copied().unwrap_or_default();
-    // What fails seeks its place first.
-    if limit == 0 || under_way(StopReason::Failing) > 0 || is_even(turn) {
+    if limit == 0 || is_even(turn) {
         return;
     }
-    let in_flight = under_way(StopReason::Rebalance);
+    let in_flight = turn.cluster.agenda().stopping_for.get(&StopReason::Rebalance).copied().unwrap_or_default();
     let mut budget = limit.saturating_sub(in_flight);
-    let (unproved, proved) = Unproved::of(turn);
-    proved.into_iter().for_each(|at| turn.wake_at(at));
-    let mut donors = Donors::of(turn, unproved);
+    let mut donors = Donors::of(turn);
     while !turn.is_full() {
         let Some((on, to)) = donors.next_move(turn) else { break };
         if budget == 0 {
@@ -71,57 +61,21 @@ struct Donors<'a> {
     hopeless: BTreeSet<(FitClass<'a>, Seat)>,
     /// The first moment at which something that was moved lately may be moved again, and where it is.
     cooling: Option<(WorkerId, Moment)>,
-    unproved: Rc<Unproved<'a>>,
-}
-
-/// What fails, or has not run well since it failed elsewhere, and how much of it is on which worker. It counts where something would go to, and
-/// not where it would go from: no worker gives anything away for it, and nothing takes its place.
-#[derive(Default)]
-struct Unproved<'a> {
-    names: BTreeSet<&'a ResourceName>,
-    on: BTreeMap<WorkerId, u64>,
-}
-
-impl<'a> Unproved<'a> {
-    /// With the first moment at which one of them may have proved itself, without anything else that happens.
-    fn of(turn: &Turn<'a>) -> (Self, Option<Moment>) {
-        let (names, proved) = failing::unproved(turn);
-        let mut on: BTreeMap<WorkerId, u64> = BTreeMap::new();
-        for unit in names.iter().filter_map(|name| turn.cluster.unit(name.as_str())) {
-            if let (Some(home), Some(definition)) = (unit.home(), unit.definition()) {
-                *on.entry(home.clone()).or_default() += u64::from(definition.weight);
-            }
-        }
-        (Self { names, on }, proved)
-    }
-
-    /// The open workers on which there is some, with what else they have.
-    fn ranks(&self, turn: &Turn<'a>) -> BTreeSet<Rank> {
-        let without = |(id, weight): (&WorkerId, &u64)| {
-            let place = turn.loads.place(id).filter(|place| place.intent.is_none())?;
-            let load = turn.loads.load(&place);
-            Some(Rank { load: Load { payload: load.payload.saturating_sub(*weight), ..load }, worker: id.clone() })
-        };
-        self.on.iter().filter_map(without).collect()
-    }
 }
 
 /// What a place is to a resource apart from its load: what it is worth to be there, and the value of the label that it is spread over.
 type Seat = (u64, Option<String>);
 
 impl<'a> Donors<'a> {
-    fn of(turn: &Turn<'a>, unproved: Unproved<'a>) -> Self {
+    fn of(turn: &Turn<'a>) -> Self {
         let classes = turn.cluster.classes().patterns();
         let alive = classes.filter(|(_, pattern)| may_move(turn, pattern)).map(|(class, _)| class).collect();
-        Self { alive, unproved: Rc::new(unproved), ..Self::default() }
+        Self { alive, ..Self::default() }
     }
 
     fn next_move(&mut self, turn: &Turn<'a>) -> Option<(Settled<'a>, WorkerId)> {
         let least = least_with(turn, turn.config.tolerance)?;
-        let unproved = Rc::clone(&self.unproved);
-        let without = unproved.ranks(turn);
-        let others = turn.loads.descending().filter(|rank| !unproved.on.contains_key(&rank.worker));
-        for donor in merge(without.iter().rev(), others, |a, b| a > b).take_while(|rank| rank.load > least) {
+        for donor in turn.loads.descending().take_while(|rank| rank.load > least) {
             if self.alive.is_empty() {
                 return None;
             }
@@ -151,7 +105,7 @@ impl<'a> Donors<'a> {
         }
         for name in worker.names.iter().rev() {
             let unit = turn.cluster.unit(name.as_str());
-            if !unit.and_then(|unit| unit.class).is_some_and(|class| can_go.contains(&class)) || self.unproved.names.contains(name) {
+            if !unit.and_then(|unit| unit.class).is_some_and(|class| can_go.contains(&class)) {
                 continue;
             }
             let Some(on) = turn.settled(name, &donor.worker).filter(|_| !turn.cluster.agenda().attention.contains(name)) else { continue };
