@@ -362,6 +362,16 @@ async fn work_begins_as_on_a_machine_that_nobody_has_changed() {
     run.stop().await;
 }
 
+/// A shell unblocks signals by itself, so that this one is asked without.
+#[tokio::test]
+async fn work_begins_with_no_signal_blocked_or_ignored() {
+    let testbed = Testbed::new();
+    let mut run = testbed.start(json!({"command": ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"], "restart": "never"}));
+    run.until(Observed::Exited).await;
+    assert_eq!(testbed.output(), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+    run.stop().await;
+}
+
 #[tokio::test]
 async fn a_shim_that_its_work_kills_or_stops_ends_the_run_all_the_same() {
     let testbed = Testbed::new();
