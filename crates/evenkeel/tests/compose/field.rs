@@ -225,7 +225,7 @@ impl Field {
     /// The work that lives in a worker's container; nothing, where the container does not run.
     fn alive_in(&self, worker: &Container) -> Vec<Alive> {
         // The first line of each process is its number, then come its variables.
-        let script = "for p in /proc/[0-9]*; do echo \"pid ${p#/proc/}\"; tr '\\0' '\\n' <$p/environ 2>/dev/null; done";
+        let script = "for p in /proc/[0-9]*; do echo \"pid ${p#/proc/}\"; (tr '\\0' '\\n' <$p/environ) 2>/dev/null; done; true";
         let Some(text) = try_docker(&["exec", &worker.name, "sh", "-c", script]) else { return Vec::new() };
         let folder = format!("{FOLDER}={}", self.folder.display());
         let mut alive = Vec::new();
