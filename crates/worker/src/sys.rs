@@ -88,6 +88,15 @@ fn enter(setup: &ChildSetup) -> io::Result<()> {
     Ok(())
 }
 
+/// Every signal that can be held back. A fault tells a process of its own mistake, and cannot wait.
+pub(crate) fn signals_to_hold() -> SigSet {
+    const FAULTS: [Signal; 7] =
+        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT, Signal::SIGSYS];
+    let mut held = SigSet::all();
+    FAULTS.into_iter().for_each(|fault| held.remove(fault));
+    held
+}
+
 /// Keeps processes of this user from looking into this one, tracing it and taking its files: work has its worker's user, and could speak in its
 /// name. What is forked from it has that as well; what is executed has not.
 pub(crate) fn keep_out() -> io::Result<()> {

@@ -161,7 +161,7 @@ impl Containment {
         // Before anything is asked for: if the runtime cannot watch the socket, nothing has begun.
         fault::at("agent.epoll")?;
         let stream = UnixStream::from_std(own)?;
-        self.orders.send((Order::Fork(run), Some(shims))).map_err(|_| spawner_ended())?;
+        self.orders.send((Order::Fork(run), Some(shims))).map_err(|_| io::Error::other("the spawner has ended"))?;
         Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), outbox: Vec::new(), cgroup, over: false, deaf: false })
     }
 
@@ -257,10 +257,6 @@ impl Containment {
 fn end_this_agent() -> ! {
     log_writer::flush();
     exit(i32::from(STATUS_AGAIN))
-}
-
-fn spawner_ended() -> io::Error {
-    io::Error::other("the spawner has ended")
 }
 
 /// Two threads speak to the spawner, so that one that is slow holds up nobody else. Without it this process has lost its hold on the work:

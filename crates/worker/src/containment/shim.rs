@@ -23,7 +23,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{SigSet, Signal, kill, killpg},
+        signal::{Signal, kill, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Pid, getpid, getppid},
@@ -372,11 +372,8 @@ impl Shim {
     fn end_what_is_left(&mut self, childless: bool) {
         let Phase::Ending(ending) = &mut self.phase else { return };
         let now = Instant::now();
-        // A cgroup that cannot be asked says nothing. One that is gone was empty: nothing else can be removed.
-        let empty = self.cgroup.as_ref().is_none_or(|cgroup| match cgroup.is_empty() {
-            Ok(empty) => empty,
-            Err(error) => error.raw_os_error() == Some(Errno::ENODEV as i32),
-        });
+        // A cgroup that cannot be asked may have somebody in it.
+        let empty = self.cgroup.as_ref().is_none_or(|cgroup| cgroup.is_empty().unwrap_or(false));
         if childless && empty {
             self.phase = Phase::Over;
             return;
@@ -471,14 +468,4 @@ fn held_up(start: &Start, step: Option<u8>) -> String {
         Some(report::EXEC) => format!("spec.command[0]: {:?}: {waits}", start.command.first().cloned().unwrap_or_default()),
         _ => "its process is being set up".to_owned(),
     }
-}
-
-/// The signals that a shim or a spawner begins with are held: none ends it but SIGKILL, and none runs code in it.
-pub(super) fn hold_signals() -> nix::Result<SigSet> {
-    const FAULTS: [Signal; 7] =
-        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT, Signal::SIGSYS];
-    let mut held = SigSet::all();
-    FAULTS.into_iter().for_each(|fault| held.remove(fault));
-    held.thread_set_mask()?;
-    Ok(held)
 }

@@ -17,7 +17,7 @@ mod linux {
 
     use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-    use super::super::shim::hold_signals;
+    use crate::sys;
 
     /// Holds every signal that can be held.
     pub(in crate::containment) struct Signals(SignalFd);
@@ -27,7 +27,8 @@ mod linux {
         pub(in crate::containment) const PERIOD: Option<Duration> = None;
 
         pub(in crate::containment) fn hold() -> io::Result<Self> {
-            let held = hold_signals()?;
+            let held = sys::signals_to_hold();
+            held.thread_set_mask()?;
             Ok(Self(SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
         }
 
@@ -45,7 +46,7 @@ mod linux {
 mod other {
     use std::{io, os::fd::BorrowedFd, time::Duration};
 
-    use super::super::shim::hold_signals;
+    use crate::sys;
 
     /// Looks at short intervals.
     pub(in crate::containment) struct Signals(());
@@ -55,7 +56,7 @@ mod other {
         pub(in crate::containment) const PERIOD: Option<Duration> = Some(Duration::from_millis(20));
 
         pub(in crate::containment) fn hold() -> io::Result<Self> {
-            hold_signals()?;
+            sys::signals_to_hold().thread_set_mask()?;
             Ok(Self(()))
         }
 

@@ -27,7 +27,7 @@ mod linux {
         errno::Errno,
         poll::{PollFd, PollFlags, PollTimeout, poll},
         sys::{
-            signal::{SigSet, Signal},
+            signal::Signal,
             signalfd::{SfdFlags, SignalFd},
             time::TimeSpec,
             timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
@@ -35,11 +35,7 @@ mod linux {
     };
 
     use super::Woken;
-    use crate::{authority::BootTime, guard::REQUESTS};
-
-    /// These tell a process of its own fault, and cannot wait.
-    const FAULTS: [Signal; 7] =
-        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT, Signal::SIGSYS];
+    use crate::{authority::BootTime, guard::REQUESTS, sys};
 
     /// Every signal that can be held back comes through here, so that none ends or stops the guard: not Ctrl+Z, and not one that somebody
     /// sends to learn something. The kernel lets SIGKILL and SIGSTOP through to it.
@@ -53,10 +49,7 @@ mod linux {
 
     impl Wake {
         pub(in crate::guard) fn new() -> io::Result<Self> {
-            let mut mask = SigSet::all();
-            for signal in FAULTS {
-                mask.remove(signal);
-            }
+            let mask = sys::signals_to_hold();
             mask.thread_block()?;
             let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
             let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;

@@ -34,7 +34,7 @@ pub(super) fn processes() -> io::Result<Vec<Process>> {
 fn processes_in(folder: &std::path::Path) -> io::Result<Vec<Process>> {
     use std::io::Read;
 
-    use nix::errno::Errno;
+    use crate::containment::procfs::is_gone;
 
     let units = Units::of_this_system();
     let mut processes = Vec::new();
@@ -48,7 +48,7 @@ fn processes_in(folder: &std::path::Path) -> io::Result<Vec<Process>> {
         match read {
             Ok(length) => processes.extend(parse(&text[..length], units)),
             // It has ended meanwhile.
-            Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::ESRCH)) => {}
+            Err(error) if is_gone(&error) => {}
             Err(error) => return Err(io::Error::new(error.kind(), format!("process {pid}: {error}"))),
         }
     }
