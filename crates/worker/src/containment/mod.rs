@@ -180,6 +180,7 @@ impl Containment {
         const DEADLINE: Duration = Duration::from_secs(2);
         const LOOK: Duration = Duration::from_millis(50);
         self.ending.store(true, Ordering::SeqCst);
+        self.places.close();
         let asked = self.orders.send((Order::EndAll, None)).is_ok();
         let begun = Instant::now();
         let mut ended = self.answers.all_ended.lock().unwrap_or_else(PoisonError::into_inner);

@@ -163,6 +163,10 @@ impl Keeper {
     pub(super) async fn keep(mut self) {
         loop {
             let outcome = if self.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
+            if self.tools.containment.is_ending() {
+                // No end of its own, nor a start that failed by itself. This process ends, and nobody is to be told anything.
+                std::future::pending::<()>().await;
+            }
             match self.after(&outcome) {
                 Next::Again { after, message } => {
                     self.observe(Observed::Backoff, &Attended::new(), message);
@@ -236,10 +240,6 @@ impl Keeper {
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
         self.log.finish().await;
-        if tools.containment.is_ending() {
-            // Not an end of its own. This process ends, and nobody is to be told anything.
-            std::future::pending::<()>().await;
-        }
         run.outcome()
     }
 

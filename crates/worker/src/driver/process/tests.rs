@@ -500,3 +500,17 @@ async fn runs_that_do_not_go_well_are_counted_in_a_row() {
         run.stop().await;
     }
 }
+
+/// Neither an end that the kill of everything brought, nor a start that it refused, is one of the work's own: `never` would take it for good.
+#[tokio::test]
+async fn what_ends_because_the_guard_has_ended_is_told_to_nobody() {
+    let testbed = Testbed::new();
+    let mut runs = testbed.shell("sleep 300");
+    runs.until(Observed::Running).await;
+    testbed.driver.0.containment.kill_all();
+    let mut late = testbed.shell("sleep 300");
+    for run in [&mut runs, &mut late] {
+        let said = timeout(Duration::from_millis(500), run.events.recv()).await;
+        assert!(said.is_err(), "{said:?}");
+    }
+}
