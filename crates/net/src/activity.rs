@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{keeper::Seat, limits::Limits};
 
@@ -13,6 +13,8 @@ use crate::{keeper::Seat, limits::Limits};
 pub(crate) struct Activity {
     seat: Seat,
     state: Mutex<State>,
+    /// Enough has come to know what the stream speaks.
+    speaks: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Activity {
     pub(crate) fn new(seat: Seat) -> Self {
         let state =
             State { in_flight: 0, waiting: 0, since: Instant::now(), header_begun: None, is_http2: false, stalled: None, is_unread: false };
-        Self { seat, state: Mutex::new(state) }
+        Self { seat, state: Mutex::new(state), speaks: watch::Sender::new(false) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -67,11 +69,19 @@ impl Activity {
         }
     }
 
-    /// The stream speaks HTTP/2.
-    pub(crate) fn is_http2(&self) {
-        let mut state = self.state();
-        state.is_http2 = true;
-        state.header_begun = None;
+    /// It is known what the stream speaks: HTTP/2, or another one.
+    pub(crate) fn is_known(&self, is_http2: bool) {
+        if is_http2 {
+            let mut state = self.state();
+            state.is_http2 = true;
+            state.header_begun = None;
+        }
+        self.speaks.send_replace(true);
+    }
+
+    /// Completes once it is known what the stream speaks.
+    pub(crate) async fn speaks(&self) {
+        let _ = self.speaks.subscribe().wait_for(|known| *known).await;
     }
 
     /// Nothing more that is written goes out, or something does again.

@@ -65,14 +65,13 @@ impl<T> Watched<T> {
         let Some(seen) = self.preface else { return };
         let rest = &PREFACE[seen..];
         let count = rest.len().min(bytes.len());
-        self.preface = match rest[..count] == bytes[..count] {
-            true if count == rest.len() => {
-                self.activity.is_http2();
-                None
-            }
-            true => Some(seen + count),
-            false => None,
-        };
+        let is_preface = rest[..count] == bytes[..count];
+        if is_preface && count < rest.len() {
+            self.preface = Some(seen + count);
+            return;
+        }
+        self.preface = None;
+        self.activity.is_known(is_preface);
     }
 }
 

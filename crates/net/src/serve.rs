@@ -11,7 +11,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use rustix::{io::Errno, net::sockopt};
+use rustix::{
+    io::Errno,
+    net::{self, SocketAddrAny, SocketFlags, sockopt},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -38,6 +41,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const LOG_AGAIN: Duration = Duration::from_secs(10);
 /// How long a connection may take to end in order.
 const END: Duration = Duration::from_secs(5);
+/// How long it is waited, when all is to end, for the first bytes of who has just connected: what has sent a request is to be answered.
+const FIRST_BYTES: Duration = Duration::from_millis(100);
 /// How many that are refused are told why at the same time.
 const TOLD: usize = 64;
 
@@ -48,6 +53,9 @@ pub trait Accept: Send {
 
     /// The next connection.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// A connection that was made already and waits to be accepted; none: nobody waits.
+    fn waiting(&mut self) -> Option<io::Result<(Self::Stream, SocketAddr)>>;
 }
 
 impl Accept for TcpListener {
@@ -55,15 +63,34 @@ impl Accept for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Answers are small: none is to wait for the next one. A peer that has gone already is seen later, and a system without one of
-        // these options does without it.
-        let _ = stream.set_nodelay(true);
-        let _ = sockopt::set_socket_keepalive(&stream, true);
-        let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(TCP_PROBE_S));
-        let _ = sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(TCP_PROBE_AGAIN_S));
-        let _ = sockopt::set_tcp_keepcnt(&stream, TCP_PROBES);
+        set_options(&stream);
         Ok((stream, peer))
     }
+
+    fn waiting(&mut self) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+        // The kernel is asked: what it has told the runtime of may be older.
+        let accepted = match net::acceptfrom_with(&*self, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok((stream, peer)) => std_address(peer).and_then(|peer| Ok((TcpStream::from_std(stream.into())?, peer))),
+            Err(Errno::AGAIN) => return None,
+            Err(error) => Err(error.into()),
+        };
+        Some(accepted.inspect(|(stream, _)| set_options(stream)))
+    }
+}
+
+fn std_address(peer: Option<SocketAddrAny>) -> io::Result<SocketAddr> {
+    let peer = peer.ok_or(Errno::AFNOSUPPORT)?;
+    Ok(SocketAddr::try_from(peer)?)
+}
+
+fn set_options(stream: &TcpStream) {
+    // Answers are small: none is to wait for the next one. A peer that has gone already is seen later, and a system without one of these
+    // options does without it.
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(TCP_PROBE_S));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(TCP_PROBE_AGAIN_S));
+    let _ = sockopt::set_tcp_keepcnt(stream, TCP_PROBES);
 }
 
 /// Serves until `stop` becomes true or its sender has gone; then lets the requests in flight end. Dropped, it ends all connections at once.
@@ -73,46 +100,83 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let limits = Arc::new(keeper.limits().clone());
-    let mut connections = JoinSet::new();
-    let mut refused = JoinSet::new();
-    let mut log = Rarely::default();
+    let (end, ends) = watch::channel(false);
+    let mut house =
+        House { service, keeper, open_ended, ends, connections: JoinSet::new(), refused: JoinSet::new(), log: Rarely::default() };
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            Some(_) = connections.join_next() => continue,
-            Some(_) = refused.join_next() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) if is_of_one_connection(&error) => continue,
-            Err(error) => {
-                log.warn(&format!("no connection can be accepted: {error}"));
-                if is_of_this_process(&error) {
-                    keeper.make_room();
-                }
-                sleep(ACCEPT_AGAIN).await;
-                continue;
-            }
-        };
-        match keeper.admit(peer) {
-            Ok(seat) => {
-                let activity = Arc::new(Activity::new(seat));
-                let service = Requests { service: service.clone(), activity, limits: Arc::clone(&limits), open_ended: open_ended.clone() };
-                connections.spawn(connection(stream, service, stop.clone()));
-            }
-            Err(full) => {
-                log.warn(&format!("a connection from {peer} is refused: {full}"));
-                if refused.len() < TOLD {
-                    refused.spawn(tell(stream, full, limits.linger));
+            Some(_) = house.connections.join_next() => {}
+            Some(_) = house.refused.join_next() => {}
+            accepted = listener.accept() => {
+                if let Err(error) = accepted.map(|(stream, peer)| house.take(stream, peer)) && !house.passes_over(&error) {
+                    sleep(ACCEPT_AGAIN).await;
                 }
             }
         }
     }
+    // A listener that is closed over connections resets them, and who has sent something there already does not know what became of it.
+    while let Some(accepted) = listener.waiting() {
+        if let Err(error) = accepted.map(|(stream, peer)| house.take(stream, peer))
+            && !house.passes_over(&error)
+        {
+            break;
+        }
+    }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    // Only now: who is told connects anew at once.
+    let _ = end.send(true);
+    while house.connections.join_next().await.is_some() {}
+}
+
+/// What all connections have in common.
+struct House<S> {
+    service: S,
+    keeper: Keeper,
+    open_ended: OpenEnded,
+    ends: watch::Receiver<bool>,
+    connections: JoinSet<()>,
+    refused: JoinSet<()>,
+    log: Rarely,
+}
+
+impl<S> House<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    fn take<T>(&mut self, stream: T, peer: SocketAddr)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = Arc::new(self.keeper.limits().clone());
+        match self.keeper.admit(peer) {
+            Ok(seat) => {
+                let activity = Arc::new(Activity::new(seat));
+                let service = Requests { service: self.service.clone(), activity, limits, open_ended: self.open_ended.clone() };
+                self.connections.spawn(connection(stream, service, self.ends.clone()));
+            }
+            Err(full) => {
+                self.log.warn(&format!("a connection from {peer} is refused: {full}"));
+                if self.refused.len() < TOLD {
+                    self.refused.spawn(tell(stream, full, limits.linger));
+                }
+            }
+        }
+    }
+
+    /// Whether a failure to accept concerns one connection alone.
+    fn passes_over(&mut self, error: &io::Error) -> bool {
+        if is_of_one_connection(error) {
+            return true;
+        }
+        self.log.warn(&format!("no connection can be accepted: {error}"));
+        if is_of_this_process(error) {
+            self.keeper.make_room();
+        }
+        false
+    }
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
@@ -167,7 +231,7 @@ async fn tell<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, full: Full, ling
 }
 
 /// Serves one connection until it ends, makes room for another, or does nothing for too long.
-async fn connection<T, S>(stream: T, service: Requests<S>, mut stop: watch::Receiver<bool>)
+async fn connection<T, S>(stream: T, service: Requests<S>, mut ends: watch::Receiver<bool>)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -184,7 +248,7 @@ where
             // How it ended is the caller's matter.
             _ = connection.as_mut() => return,
             () = activity.closed() => return,
-            () = stopped(&mut stop), if !is_ending => {
+            () = told_to_end(&mut ends, &activity), if !is_ending => {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -200,6 +264,12 @@ where
             },
         }
     }
+}
+
+/// Completes when a connection is to end of which it is known what it speaks: hyper would break off any other, over what was sent.
+async fn told_to_end(ends: &mut watch::Receiver<bool>, activity: &Activity) {
+    stopped(ends).await;
+    let _ = timeout(FIRST_BYTES, activity.speaks()).await;
 }
 
 fn builder(limits: &Limits) -> Builder<TokioExecutor> {

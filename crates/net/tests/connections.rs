@@ -4,6 +4,10 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant as RealInstant},
 };
 
@@ -33,6 +37,10 @@ impl Accept for InMemory {
             Some(accepted) => Ok(accepted),
             None => std::future::pending().await,
         }
+    }
+
+    fn waiting(&mut self) -> Option<io::Result<(DuplexStream, SocketAddr)>> {
+        self.0.try_recv().ok().map(Ok)
     }
 }
 
@@ -339,6 +347,10 @@ async fn a_failure_to_accept_ends_nothing_and_does_not_spin() {
             self.2 += 1;
             self.1.accept().await
         }
+
+        fn waiting(&mut self) -> Option<io::Result<(DuplexStream, SocketAddr)>> {
+            self.1.waiting()
+        }
     }
     use rustix::io::Errno;
     let of_peers = [
@@ -454,6 +466,75 @@ async fn requests_in_flight_end_in_order_and_the_rest_at_once() {
     assert_eq!(ends_after(&mut idle, Duration::ZERO).await, "");
     exchange(&mut sending, "x", "read 2").await;
     timeout(Duration::from_secs(1), server.task).await.expect("it ends").expect("without a panic");
+}
+
+/// A connection that its server had not accepted, or not read from, was reset when the server ended, and its caller could not know whether its
+/// request had an effect.
+#[tokio::test]
+async fn who_has_just_connected_is_answered_before_the_end() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let mut callers = Vec::new();
+    for _ in 0..3 {
+        let mut caller = tokio::net::TcpStream::connect(address).await.expect("connected");
+        caller.write_all(GET.as_bytes()).await.expect("sent");
+        callers.push(caller);
+    }
+    let (_, stopped) = watch::channel(true);
+    serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped).await;
+    tokio::net::TcpStream::connect(address).await.expect_err("it serves no more");
+    for mut caller in callers {
+        let mut said = String::new();
+        caller.read_to_string(&mut said).await.expect("not reset");
+        assert!(said.ends_with("read 0\n"), "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_first_bytes_are_on_their_way_is_answered_before_the_end() {
+    let server = Server::start(Limits::default());
+    let (mut silent, mut late) = (server.open(), server.open());
+    sleep(Duration::from_millis(10)).await;
+    server.stop.send(true).expect("it serves");
+    sleep(Duration::from_millis(10)).await;
+    exchange(&mut late, GET, "read 0").await;
+    assert_eq!(ends_after(&mut late, Duration::ZERO).await, "");
+    assert_eq!(ends_after(&mut silent, Duration::from_millis(90)).await, "");
+    timeout(Duration::from_secs(1), server.task).await.expect("it ends").expect("without a panic");
+}
+
+/// Who is told that a connection ends makes another at once. It must not find the listener open: it would be reset there.
+#[tokio::test(start_paused = true)]
+async fn the_listener_is_closed_before_a_connection_is_told_to_end() {
+    struct Noting(InMemory, Arc<AtomicBool>);
+    impl Accept for Noting {
+        type Stream = DuplexStream;
+
+        async fn accept(&mut self) -> io::Result<(DuplexStream, SocketAddr)> {
+            self.0.accept().await
+        }
+
+        fn waiting(&mut self) -> Option<io::Result<(DuplexStream, SocketAddr)>> {
+            self.0.waiting()
+        }
+    }
+    impl Drop for Noting {
+        fn drop(&mut self) {
+            self.1.store(false, Ordering::Relaxed);
+        }
+    }
+    let is_open = Arc::<AtomicBool>::default();
+    let (connect, accepted) = mpsc::unbounded_channel();
+    let (stop, stopped) = watch::channel(false);
+    let listener = Noting(InMemory(accepted), Arc::clone(&is_open));
+    tokio::spawn(serve(listener, service_fn(page), Keeper::new(Limits::default()), OpenEnded::default(), stopped));
+    let (mut ours, theirs) = duplex(1 << 20);
+    connect.send((theirs, SocketAddr::from(([127, 0, 0, 1], 1)))).expect("it serves");
+    exchange(&mut ours, GET, "read 0").await;
+    is_open.store(true, Ordering::Relaxed);
+    stop.send(true).expect("it serves");
+    assert_eq!(rest(&mut ours).await, "");
+    assert!(!is_open.load(Ordering::Relaxed), "told while the listener was open");
 }
 
 #[tokio::test(start_paused = true)]
