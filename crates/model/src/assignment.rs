@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cluster, Epoch, Hash, Held, Needs, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
+use crate::{Cluster, Epoch, Hash, Held, Holds, Needs, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
 
 /// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Assignment {
     /// Covers kind and spec.
     #[serde(default, skip_serializing_if = "Hash::is_empty")]
     pub hash: Hash,
+    /// How the worker held this kind when the assignment was made: what the leader concludes from its loss.
+    #[serde(default, skip_serializing_if = "Holds::is_strict")]
+    pub holds: Holds,
     /// Whether it is to run or to stop.
     #[serde(flatten)]
     pub phase: Phase,
@@ -38,8 +41,14 @@ impl Stored for Assignment {
 
     /// An assignment that cannot be read may run, and has a hash that no resource has: it is stopped and made anew.
     fn read(_: &Self::Ids, json: &[u8]) -> Read<Self> {
-        let unknown =
-            || Self { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: Hash::unknown(), phase: Phase::Run };
+        let unknown = || Self {
+            kind: String::new(),
+            spec: Spec::default(),
+            require: Selector::EMPTY,
+            hash: Hash::unknown(),
+            holds: Holds::Strict,
+            phase: Phase::Run,
+        };
         Read::or(json, || Some(unknown()))
     }
 
@@ -118,6 +127,12 @@ pub struct Status {
     pub epoch: Epoch,
     /// When the phase was entered: nanoseconds since the Unix epoch.
     pub since: i64,
+    /// The hash of what it runs: another than its assignment's until a change in place is taken. Empty: that of its assignment.
+    #[serde(default, skip_serializing_if = "Hash::is_empty")]
+    pub hash: Hash,
+    /// The hash of an assignment of this epoch that cannot be taken without a restart, which needs another epoch. Empty: none.
+    #[serde(default, skip_serializing_if = "Hash::is_empty")]
+    pub restart_for: Hash,
     /// How often the work was started again within this epoch, attempts that failed before it ran included.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
@@ -161,6 +176,13 @@ fn is_false(flag: &bool) -> bool {
 pub const FAILING: u32 = 3;
 
 impl Status {
+    /// What has just entered a phase, and of which nothing more is known.
+    #[must_use]
+    pub fn new(phase: Observed, epoch: Epoch, since: i64) -> Self {
+        let (hash, restart_for) = (Hash::default(), Hash::default());
+        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, message: String::new() }
+    }
+
     /// It fails again and again; or it cannot be started on this worker at all, which says nothing of others.
     #[must_use]
     pub fn is_failing(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Assignment, Definition, Entry, Epoch, Hash, Key, Phase, Revision, Work};
+use crate::{Assignment, Definition, Entry, Epoch, Hash, Holds, Key, Phase, Revision, Work};
 
 /// A point in time by the observer's own monotonic clock, counted from any origin that does not change while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +74,8 @@ pub struct Held {
     pub hash: Hash,
     /// The work that the worker was given; unknown of one that is to stop, which has no spec any more.
     pub work: Work,
+    /// How the worker holds it.
+    pub holds: Holds,
     /// Run or stop.
     pub phase: Phase,
 }
@@ -82,10 +84,10 @@ impl Held {
     /// The part of an assignment that the leader keeps.
     #[must_use]
     pub fn of(epoch: Epoch, assignment: &Assignment) -> Self {
-        let Assignment { kind, spec, require: _, hash, phase } = assignment;
+        let Assignment { kind, spec, require: _, hash, holds, phase } = assignment;
         let is_known = *phase == Phase::Run && *hash != Hash::unknown();
         let work = if is_known { Work::of(kind, spec) } else { Work::unknown() };
-        Self { epoch, hash: *hash, work, phase: phase.clone() }
+        Self { epoch, hash: *hash, work, holds: *holds, phase: phase.clone() }
     }
 
     /// What the worker was given is what a definition asks for, however either is spelled: there is no need to start it again.

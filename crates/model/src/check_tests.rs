@@ -1,7 +1,7 @@
 //! A plan with flaws loses those, and nothing else.
 
 use super::*;
-use crate::{Admission, Change, Definition, EndReason, Entry, Observed, Origin, Record, Registration, Revision, Status};
+use crate::{Admission, Change, Definition, EndReason, Entry, Hash, Observed, Origin, Record, Registration, Revision, Status};
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -83,8 +83,17 @@ fn nothing_is_taken_for_finished_and_nothing_that_has_finished_is_run_again() {
     let finish = Action::Finish { resource: name("held"), worker: id("w"), epoch: Epoch(1), message: "".into() };
     let unknown = Violation::NotFinished(name("held"), id("w"));
     assert_eq!(left(&cluster, vec![finish.clone(), place("b")]), (vec![place("b")], vec![unknown]));
-    let status =
-        Status { phase: Observed::Exited, epoch: Epoch(1), since: 0, restarts: 0, failures: 0, finished: true, message: String::new() };
+    let status = Status {
+        phase: Observed::Exited,
+        epoch: Epoch(1),
+        since: 0,
+        hash: Hash::default(),
+        restart_for: Hash::default(),
+        restarts: 0,
+        failures: 0,
+        finished: true,
+        message: String::new(),
+    };
     cluster.apply(Change::at(Revision(2), Entry::Status(id("w"), name("held"), Some(status))), Moment::default());
     assert_eq!(left(&cluster, vec![finish.clone()]), (vec![finish.clone()], vec![]));
     for write in crate::Decision::of(&finish, &cluster).expect("known").writes {

@@ -2,7 +2,7 @@
 //! one transaction; the leader applies the same decision to its own Cluster.
 
 use crate::{
-    Action, Admission, Assignment, Change, Cluster, Definition, Entry, Epoch, FailedOn, Finish, Held, Holder, Key, Phase, Record,
+    Action, Admission, Assignment, Change, Cluster, Definition, Entry, Epoch, FailedOn, Finish, Held, Holder, Holds, Key, Phase, Record,
     ResourceName, Revision, Selector, Session, Spec, StopReason, Versioned, WorkerId,
 };
 
@@ -154,14 +154,21 @@ impl Decision {
     fn put_assignment(&mut self, definition: &Definition, worker: &WorkerId, epoch: Epoch) {
         let name = definition.name.clone();
         let (kind, spec, require) = (definition.kind.to_string(), definition.spec.clone(), definition.require.clone());
-        let assignment = Assignment { kind, spec, require, hash: definition.hash(), phase: Phase::Run };
+        let assignment = Assignment { kind, spec, require, hash: definition.hash(), holds: Holds::Strict, phase: Phase::Run };
         self.guards.push(Guard::epoch(worker, &name, epoch));
         self.writes.push(Write { entry: Entry::Assignment(worker.clone(), name, Some(assignment)), created: Revision(epoch.0) });
     }
 
     /// Tells a worker to stop what it holds. It has what it runs; the hash alone says which content is being stopped.
     pub fn stop(&mut self, name: &ResourceName, worker: &WorkerId, held: &Held, phase: Phase) {
-        let assignment = Assignment { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: held.hash, phase };
+        let assignment = Assignment {
+            kind: String::new(),
+            spec: Spec::default(),
+            require: Selector::EMPTY,
+            hash: held.hash,
+            holds: Holds::Strict,
+            phase,
+        };
         self.guards.push(Guard::epoch(worker, name, held.epoch));
         let entry = Entry::Assignment(worker.clone(), name.clone(), Some(assignment));
         self.writes.push(Write { entry, created: Revision(held.epoch.0) });

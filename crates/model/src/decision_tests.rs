@@ -42,12 +42,14 @@ fn cluster(observed: Observed) -> Cluster {
     };
     see(6, Entry::Resource(name(), Some(record)));
     let (spec, require) = (Spec::default(), Selector::EMPTY);
-    let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), phase: Phase::Run };
+    let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), holds: Holds::Strict, phase: Phase::Run };
     see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
     let status = Status {
         phase: observed,
         epoch: EPOCH,
         since: 0,
+        hash: Hash::default(),
+        restart_for: Hash::default(),
         restarts: 0,
         failures: 0,
         finished: observed == Observed::Exited,

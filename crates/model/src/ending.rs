@@ -105,6 +105,8 @@ mod tests {
             phase,
             epoch: Epoch(7),
             since: 5,
+            hash: Hash::default(),
+            restart_for: Hash::default(),
             restarts: 2,
             failures: 1,
             finished: true,

@@ -267,6 +267,8 @@ mod tests {
             phase,
             epoch: crate::Epoch(i64::MAX),
             since: i64::MAX,
+            hash: Hash::default(),
+            restart_for: Hash::default(),
             restarts: u32::MAX,
             failures: 0,
             finished: true,

@@ -9,31 +9,55 @@ use std::hash::{Hash as _, Hasher as _};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    Spec,
-    process::{self, ProcessSpec},
+    DriverTraits, Spec,
+    process::{self, ProcessSpec, Restart, StopSignal},
 };
 
 /// Names the work of a kind and a spec, with its defaults filled in. Made anew by each process, and never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Work(u64);
+pub struct Work {
+    all: u64,
+    /// What no driver changes while the work runs.
+    fixed: u64,
+}
+
+/// The fields of a process of which a change is taken while it runs: they say how it is watched and stopped, and nothing of what it is.
+pub const IN_PLACE: &[&str] = &["restart", "stop_signal", "stop_grace"];
 
 impl Work {
     /// The work of a kind and a spec.
     #[must_use]
     pub fn of(kind: &str, spec: &Spec) -> Self {
-        let mut hasher = Xxh3::new();
-        kind.hash(&mut hasher);
+        let mut fixed = Xxh3::new();
+        kind.hash(&mut fixed);
+        let mut all = fixed.clone();
         match filled_in(kind, spec) {
-            Some(process) => process.hash(&mut hasher),
-            None => spec.as_str().hash(&mut hasher),
+            Some(process) => {
+                process.hash(&mut all);
+                without_in_place(process).hash(&mut fixed);
+            }
+            // The model does not know its specs: the driver finds out.
+            None if is_opaque(kind) => spec.as_str().hash(&mut all),
+            None => {
+                spec.as_str().hash(&mut all);
+                spec.as_str().hash(&mut fixed);
+            }
         }
-        Self(hasher.finish().min(u64::MAX - 1))
+        let [all, fixed] = [all, fixed].map(|hasher| hasher.finish().min(u64::MAX - 1));
+        Self { all, fixed }
+    }
+
+    /// Whether a driver of these traits takes this change while the work runs; else the work is stopped and started with another epoch. A driver of
+    /// a kind that is not known here may still answer that it needs a restart.
+    #[must_use]
+    pub fn is_in_place(self, new: Self, driver: DriverTraits) -> bool {
+        driver.updates && self.fixed == new.fixed && self != Self::unknown() && new != Self::unknown()
     }
 
     /// The work of what could not be read, or is not kept; no definition has it.
     #[must_use]
     pub fn unknown() -> Self {
-        Self(u64::MAX)
+        Self { all: u64::MAX, fixed: u64::MAX }
     }
 }
 
@@ -42,6 +66,15 @@ impl Work {
 #[must_use]
 pub fn is_same(kind: &str, old: &Spec, new: &Spec) -> bool {
     old == new || filled_in(kind, old).is_some_and(|old| filled_in(kind, new) == Some(old))
+}
+
+/// Only the driver knows what a spec of this kind asks for. Of one that the worker's catalog names nobody knows what it changes.
+fn is_opaque(kind: &str) -> bool {
+    !kind.is_empty() && kind != process::KIND
+}
+
+fn without_in_place(process: ProcessSpec) -> ProcessSpec {
+    ProcessSpec { restart: Restart::default(), stop_signal: StopSignal::default(), stop_grace: None, ..process }
 }
 
 /// The spec as its driver reads it. None: only the text says what it asks for.
@@ -106,6 +139,46 @@ mod tests {
             assert!(!same("process", plain(), with(field, value.clone())), "{field}: {value}");
         }
         assert!(!same("process", grace("3s"), grace("3001ms")));
+    }
+
+    #[test]
+    fn what_only_concerns_how_a_process_is_watched_and_stopped_is_changed_while_it_runs() {
+        let updates = DriverTraits { updates: true, ..DriverTraits::default() };
+        let in_place =
+            |old: Value, new: Value, driver| Work::of("process", &spec(old)).is_in_place(Work::of("process", &spec(new)), driver);
+        let cases = [
+            ("restart", json!("never")),
+            ("stop_signal", json!("INT")),
+            ("stop_grace", json!("3s")),
+            ("command", json!(["a"])),
+            ("env", json!({"A": ""})),
+            ("env_pass", json!([])),
+            ("cwd", json!("/srv")),
+            ("allow_privilege_escalation", json!(true)),
+        ];
+        for (field, value) in cases {
+            let is_in_place = IN_PLACE.contains(&field);
+            assert_eq!(in_place(with("command", json!(["a", "b"])), with(field, value.clone()), updates), is_in_place, "{field}");
+            assert_eq!(in_place(with(field, value.clone()), with("restart", json!("on-failure")), updates), is_in_place, "{field}");
+            assert!(
+                !in_place(with("command", json!(["a", "b"])), with(field, value), DriverTraits::default()),
+                "an earlier version's worker"
+            );
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_here_says_itself_whether_it_takes_changes() {
+        let of = |kind: &str, n: u64| Work::of(kind, &spec(json!({"n": n})));
+        for updates in [false, true] {
+            let driver = DriverTraits { updates, ..DriverTraits::default() };
+            assert_eq!(of("scrape", 1).is_in_place(of("scrape", 2), driver), updates);
+            assert!(!of("scrape", 1).is_in_place(of("crawl", 2), driver), "another kind is other work");
+            assert!(!of("", 1).is_in_place(of("", 2), driver), "the worker's catalog decides what it is");
+            assert!(!Work::unknown().is_in_place(of("scrape", 1), driver) && !of("scrape", 1).is_in_place(Work::unknown(), driver));
+            let broken = Work::of("process", &spec(json!({"restart": "never"})));
+            assert!(!broken.is_in_place(Work::of("process", &spec(with("restart", json!("never")))), driver));
+        }
     }
 
     #[test]

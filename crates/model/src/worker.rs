@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cluster, Read, ResourceName, Seen, Session, Stored, Versioned, WorkerId, check_labels,
+    Cluster, DriverTraits, Read, ResourceName, Seen, Session, Stored, Versioned, WorkerId, check_labels,
     limits::{MAX_ADDRESS, MAX_AUTHORITY, MAX_KINDS, MAX_WORD},
     shown::shown,
 };
@@ -49,6 +49,9 @@ pub struct Registration {
     /// The drivers that it has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<String>,
+    /// How their work is held and changed, of those for which it is not strictly and by a restart.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drivers: BTreeMap<String, DriverTraits>,
     /// The version of its binary.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
@@ -83,6 +86,7 @@ impl Registration {
             labels: Labels::new(),
             capacity: None,
             kinds: Vec::new(),
+            drivers: BTreeMap::new(),
             version: String::new(),
             containment: String::new(),
             authority_ms: None,
@@ -133,12 +137,24 @@ impl Registration {
         for kind in &self.kinds {
             ResourceName::new(kind).map_err(|e| format!("Kinds: {} {e}", shown(kind)))?;
         }
+        if self.drivers.len() > MAX_KINDS {
+            return Err(format!("Drivers: {} kinds are more than {MAX_KINDS}", self.drivers.len()));
+        }
+        if let Some(kind) = self.drivers.keys().find(|kind| !self.kinds.contains(kind)) {
+            return Err(format!("Drivers: {} is not among the kinds", shown(kind)));
+        }
         match self.authority_ms {
             Some(ms) if Duration::from_millis(ms) > LONGEST_AUTHORITY => Err(format!(
                 "AuthorityMs: {ms} are more than {MAX_AUTHORITY} seconds, and its end is waited for no longer than that asks for"
             )),
             _ => Ok(()),
         }
+    }
+
+    /// What it says of the driver of a kind.
+    #[must_use]
+    pub fn driver(&self, kind: &str) -> DriverTraits {
+        self.drivers.get(kind).copied().unwrap_or_default()
     }
 
     /// Whether this, the registration of `session`, attests that nothing of the admitted session runs any more: it comes from the same
@@ -227,6 +243,7 @@ mod tests {
         let good = Registration {
             labels: (0..64).map(|n| (format!("l{n}"), "v".repeat(253))).collect(),
             kinds: (0..64).map(|n| format!("k{n}")).collect(),
+            drivers: (0..64).map(|n| (format!("k{n}"), DriverTraits::default())).collect(),
             http: "h".repeat(320),
             version: "v".repeat(128),
             containment: "c".repeat(128),
@@ -236,7 +253,7 @@ mod tests {
         };
         assert_eq!(good.clone().judged(&id), good);
         type Change = fn(&mut Registration);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 14] = [
             (|r| r.id = WorkerId::new("x").expect("id"), "it is the registration of x"),
             (|r| r.address.push('a'), "Address: 321 characters are more than 320"),
             (|r| r.http.push('a'), "HTTP: 321 characters are more than 320"),
@@ -247,6 +264,8 @@ mod tests {
             (|r| drop(r.labels.insert("one".into(), String::new())), "Labels: 65 labels are more than 64; leave some out"),
             (|r| drop(r.labels.insert("l0".into(), "a b".into())), "Labels: invalid value \"a b\" of l0: at most 253"),
             (|r| r.kinds.push("k".into()), "Kinds: 65 kinds are more than 64"),
+            (|r| drop(r.drivers.insert("k64".into(), DriverTraits::default())), "Drivers: 65 kinds are more than 64"),
+            (|r| drop(r.kinds.pop()), "Drivers: \"k63\" is not among the kinds"),
             (|r| r.kinds[0] = "a b".into(), "Kinds: \"a b\" has ' ' at position 2"),
             (|r| r.authority_ms = Some(3_600_001), "AuthorityMs: 3600001 are more than 3600 seconds"),
         ];
@@ -257,6 +276,7 @@ mod tests {
             let reason = judged.refused.as_deref().expect(says);
             assert!(reason.starts_with(says), "{reason}");
             assert_eq!((judged.capacity, judged.kinds.len(), judged.labels.len(), &judged.origin), (Some(0), 0, 0, &Origin::default()));
+            assert!(judged.drivers.is_empty());
             assert_eq!((judged.released, judged.authority_ms), (true, bad.authority_ms), "{says}");
             assert!(judged.address.len() <= 320 && judged.http.len() <= 320);
         }

@@ -106,8 +106,7 @@ impl Stage {
             let Some(holder) = self.cluster.unit(name.as_str()).and_then(|u| u.holders.first()).cloned() else { continue };
             if matches!(holder.held.phase, Phase::Stop { .. }) {
                 let epoch = holder.held.epoch;
-                let status =
-                    Status { phase: Observed::Stopped, epoch, since: 0, restarts: 0, failures: 0, finished: false, message: String::new() };
+                let status = Status::new(Observed::Stopped, epoch, 0);
                 let revision = self.next();
                 self.cluster.apply(Change::at(revision, Entry::Status(holder.worker, name, Some(status))), self.now);
             }

@@ -95,6 +95,7 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
         capacity,
         kinds: vec!["noop".to_owned(), "process".to_owned()],
         version: String::new(),
+        drivers: std::collections::BTreeMap::new(),
         containment: String::new(),
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: id.to_owned() },

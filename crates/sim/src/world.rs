@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record,
+    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Hash, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record,
     Registration, ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
@@ -34,7 +34,7 @@ fn worker(text: &str) -> WorkerId {
 }
 
 fn status(phase: Observed, epoch: Epoch, failures: u32, finished: bool, message: String) -> Status {
-    Status { phase, epoch, since: 0, restarts: 0, failures, finished, message }
+    Status { phase, epoch, since: 0, hash: Hash::default(), restart_for: Hash::default(), restarts: 0, failures, finished, message }
 }
 
 /// Both are about the same worker, and about no resource.

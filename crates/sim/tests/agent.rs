@@ -12,7 +12,8 @@ use std::{
 };
 
 use evenkeel_model::{
-    Admission, Assignment, Epoch, Hash, Observed, Origin, Phase, Registration, ResourceName, Session, Spec, Status, StopReason, WorkerId,
+    Admission, Assignment, Epoch, Hash, Holds, Observed, Origin, Phase, Registration, ResourceName, Session, Spec, Status, StopReason,
+    WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Direction, Etcd, Link, Settings},
@@ -206,8 +207,14 @@ impl Glass {
 
     /// The leader assigns the resource, or says something else of its assignment.
     async fn assign(&self, phase: Phase) {
-        let assignment =
-            Assignment { kind: KIND.to_owned(), spec: Spec::default(), require: Default::default(), hash: Hash::default(), phase };
+        let assignment = Assignment {
+            kind: KIND.to_owned(),
+            spec: Spec::default(),
+            require: Default::default(),
+            hash: Hash::default(),
+            holds: Holds::Strict,
+            phase,
+        };
         self.hand.put(self.keys.assignment(&self.id, &self.name), json(&assignment)).await.unwrap();
     }
 

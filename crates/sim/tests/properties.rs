@@ -100,6 +100,7 @@ fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registrat
         capacity,
         kinds: vec!["noop".to_owned()],
         version: String::new(),
+        drivers: std::collections::BTreeMap::new(),
         containment: String::new(),
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: guard.to_string() },

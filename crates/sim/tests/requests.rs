@@ -9,7 +9,7 @@ use evenkeel_master::{
     engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
 };
 use evenkeel_model::{
-    Definition, Draft, IntentKind, MasterId, MasterRecord, Observed, Record, Registration, ResourceName, Status, WorkerId,
+    Definition, Draft, Hash, IntentKind, MasterId, MasterRecord, Observed, Record, Registration, ResourceName, Status, WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
@@ -238,7 +238,17 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
     testbed.delete("a").await.unwrap().unwrap();
     testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap();
     for phase in [Observed::Stopping, Observed::Stopped] {
-        let status = Status { phase, epoch, since: 0, restarts: 0, failures: 1, finished: true, message: "exit status 0".to_owned() };
+        let status = Status {
+            phase,
+            epoch,
+            since: 0,
+            hash: Hash::default(),
+            restart_for: Hash::default(),
+            restarts: 0,
+            failures: 1,
+            finished: true,
+            message: "exit status 0".to_owned(),
+        };
         hand.put(keys.status(&ids[0], &name), serde_json::to_vec(&status).unwrap()).await.unwrap();
         sleep(SECOND).await;
         let record = |store: &evenkeel_sim::etcd::Store| {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use evenkeel_model::{
-    Assignment, ResourceName, Spec,
+    Assignment, Holds, ResourceName, Spec,
     process::{self, ProcessSpec},
 };
 use serde::{Deserialize, Deserializer, de};
@@ -133,6 +133,7 @@ mod tests {
             spec: Spec::default(),
             require: evenkeel_model::Selector::EMPTY,
             hash: Hash::default(),
+            holds: Holds::Strict,
             phase: Phase::Run,
         };
         let (kind, spec) = catalog.resolve(&ResourceName::new(name).expect("name"), &assignment);

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use evenkeel_model::{Admission, Assignment, Epoch, Observed, ResourceName, Revision, Session, Status};
+use evenkeel_model::{Admission, Assignment, Epoch, Holds, Observed, ResourceName, Revision, Session, Status};
 
 /// One assignment as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,13 +174,14 @@ mod tests {
             spec: Spec::default(),
             require: evenkeel_model::Selector::EMPTY,
             hash: Hash::default(),
+            holds: Holds::Strict,
             phase: Phase::Run,
         };
         Told { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
-        Status { phase, epoch: Epoch(epoch), since: 0, restarts: 0, failures: 0, finished: false, message: String::new() }
+        Status::new(phase, Epoch(epoch), 0)
     }
 
     fn admission(session: i64) -> Admission {

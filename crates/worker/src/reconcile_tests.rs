@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use evenkeel_model::{Assignment, Hash, Spec};
+use evenkeel_model::{Assignment, Hash, Holds, Spec};
 use proptest::prelude::*;
 
 use super::*;
@@ -18,6 +18,7 @@ fn told(epoch: i64, phase: Phase) -> Told {
             spec: Spec::default(),
             require: evenkeel_model::Selector::EMPTY,
             hash: Hash::default(),
+            holds: Holds::Strict,
             phase,
         })),
     }

@@ -15,7 +15,7 @@ fn worker() -> WorkerId {
 }
 
 fn status(epoch: i64, phase: Observed) -> Status {
-    Status { phase, epoch: Epoch(epoch), since: 1, restarts: 0, failures: 0, finished: false, message: String::new() }
+    Status::new(phase, Epoch(epoch), 1)
 }
 
 /// Keys with create and modification revisions.

@@ -153,7 +153,17 @@ mod tests {
     use super::*;
 
     fn status(phase: Observed, failures: u32, finished: bool, message: &str) -> Status {
-        Status { phase, epoch: Epoch(7), since: 5, restarts: 2, failures, finished, message: message.to_owned() }
+        Status {
+            phase,
+            epoch: Epoch(7),
+            since: 5,
+            hash: Hash::default(),
+            restart_for: Hash::default(),
+            restarts: 2,
+            failures,
+            finished,
+            message: message.to_owned(),
+        }
     }
 
     /// A resource that is assigned to a ready worker, which says this of it; or one that has finished there.

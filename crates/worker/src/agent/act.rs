@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use evenkeel_model::{Assignment, Epoch, Observed, ResourceName, Spec, Status, fit};
+use evenkeel_model::{Assignment, Epoch, Hash, Observed, ResourceName, Spec, Status, fit};
 
 use super::{follow::Follower, serve::Serving, table::Row};
 use crate::{
@@ -298,6 +298,16 @@ impl Serving<'_> {
     }
 
     fn status(&self, epoch: Epoch, phase: Observed, message: String) -> Status {
-        Status { phase, epoch, since: self.agent.clock.unix_ns(), restarts: 0, failures: 0, finished: false, message }
+        Status {
+            phase,
+            epoch,
+            since: self.agent.clock.unix_ns(),
+            hash: Hash::default(),
+            restart_for: Hash::default(),
+            restarts: 0,
+            failures: 0,
+            finished: false,
+            message,
+        }
     }
 }

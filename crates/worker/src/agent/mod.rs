@@ -106,6 +106,7 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         labels: config.labels.clone(),
         capacity: config.capacity,
         kinds: registry.kinds(),
+        drivers: std::collections::BTreeMap::new(),
         version: config.version.clone(),
         containment: means.to_owned(),
         authority_ms: Some(config.timing.authority_ms()),

@@ -202,8 +202,7 @@ mod tests {
 
     fn row(epoch: i64, grace_ms: u64) -> Row {
         let epoch = Epoch(epoch);
-        let status =
-            Status { phase: Observed::Starting, epoch, since: 1, restarts: 0, failures: 0, finished: false, message: String::new() };
+        let status = Status::new(Observed::Starting, epoch, 1);
         let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
         Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, root: 0, handle: None, refused: false, lapsed: false }
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_model::{Assignment, Hash, Observed, Phase, ResourceName, Selector, Spec, Status, StopReason};
+use evenkeel_model::{Assignment, Hash, Holds, Observed, Phase, ResourceName, Selector, Spec, Status, StopReason};
 use evenkeel_store::{KeyRange, Op, Txn};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -120,7 +120,7 @@ impl Many {
     fn assignment(&self, phase: Phase) -> Vec<u8> {
         let spec = Spec::from_value(json!({"command": ["/bin/sleep", self.seconds]})).expect("spec");
         let kind = "process".to_owned();
-        let assignment = Assignment { hash: Hash::of(&kind, &spec), kind, require: Selector::EMPTY, spec, phase };
+        let assignment = Assignment { hash: Hash::of(&kind, &spec), holds: Holds::Strict, kind, require: Selector::EMPTY, spec, phase };
         serde_json::to_vec(&assignment).expect("json")
     }
 

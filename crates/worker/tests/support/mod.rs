@@ -142,7 +142,8 @@ impl Testbed {
 
     async fn write_requiring(&self, resource: &str, kind: &str, spec: &Value, phase: Phase, require: Selector) -> Revision {
         let spec = Spec::from_value(spec.clone()).expect("spec");
-        let assignment = Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), require, spec, phase };
+        let assignment =
+            Assignment { kind: kind.to_owned(), hash: Hash::of(kind, &spec), require, spec, holds: evenkeel_model::Holds::Strict, phase };
         self.put(self.keys.assignment(&self.id, &name(resource)), serde_json::to_vec(&assignment).expect("json")).await
     }
 
