@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use evenkeel_model::process::duration;
-use evenkeel_worker::authority::{LONGEST_SPAN, SHORTEST_LEASE, Timing};
+use evenkeel_worker::protocol::authority::{LONGEST_SPAN, SHORTEST_LEASE, Timing};
 
 /// The spans, as flags.
 #[derive(Clone, Debug, Args)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{EndReason, Holder, Holds, Moment, Ownership, Phase, Standing, Worker};
+use crate::{EndReason, Holder, Moment, Ownership, Phase, Standing, Worker};
 
 /// What is known of an assignment's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ mod tests {
         let said = |(phase, epoch)| Box::new(Status::new(phase, Epoch(epoch), 0));
         Holder {
             worker: id(),
-            held: Held { epoch: Epoch(7), hash: crate::Hash::default(), work: crate::Work::unknown(), holds: Holds::Strict, phase },
+            held: Held { epoch: Epoch(7), hash: crate::Hash::default(), work: crate::Work::unknown(), holds: crate::Holds::Strict, phase },
             status: status.map(said),
         }
     }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use evenkeel_model::{
-    Admission, Assignment, Epoch, Hash, Holds, Observed, Origin, Phase, Registration, ResourceName, Session, Spec, Status, StopReason,
-    WorkerId,
+    Admission, Assignment, DriverTraits, Epoch, Hash, Holds, Observed, Origin, Phase, Registration, ResourceName, Session, Spec, Status,
+    StopReason, WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Direction, Etcd, Link, Settings},
@@ -23,10 +23,10 @@ use evenkeel_store::{Client, KeyName, KeyRange, LeasedKey, NewLeasedKey, Op, Txn
 use evenkeel_worker::{
     WorkerError,
     agent::{self, Parts},
-    authority::{BootTime, Clock, Gate, Timing},
-    catalog::Catalog,
-    driver::{Driver, Handle, Observation, Observer, Registry, SpecError, StopOrder, Work},
+    driver::catalog::Catalog,
+    driver::{Answer, Change, Driver, Handle, Lives, Observation, Observer, Registry, SpecError, StopOrder, Survivor, Work},
     guard::{LinkSender, ToGuard},
+    protocol::authority::{BootTime, Clock, Gate, Timing},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use tokio::{
@@ -58,11 +58,17 @@ impl Handle for ProbeHandle {
     fn stop(&self, _: StopOrder) {
         self.0.told.lock().unwrap().push(Told::Stop);
     }
+
+    fn update(&self, _: Change) {}
 }
 
 impl Driver for Probe {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &str {
         KIND
+    }
+
+    fn traits(&self) -> DriverTraits {
+        DriverTraits::default()
     }
 
     fn grace(&self, _: &Spec) -> Result<Duration, SpecError> {
@@ -74,6 +80,15 @@ impl Driver for Probe {
         *self.running.lock().unwrap() = Some(observer);
         Ok(Box::new(ProbeHandle(self.clone())))
     }
+
+    /// Nothing of it outlives its guard.
+    fn survivors(&self) -> Answer<'_, Vec<Survivor>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl Probe {
@@ -84,8 +99,8 @@ impl Probe {
     /// It has ended by itself, and is not to be started again.
     fn exits(&self, message: &str) {
         let message = message.to_owned();
-        let seen = Observation { phase: Observed::Exited, pid: 0, root: 0, restarts: 0, failures: 1, message };
-        self.running.lock().unwrap().as_ref().unwrap().is(seen);
+        let seen = Observation { lives: Lives::Nothing, failures: 1, message, ..Observation::of(Observed::Exited) };
+        self.running.lock().unwrap().as_ref().unwrap().observed(seen);
     }
 
     /// Nothing of it runs any more.
@@ -143,7 +158,7 @@ impl Glass {
         let clock: Arc<dyn Clock> = Arc::new(MachineClock::boot(0));
         let gate = Gate::shut(Arc::clone(&clock));
         let (probe, link) = (Probe::default(), etcd.link("agent"));
-        let registry = Registry::default().with(Arc::new(probe.clone()));
+        let registry = Registry::default().with(Arc::new(probe.clone())).expect("one driver");
         let (armed, deaf): (Arc<Mutex<Vec<Armed>>>, Arc<AtomicBool>) = Default::default();
         let (leave, leaves) = watch::channel(false);
         let (heard, is_deaf, time) = (Arc::clone(&armed), Arc::clone(&deaf), Arc::clone(&clock));

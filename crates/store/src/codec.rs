@@ -2,7 +2,7 @@
 //! one kind of key stands with the kind, in the model; only what is peculiar to etcd stands here.
 
 pub use evenkeel_model::json;
-use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Holds, Key, MasterRecord, Revision, Versioned, Write};
+use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Key, MasterRecord, Revision, Versioned, Write};
 
 use crate::{Compare, KeyChange, Kv, Op, keys::Keys};
 
@@ -147,7 +147,8 @@ mod tests {
         match kind {
             Kind::Assignment => {
                 let (kind, spec, require) = (String::new(), Spec::default(), Selector::EMPTY);
-                let may_run = Assignment { kind, spec, require, hash: Hash::unknown(), holds: Holds::Strict, phase: Phase::Run };
+                let may_run =
+                    Assignment { kind, spec, require, hash: Hash::unknown(), holds: evenkeel_model::Holds::Strict, phase: Phase::Run };
                 let json = r#"{"Kind":"process","Spec":{"command":["x"]},"Require":"gpu=true","Hash":"20d64501cacfb010","Phase":"stop","Reason":"drain","To":"v"}"#;
                 of("/assignments/w/a", json, Entry::Assignment(id(), name(), Some(may_run)))
             }

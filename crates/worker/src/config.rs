@@ -15,10 +15,10 @@ use evenkeel_net::Names;
 use evenkeel_store as store;
 
 use crate::{
-    authority::{Timing, TimingError},
-    catalog::CatalogError,
-    driver::{EnvPass, UnknownDriver},
+    driver::catalog::CatalogError,
+    driver::{EnvPass, RegistryError},
     guard::{LinkError, STATUS_AGAIN},
+    protocol::authority::{Timing, TimingError},
 };
 
 /// Each of the two generations of a log.
@@ -118,9 +118,9 @@ pub enum WorkerError {
     /// The spans break the promise.
     #[error(transparent)]
     Timing(#[from] TimingError),
-    /// A driver that there is not.
+    /// A driver that there is not, or one too many.
     #[error(transparent)]
-    Drivers(#[from] UnknownDriver),
+    Drivers(#[from] RegistryError),
     /// The catalog cannot be read.
     #[error(transparent)]
     Catalog(#[from] CatalogError),

@@ -67,7 +67,7 @@ async fn a_log_that_nobody_reads_holds_no_guard_up(id: &str, containment: &str) 
     let frozen = Instant::now();
     signal(worker.agent_pid().await, Signal::SIGSTOP);
     dead(pid).await;
-    assert!(frozen.elapsed() < evenkeel_worker::authority::Timing::default().authority, "{:?}", frozen.elapsed());
+    assert!(frozen.elapsed() < evenkeel_worker::protocol::authority::Timing::default().authority, "{:?}", frozen.elapsed());
     // What the guard says of that is said after the kill, and holds up nothing either.
     testbed.registered_after(session).await;
 

@@ -44,7 +44,7 @@ async fn many_are_stopped_in_time(id: &str, given: Value) {
     for pid in pids {
         dead(pid).await;
     }
-    assert!(away.elapsed() < evenkeel_worker::authority::Timing::default().authority, "{:?}", away.elapsed());
+    assert!(away.elapsed() < evenkeel_worker::protocol::authority::Timing::default().authority, "{:?}", away.elapsed());
     assert_eq!(worker.agent_pid().await, agent, "the guard did not have to");
     testbed.etcd.cont(0).expect("continued");
 

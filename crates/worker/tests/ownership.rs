@@ -18,7 +18,7 @@ const HICCUP: Duration = Duration::from_secs(3);
 
 /// Nothing runs for longer than this after the last proof was sent: each fault here comes later than that.
 fn authority() -> Duration {
-    evenkeel_worker::authority::Timing::default().authority
+    evenkeel_worker::protocol::authority::Timing::default().authority
 }
 
 /// What the tests below go by. A zombie runs nothing, and nobody promises when it is reaped.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use evenkeel_master::engine;
 use evenkeel_model::Moment;
-use evenkeel_worker::authority::{self, BootTime};
+use evenkeel_worker::protocol::authority::{self, BootTime};
 use tokio::time::Instant;
 
 /// Where the time of day begins, in nanoseconds since the Unix epoch.

@@ -12,13 +12,13 @@ use evenkeel_model::{Origin, Registration, WorkerId};
 use evenkeel_store::{Client, keys::Keys};
 use evenkeel_worker::{
     agent::{self, Parts},
-    authority::{Clock, Gate, Timing},
-    catalog::Catalog,
     driver::Registry,
+    driver::catalog::Catalog,
     guard::{
         LinkSender,
         rules::{Ended, Next, Rules, Start},
     },
+    protocol::authority::{Clock, Gate, Timing},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -177,8 +177,8 @@ impl Machine {
         let site = &self.site;
         let clock: Arc<dyn Clock> = Arc::new(system.clock);
         let gate = Gate::shut(Arc::clone(&clock));
-        let driver = SimDriver { kernel: system.kernel.clone(), gate: gate.clone(), grace: site.timing.grace };
-        let registry = Registry::default().with(Arc::new(driver));
+        let driver = SimDriver { kernel: system.kernel.clone(), grace: site.timing.grace };
+        let registry = Registry::default().with(Arc::new(driver)).expect("one driver");
         let origin = Origin { boot_id: system.boot.to_string(), guard: guard.id.clone() };
         let registration = Registration {
             kinds: registry.kinds(),

@@ -4,12 +4,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{Observed, ResourceName, Spec};
+use evenkeel_model::{DriverTraits, Observed, ResourceName, Spec};
 use evenkeel_store::task::of_this_process;
-use evenkeel_worker::{
-    authority::Gate,
-    driver::{Driver, Handle, Observation, Observer, SpecError, StopOrder, Work},
-};
+use evenkeel_worker::driver::{Answer, Change, Driver, Handle, Lives, Observation, Observer, SpecError, StopOrder, Survivor, Work};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -170,7 +167,6 @@ fn content_of(work: &Work) -> Option<u64> {
 /// Runs work of kind [`KIND`].
 pub(super) struct SimDriver {
     pub(super) kernel: Kernel,
-    pub(super) gate: Gate,
     pub(super) grace: Duration,
 }
 
@@ -183,11 +179,18 @@ impl Handle for Orders {
             *told = Some(StopOrder { kill_by: earlier });
         });
     }
+
+    /// It says that it takes no change.
+    fn update(&self, _: Change) {}
 }
 
 impl Driver for SimDriver {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &str {
         KIND
+    }
+
+    fn traits(&self) -> DriverTraits {
+        DriverTraits::default()
     }
 
     fn grace(&self, _: &Spec) -> Result<Duration, SpecError> {
@@ -196,25 +199,24 @@ impl Driver for SimDriver {
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
         let (orders, told) = watch::channel(None);
-        let keeper = Keeper {
-            kernel: self.kernel.clone(),
-            gate: self.gate.clone(),
-            grace: self.grace,
-            work,
-            observer,
-            told,
-            starts: 0,
-            failures: 0,
-        };
+        let keeper = Keeper { kernel: self.kernel.clone(), grace: self.grace, work, observer, told, starts: 0, failures: 0 };
         tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(Orders(orders)))
+    }
+
+    /// Nothing of it outlives its guard.
+    fn survivors(&self) -> Answer<'_, Vec<Survivor>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 }
 
 /// Keeps one resource running until it is told to stop.
 struct Keeper {
     kernel: Kernel,
-    gate: Gate,
     grace: Duration,
     work: Work,
     observer: Observer,
@@ -228,7 +230,7 @@ impl Keeper {
         while self.told.borrow().is_none() {
             sleep(self.kernel.dice.span(Duration::ZERO, LONGEST_START)).await;
             // The one check that counts is the last one before the effect.
-            if self.told.borrow().is_none() && self.gate.is_open() {
+            if self.told.borrow().is_none() && self.work.gate.is_open() {
                 self.starts += 1;
                 let running = self.kernel.run(&self.work);
                 self.observe(Observed::Running);
@@ -260,10 +262,10 @@ impl Keeper {
             _ = self.told.wait_for(Option::is_some) => {}
         }
         running.signal.send_replace(Signal::Term);
-        let grace_ends = self.gate.clock().instant(self.gate.clock().now() + self.grace);
+        let grace_ends = self.work.gate.clock().instant(self.work.gate.clock().now() + self.grace);
         loop {
             let order = *self.told.borrow_and_update();
-            let kill_by = order.and_then(|order| order.kill_by).map(|at| self.gate.clock().instant(at));
+            let kill_by = order.and_then(|order| order.kill_by).map(|at| self.work.gate.clock().instant(at));
             tokio::select! {
                 biased;
                 _ = running.dead.wait_for(|dead| *dead) => return,
@@ -276,13 +278,8 @@ impl Keeper {
     }
 
     fn observe(&self, phase: Observed) {
-        self.observer.is(Observation {
-            phase,
-            pid: 1,
-            root: 0,
-            restarts: self.starts.saturating_sub(1),
-            failures: self.failures,
-            message: String::new(),
-        });
+        let lives = if phase == Observed::Exited { Lives::Nothing } else { Lives::Maybe };
+        let restarts = self.starts.saturating_sub(1);
+        self.observer.observed(Observation { lives, pid: 1, restarts, failures: self.failures, ..Observation::of(phase) });
     }
 }

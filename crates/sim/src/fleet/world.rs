@@ -13,7 +13,7 @@ use evenkeel_store::{
     Kv,
     keys::{Key, Keys},
 };
-use evenkeel_worker::authority::Timing;
+use evenkeel_worker::protocol::authority::Timing;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{

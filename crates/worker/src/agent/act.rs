@@ -8,10 +8,10 @@ use evenkeel_model::{Assignment, Epoch, Hash, Observed, ResourceName, Spec, Stat
 
 use super::{follow::Follower, serve::Serving, table::Row};
 use crate::{
-    authority::BootTime,
-    desired::Told,
     driver::{Driver, Observer, StopOrder, Work},
-    reconcile::{Action, Facts, Footing, Run, RunState, StopWhy, decide},
+    protocol::authority::BootTime,
+    protocol::desired::DesiredAssignment,
+    protocol::reconcile::{Action, AdmissionState, Facts, Run, RunState, StopWhy, decide},
 };
 
 /// By how much the agent's own kill comes before the guard's.
@@ -96,33 +96,33 @@ impl Serving<'_> {
         }
     }
 
-    fn footing(&self) -> Footing {
+    fn admission_state(&self) -> AdmissionState {
         if self.leaving {
-            Footing::Leaving
+            AdmissionState::Leaving
         } else if self.lost || self.admission().is_none() {
-            Footing::Unadmitted
+            AdmissionState::Unadmitted
         } else if self.state.desired.has_view() {
-            Footing::Acting
+            AdmissionState::Current
         } else {
-            Footing::Waiting
+            AdmissionState::Stale
         }
     }
 
     fn act_on(&mut self, name: &ResourceName, now: BootTime) {
-        let told = self.state.desired.told(name).cloned();
-        self.reconsider(name, told.as_ref());
+        let assigned = self.state.desired.assignment(name).cloned();
+        self.reconsider(name, assigned.as_ref());
         let facts = Facts {
-            told: told.as_ref(),
+            assignment: assigned.as_ref(),
             run: self.state.table.run(name),
             past: self.state.desired.past(name),
-            footing: self.footing(),
+            admission: self.admission_state(),
             authority: &self.authority,
             grace: self.agent.timing.grace,
         };
         match decide(&facts, now) {
             Some(Action::Start(epoch)) => {
-                if let Some(told) = told {
-                    self.start(name, epoch, &told, now);
+                if let Some(assigned) = assigned {
+                    self.start(name, epoch, &assigned, now);
                 }
             }
             Some(Action::Rest(epoch)) => self.rest(name, epoch),
@@ -139,18 +139,18 @@ impl Serving<'_> {
                 self.state.reporter.set(name, status);
             }
             // It was not started for want of authority.
-            None if told.is_some() && facts.run.is_none() && self.lapsed => {
+            None if assigned.is_some() && facts.run.is_none() && self.lapsed => {
                 self.deferred.insert(name.clone());
             }
             None => {}
         }
     }
 
-    fn start(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, now: BootTime) {
-        let resolved = match &told.assignment {
+    fn start(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, now: BootTime) {
+        let resolved = match &assigned.assignment {
             Ok(assignment) => {
                 if let Err(misfit) = self.may_run(assignment) {
-                    return self.refuse(name, epoch, told, &misfit);
+                    return self.refuse(name, epoch, assigned, &misfit);
                 }
                 let (kind, spec) = self.agent.catalog.resolve(name, assignment);
                 self.prepare(&kind, &spec).map(|(driver, grace)| (driver, grace, kind, spec))
@@ -159,12 +159,12 @@ impl Serving<'_> {
         };
         let (driver, grace, kind, spec) = match resolved {
             Ok(resolved) => resolved,
-            Err(message) => return self.fail(name, epoch, told, message),
+            Err(message) => return self.fail(name, epoch, assigned, message),
         };
         let row = Row {
             run: Run { epoch, state: RunState::Live, grace },
             kind,
-            hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
+            hash: assigned.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
             status: self.status(epoch, Observed::Starting, String::new()),
             pid: 0,
             root: 0,
@@ -180,7 +180,7 @@ impl Serving<'_> {
             return;
         }
         let observer = Observer::new(name.clone(), epoch, self.agent.events.clone());
-        match driver.start(Work { name: name.clone(), epoch, spec }, observer) {
+        match driver.start(Work { name: name.clone(), epoch, spec, gate: self.agent.gate.clone() }, observer) {
             Ok(handle) => {
                 self.agent.board.starts.fetch_add(1, Ordering::Relaxed);
                 if let Some(mut row) = self.state.table.remove(name) {
@@ -191,7 +191,7 @@ impl Serving<'_> {
             }
             Err((error, observer)) => {
                 observer.unused();
-                self.fail(name, epoch, told, error.to_string());
+                self.fail(name, epoch, assigned, error.to_string());
             }
         }
         self.agent.board.show(name, self.state.table.get(name));
@@ -210,8 +210,8 @@ impl Serving<'_> {
         fit::may_run(assignment.needs(), &self.registration.id, &self.registration)
     }
 
-    fn refuse(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, misfit: &fit::Misfit) {
-        self.fail(name, epoch, told, format!("this worker may not run it: {misfit}"));
+    fn refuse(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, misfit: &fit::Misfit) {
+        self.fail(name, epoch, assigned, format!("this worker may not run it: {misfit}"));
         if let Some(mut row) = self.state.table.remove(name) {
             row.refused = true;
             self.state.table.insert(name.clone(), row);
@@ -219,8 +219,8 @@ impl Serving<'_> {
     }
 
     /// What was refused is looked at again when its rules have changed.
-    fn reconsider(&mut self, name: &ResourceName, told: Option<&Told>) {
-        let assignment = told.and_then(|told| told.assignment.as_ref().ok());
+    fn reconsider(&mut self, name: &ResourceName, assigned: Option<&DesiredAssignment>) {
+        let assignment = assigned.and_then(|assigned| assigned.assignment.as_ref().ok());
         let is_refused = self.state.table.get(name).is_some_and(|row| row.refused);
         if is_refused && assignment.is_some_and(|assignment| self.may_run(assignment).is_ok()) {
             self.state.table.remove(name);
@@ -228,13 +228,13 @@ impl Serving<'_> {
     }
 
     /// It cannot be started here, whatever is tried: that is its status until its assignment changes. Another worker may have what this one lacks.
-    fn fail(&mut self, name: &ResourceName, epoch: Epoch, told: &Told, message: String) {
+    fn fail(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, message: String) {
         tracing::warn!(resource = %name, %epoch, message, "cannot be started");
         let status = Status { failures: 1, ..self.status(epoch, Observed::Failed, message) };
         let row = Row {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
-            kind: told.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
-            hash: told.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
+            kind: assigned.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
+            hash: assigned.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
             status: status.clone(),
             pid: 0,
             root: 0,
@@ -252,7 +252,7 @@ impl Serving<'_> {
         let stands = self.state.reporter.last(name).filter(|status| status.epoch == epoch).cloned();
         let status = Status { finished: true, ..stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())) };
         self.state.reporter.set(name, status.clone());
-        let assignment = self.state.desired.told(name).and_then(|told| told.assignment.clone().ok());
+        let assignment = self.state.desired.assignment(name).and_then(|assigned| assigned.assignment.clone().ok());
         let row = Row {
             run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
             kind: assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),

@@ -18,8 +18,8 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metri
 
 use crate::{
     agent::table::Row,
-    authority::{BootTime, Clock, Gate},
     driver::process::log::Logs,
+    protocol::authority::{BootTime, Clock, Gate},
     usage::Root,
 };
 

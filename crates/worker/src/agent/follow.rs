@@ -9,7 +9,7 @@ use evenkeel_model::{Epoch, ResourceName, Revision, Status, WorkerId};
 use evenkeel_store::{Client, KeyChange, KeyRange, Kv, Update, keys::Key, keys::Keys, mirror, task::of_this_process};
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 
-use crate::desired::Told;
+use crate::protocol::desired::DesiredAssignment;
 
 /// The pause before etcd is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -17,32 +17,32 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Own statuses as they stand, with their modification revisions. None where the value cannot be read.
 pub(crate) type Statuses = BTreeMap<ResourceName, (Option<Status>, Revision)>;
 
-/// What is heard of the assignments.
+/// What following the assignments brings.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum Followed {
     /// Everything, as it stands at this revision or later.
-    Whole { revision: Revision, told: BTreeMap<ResourceName, Told>, statuses: Statuses },
+    Whole { revision: Revision, assignments: BTreeMap<ResourceName, DesiredAssignment>, statuses: Statuses },
     /// All assignments again: etcd could not be followed for a while.
-    Again { revision: Revision, told: BTreeMap<ResourceName, Told> },
+    Again { revision: Revision, assignments: BTreeMap<ResourceName, DesiredAssignment> },
     /// What has changed.
-    Changes(Vec<(ResourceName, Option<Told>)>),
+    Changes(Vec<(ResourceName, Option<DesiredAssignment>)>),
 }
 
 /// Follows until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    pub(crate) heard: mpsc::Receiver<Heard>,
+    pub(crate) followed: mpsc::Receiver<Followed>,
     task: AbortHandle,
 }
 
 impl Follower {
     pub(crate) fn begin(client: Client, keys: Keys, worker: WorkerId) -> Self {
-        let (sender, heard) = mpsc::channel(64);
+        let (sender, followed) = mpsc::channel(64);
         let task = tokio::spawn(of_this_process(async move {
             // It ends when nobody listens.
             let _ = follow(&client, &keys, &worker, &sender).await;
         }));
-        Self { heard, task: task.abort_handle() }
+        Self { followed, task: task.abort_handle() }
     }
 }
 
@@ -56,8 +56,8 @@ async fn follow(
     client: &Client,
     keys: &Keys,
     worker: &WorkerId,
-    sender: &mpsc::Sender<Heard>,
-) -> Result<(), mpsc::error::SendError<Heard>> {
+    sender: &mpsc::Sender<Followed>,
+) -> Result<(), mpsc::error::SendError<Followed>> {
     let listed = loop {
         match client.list(&KeyRange::prefix(keys.statuses_of(worker))).await {
             Ok(listed) => break listed,
@@ -68,18 +68,18 @@ async fn follow(
     let mut first = Some((listed.revision, statuses(keys, &listed.kvs)));
     let mut updates = mirror(client, KeyRange::prefix(keys.assignments_of(worker)));
     while let Some(update) = updates.recv().await {
-        let heard = match update {
+        let followed = match update {
             Update::Reset { kvs, revision, .. } => {
-                let told = kvs.iter().filter_map(|kv| Some((name_of(keys, &kv.key)?, told(kv)))).collect();
+                let assignments = kvs.iter().filter_map(|kv| Some((name_of(keys, &kv.key)?, assigned(kv)))).collect();
                 match first.take() {
-                    Some((listed, statuses)) => Heard::Whole { revision: revision.min(listed), told, statuses },
-                    None => Heard::Again { revision, told },
+                    Some((listed, statuses)) => Followed::Whole { revision: revision.min(listed), assignments, statuses },
+                    None => Followed::Again { revision, assignments },
                 }
             }
-            Update::Changes { changes, .. } => Heard::Changes(changes.iter().filter_map(|change| changed(keys, change)).collect()),
+            Update::Changes { changes, .. } => Followed::Changes(changes.iter().filter_map(|change| changed(keys, change)).collect()),
             Update::Lost { .. } | Update::Recovered => continue,
         };
-        sender.send(heard).await?;
+        sender.send(followed).await?;
     }
     Ok(())
 }
@@ -91,17 +91,17 @@ fn name_of(keys: &Keys, key: &[u8]) -> Option<ResourceName> {
     }
 }
 
-fn changed(keys: &Keys, change: &KeyChange) -> Option<(ResourceName, Option<Told>)> {
+fn changed(keys: &Keys, change: &KeyChange) -> Option<(ResourceName, Option<DesiredAssignment>)> {
     let name = name_of(keys, change.key())?;
     Some(match change {
-        KeyChange::Put(kv) => (name, Some(told(kv))),
+        KeyChange::Put(kv) => (name, Some(assigned(kv))),
         KeyChange::Delete { .. } => (name, None),
     })
 }
 
-fn told(kv: &Kv) -> Told {
+fn assigned(kv: &Kv) -> DesiredAssignment {
     let assignment = serde_json::from_slice(&kv.value).map(Arc::new).map_err(|error| error.to_string().into());
-    Told { epoch: Epoch(kv.created.0), assignment }
+    DesiredAssignment { epoch: Epoch(kv.created.0), assignment }
 }
 
 fn statuses(keys: &Keys, kvs: &[Kv]) -> Statuses {

@@ -29,16 +29,16 @@ use self::{
     table::Table,
 };
 use crate::{
-    authority::{BootTime, Clock, Gate, SystemClock, Timing},
-    catalog::Catalog,
     config::{FindHost, WorkerConfig, WorkerError},
-    containment::{Containment, means_name, spawner::Spawned},
     data_dir::{Cluster, DataDir},
-    desired::Desired,
+    driver::catalog::Catalog,
     driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
     guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
+    hold::{Containment, means_name, spawner::Spawned},
     log_writer,
-    report::Reporter,
+    protocol::authority::{BootTime, Clock, Gate, SystemClock, Timing},
+    protocol::desired::Desired,
+    protocol::report::Reporter,
     server::{self, Listeners},
 };
 
@@ -65,7 +65,7 @@ struct State {
     table: Table,
     desired: Desired,
     reporter: Reporter,
-    heard: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
     leave: watch::Receiver<bool>,
     /// The end that the guard was last told of; none: it was told that nothing runs, or nothing yet.
     guard_told: Option<BootTime>,
@@ -88,7 +88,7 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     evenkeel_net::raise_descriptors();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let gate = Gate::shut(clock.clone());
-    let registry = drivers(&config, &logs, &gate, &containment)?;
+    let registry = drivers(&config, &logs, &containment)?;
     let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry.kinds()))?;
     let listeners = Listeners::bind(config.grpc_listen, config.http_listen)?;
     let hello = link.hello;
@@ -106,7 +106,7 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         labels: config.labels.clone(),
         capacity: config.capacity,
         kinds: registry.kinds(),
-        drivers: std::collections::BTreeMap::new(),
+        drivers: registry.traits(),
         version: config.version.clone(),
         containment: means.to_owned(),
         authority_ms: Some(config.timing.authority_ms()),
@@ -180,12 +180,18 @@ pub async fn live(parts: Parts) -> Result<(), WorkerError> {
 
 async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerError> {
     let Parts { client, keys, registration, find_host, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
-    let (events, heard) = mpsc::unbounded_channel();
+    let (events, observed) = mpsc::unbounded_channel();
     let id = registration.id.clone();
     let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration, find_host };
     let agent = Agent { id, keys, client, timing, clock, gate, link, registry, catalog, board, events };
-    let state =
-        State { table: Table::default(), desired: Desired::default(), reporter: Reporter::default(), heard, leave, guard_told: None };
+    let state = State {
+        table: Table::default(),
+        desired: Desired::default(),
+        reporter: Reporter::default(),
+        events: observed,
+        leave,
+        guard_told: None,
+    };
     agent.live(state, registrar, previous, patience).await
 }
 
@@ -196,16 +202,11 @@ fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<
         .map_err(|source| WorkerError::System { what: "hold processes", source })
 }
 
-fn drivers(config: &WorkerConfig, logs: &log::Logs, gate: &Gate, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
-    let process = ProcessConfig {
-        worker: config.id.clone(),
-        logs: logs.clone(),
-        grace: config.timing.grace,
-        gate: gate.clone(),
-        env_pass: config.env_pass.clone(),
-    };
+fn drivers(config: &WorkerConfig, logs: &log::Logs, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
+    let process =
+        ProcessConfig { worker: config.id.clone(), logs: logs.clone(), grace: config.timing.grace, env_pass: config.env_pass.clone() };
     let process = ProcessDriver::new(process, Arc::clone(containment));
-    Ok(Registry::default().with(Arc::new(Noop)).with(Arc::new(process)).limited_to(&config.drivers)?)
+    Ok(Registry::default().with(Arc::new(Noop))?.with(Arc::new(process))?.limited_to(&config.drivers)?)
 }
 
 /// Hears a request to leave, and the guard's death: then nobody would end the work but this process.

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::authority::{BootTime, Clock, Timing};
+use crate::protocol::authority::{BootTime, Clock, Timing};
 
 /// The outcome of one proof.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
-    authority::Timing,
     config::{FindHost, WorkerError},
     guard::{LinkSender, Registered},
+    protocol::authority::Timing,
 };
 
 /// The pause before etcd is asked again.

@@ -20,17 +20,16 @@ use tokio::{
 
 use super::{
     Agent, State,
-    follow::{Follower, Heard},
+    follow::{Followed, Follower},
     proof::{Proof, prove_on},
     register::{self, Begun},
-    table::rests,
 };
 use crate::{
-    authority::{Authority, BootTime},
     config::WorkerError,
-    driver::{Event, What},
-    reconcile::{RunState, StopWhy},
-    report::{Batch, Ground, Outcome, Verdict},
+    driver::{Event, EventKind, Lives},
+    protocol::authority::{Authority, BootTime},
+    protocol::reconcile::{RunState, StopWhy},
+    protocol::report::{Batch, Outcome, StatusGuard, Verdict},
 };
 
 /// Changes that come together are written together.
@@ -85,7 +84,7 @@ pub(super) struct Serving<'a> {
 /// Something that happens.
 enum Wake {
     Admission(Update),
-    Heard(Heard),
+    Followed(Followed),
     Proof(Proof),
     Driver(Event),
     Written(Batch, Outcome),
@@ -158,9 +157,9 @@ impl<'a> Serving<'a> {
         let timer = self.next_time().map(|at| self.agent.clock.instant(at));
         let wake_at = timer.into_iter().chain(self.report_time()).min();
         let (lost, leaving) = (self.lost, self.leaving);
-        let heard = async {
+        let followed = async {
             match &mut self.follower {
-                Some(follower) => follower.heard.recv().await,
+                Some(follower) => follower.followed.recv().await,
                 None => pending().await,
             }
         };
@@ -174,8 +173,8 @@ impl<'a> Serving<'a> {
             biased;
             Some(proof) = self.proofs.recv() => Wake::Proof(proof),
             Some(update) = self.admission.recv() => Wake::Admission(update),
-            Some(heard) = heard => Wake::Heard(heard),
-            Some(event) = self.state.heard.recv() => Wake::Driver(event),
+            Some(followed) = followed => Wake::Followed(followed),
+            Some(event) = self.state.events.recv() => Wake::Driver(event),
             Some((batch, outcome)) = self.written.recv() => Wake::Written(batch, outcome),
             Ok(_) = self.lease.wait_for(|state| *state != LeaseState::Alive), if !lost => Wake::KeyGone,
             Ok(_) = self.state.leave.wait_for(|leave| *leave), if !leaving => Wake::Leave,
@@ -186,7 +185,7 @@ impl<'a> Serving<'a> {
     fn take_in(&mut self, wake: Wake) -> Result<(), WorkerError> {
         match wake {
             Wake::Admission(update) => self.see_admission(&update),
-            Wake::Heard(heard) => self.hear(heard),
+            Wake::Followed(followed) => self.take_followed(followed),
             Wake::Proof(proof) => self.take_proof(proof),
             Wake::Driver(event) => self.observe(event)?,
             Wake::Written(batch, outcome) => self.take_outcome(&batch, outcome),
@@ -225,29 +224,29 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn hear(&mut self, heard: Heard) {
+    fn take_followed(&mut self, followed: Followed) {
         let desired = &mut self.state.desired;
-        match heard {
-            Heard::Whole { revision, told, statuses } => {
+        match followed {
+            Followed::Whole { revision, assignments, statuses } => {
                 let read = statuses.iter().filter_map(|(name, (status, _))| Some((name.clone(), status.clone()?))).collect();
-                if desired.list(revision, told, &read) {
-                    self.state.reporter.list(statuses, |name| desired.told(name).is_some());
+                if desired.list(revision, assignments, &read) {
+                    self.state.reporter.list(statuses, |name| desired.assignment(name).is_some());
                 } else {
                     tracing::warn!(%revision, "a list that is older than the admission is not acted on");
                     self.follower = None;
                 }
                 self.touch_all();
             }
-            Heard::Again { revision, told } => {
-                if desired.list(revision, told, &BTreeMap::new()) {
-                    self.state.reporter.retain(|name| desired.told(name).is_some());
+            Followed::Again { revision, assignments } => {
+                if desired.list(revision, assignments, &BTreeMap::new()) {
+                    self.state.reporter.retain(|name| desired.assignment(name).is_some());
                 }
                 self.touch_all();
             }
-            Heard::Changes(changes) => {
-                for (name, told) in changes {
-                    match told {
-                        Some(told) => desired.put(name.clone(), told),
+            Followed::Changes(changes) => {
+                for (name, assigned) in changes {
+                    match assigned {
+                        Some(assigned) => desired.put(name.clone(), assigned),
                         None => {
                             desired.delete(&name);
                             self.state.reporter.forget(&name);
@@ -293,13 +292,14 @@ impl<'a> Serving<'a> {
     }
 
     fn observe(&mut self, event: Event) -> Result<(), WorkerError> {
-        let Event { name, epoch, what } = event;
-        match what {
-            What::Is(mut seen) => {
+        let Event { name, epoch, kind } = event;
+        match kind {
+            EventKind::Observed(mut seen) => {
                 self.watch_guard(self.agent.clock.now());
-                let was_killed = self.state.table.get(&name).is_some_and(|row| row.lapsed && row.run.epoch == epoch) && rests(seen.phase);
+                let was_killed =
+                    self.state.table.get(&name).is_some_and(|row| row.lapsed && row.run.epoch == epoch) && seen.lives == Lives::Nothing;
                 if was_killed {
-                    seen.phase = Observed::Backoff;
+                    (seen.phase, seen.lives) = (Observed::Backoff, Lives::Maybe);
                 }
                 if let Some(status) = self.state.table.observe(&name, epoch, seen, self.agent.clock.unix_ns()) {
                     if status.finished {
@@ -315,13 +315,14 @@ impl<'a> Serving<'a> {
                 self.dirty.insert(name);
                 Ok(())
             }
-            What::Ended => {
+            EventKind::Updated(_) | EventKind::NeedsRestart(..) => Ok(()),
+            EventKind::Ended => {
                 if self.state.table.run(&name).is_some_and(|run| run.epoch == epoch) {
                     self.end(&name);
                 }
                 Ok(())
             }
-            What::Broken => Err(WorkerError::Broken(name)),
+            EventKind::Broken => Err(WorkerError::Broken(name)),
         }
     }
 
@@ -366,7 +367,7 @@ impl<'a> Serving<'a> {
             return;
         }
         self.report_at = None;
-        let Some(batch) = self.state.reporter.next(Ground { session: self.session, admission }) else { return };
+        let Some(batch) = self.state.reporter.next(StatusGuard { session: self.session, admission }) else { return };
         let (client, writer) = (self.agent.client.clone(), self.writer.clone());
         let txn = batch.txn(&self.agent.keys, &self.agent.id);
         self.tasks.spawn(of_this_process(async move {

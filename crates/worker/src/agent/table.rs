@@ -10,8 +10,8 @@ use std::{
 use evenkeel_model::{Epoch, Hash, Observed, ResourceName, Status};
 
 use crate::{
-    driver::{Handle, Observation, StopOrder},
-    reconcile::{Run, RunState},
+    driver::{Handle, Lives, Observation, StopOrder},
+    protocol::reconcile::{Run, RunState},
 };
 
 /// One run.
@@ -117,7 +117,7 @@ impl Table {
     /// end of its own, which it came to before it heard of that, and what keeps it from ending.
     pub(crate) fn observe(&mut self, name: &ResourceName, epoch: Epoch, seen: Observation, now_ns: i64) -> Option<&Status> {
         let run = self.run(name).filter(|run| run.epoch == epoch)?;
-        let rests = rests(seen.phase);
+        let rests = seen.lives == Lives::Nothing;
         if run.state == RunState::Stopping {
             let row = self.rows.get_mut(name)?;
             if rests && !row.lapsed {
@@ -172,11 +172,6 @@ impl Table {
     }
 }
 
-/// It has come to its end, and is not started again.
-pub(crate) fn rests(phase: Observed) -> bool {
-    matches!(phase, Observed::Exited | Observed::Failed)
-}
-
 impl Row {
     fn enter(&mut self, phase: Observed, now_ns: i64) {
         if self.status.phase != phase {
@@ -208,7 +203,8 @@ mod tests {
     }
 
     fn seen(phase: Observed) -> Observation {
-        Observation { phase, pid: 9, root: 8, restarts: 0, failures: 0, message: String::new() }
+        let lives = if matches!(phase, Observed::Exited | Observed::Failed) { Lives::Nothing } else { Lives::Maybe };
+        Observation { lives, pid: 9, root: 8, ..Observation::of(phase) }
     }
 
     #[test]

@@ -3,15 +3,16 @@
 //! The wheel: worker::reconcile -> **worker::driver** -> worker::report. A driver starts, stops and observes. It decides neither what
 //! runs nor where; before each effect it asks the authority's gate, and it says that a run has ended only when all of it is dead.
 
+pub mod catalog;
 mod noop;
 pub(crate) mod process;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
-use evenkeel_model::{DefinitionError, Epoch, Observed, ResourceName, Spec};
+use evenkeel_model::{DefinitionError, DriverTraits, Epoch, Hash, Observed, ResourceName, Spec};
 use tokio::sync::mpsc;
 
-use crate::authority::BootTime;
+use crate::protocol::authority::{BootTime, Gate};
 
 pub use noop::Noop;
 pub use process::{ProcessConfig, ProcessDriver, environment::EnvPass};
@@ -25,6 +26,28 @@ pub struct Work {
     pub epoch: Epoch,
     /// What to run, in the driver's own terms.
     pub spec: Spec,
+    /// Asked before each effect: it is open while this worker may run the work.
+    pub gate: Gate,
+}
+
+/// A change of work that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Names the content, for the answer.
+    pub hash: Hash,
+    /// What to run from now on.
+    pub spec: Spec,
+}
+
+/// Something of an earlier session that still lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// The resource.
+    pub name: ResourceName,
+    /// The epoch that it was started for.
+    pub epoch: Epoch,
+    /// What the driver knows it by, beside these.
+    pub id: String,
 }
 
 /// Why a driver does not take a spec: the field and the rule that it breaks, for people.
@@ -38,10 +61,21 @@ impl From<DefinitionError> for SpecError {
     }
 }
 
-/// Runs one kind of resource.
+/// Why a driver cannot say what lives, or cannot end it, for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DriverError(pub String);
+
+/// An answer that a driver takes its time for.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>;
+
+/// Runs one kind of resource. docs/drivers.md says how to write one.
 pub trait Driver: Send + Sync {
     /// What it is called in a resource.
-    fn kind(&self) -> &'static str;
+    fn kind(&self) -> &str;
+
+    /// How it holds work, and whether it takes changes while work runs. The same for as long as the process lives.
+    fn traits(&self) -> DriverTraits;
 
     /// How long work of this spec needs to stop. Checks the whole spec.
     ///
@@ -54,6 +88,13 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What is wrong with the spec. Nothing runs then, and the observer was not used.
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)>;
+
+    /// What of earlier sessions still lives, by whichever agent or guard it was started. It is asked before each registration, when nothing of
+    /// this agent's own runs. Without an answer the worker attests nothing, and does not offer the kind.
+    fn survivors(&self) -> Answer<'_, Vec<Survivor>>;
+
+    /// Ends a survivor for good: once it has answered, nothing of it lives and nothing of it can start again.
+    fn end<'a>(&'a self, survivor: &'a Survivor) -> Answer<'a, ()>;
 }
 
 /// One run.
@@ -61,6 +102,10 @@ pub trait Handle: Send {
     /// Stops it: gently first, and by force at the end of its grace, or at the order's time if that is earlier. Said again, the earlier
     /// time counts. Never waits: the end is observed.
     fn stop(&self, order: StopOrder);
+
+    /// Takes a change while the work runs. Never waits: the answer is [`Observer::updated`] or [`Observer::needs_restart`], with the change's hash. Only a
+    /// driver that says that it updates is asked. After a stop it has no effect.
+    fn update(&self, change: Change);
 }
 
 /// How to stop.
@@ -70,12 +115,23 @@ pub struct StopOrder {
     pub kill_by: Option<BootTime>,
 }
 
-/// What a driver observes of a run. Exited and failed are for good: the work has come to its end, and by its own restart policy it is not started
-/// again, here or elsewhere. What fails and is started again is in backoff.
+/// What an observation means for the guard, which ends what lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lives {
+    /// Something of it lives, or its driver may start it at any time.
+    Maybe,
+    /// Nothing of it lives, and its driver starts nothing more.
+    Nothing,
+}
+
+/// What a driver observes of a run. One of which nothing lives has come to its end for good: by its own restart policy it is not started again, here
+/// or elsewhere. What fails and is started again is in backoff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     /// What the work does.
     pub phase: Observed,
+    /// Whether anything of it lives.
+    pub lives: Lives,
     /// Its main process; 0: none.
     pub pid: u32,
     /// The process that all of it descends from, which is not of the work itself; 0: none.
@@ -88,6 +144,14 @@ pub struct Observation {
     pub message: String,
 }
 
+impl Observation {
+    /// Something lives, or may be started; nothing more is known.
+    #[must_use]
+    pub fn of(phase: Observed) -> Self {
+        Self { phase, lives: Lives::Maybe, pid: 0, root: 0, restarts: 0, failures: 0, message: String::new() }
+    }
+}
+
 /// Something that a driver tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -96,14 +160,18 @@ pub struct Event {
     /// The epoch that runs.
     pub epoch: Epoch,
     /// What of it.
-    pub what: What,
+    pub kind: EventKind,
 }
 
 /// What of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// This is how it is now.
-    Is(Observation),
+    Observed(Observation),
+    /// A change was taken: this content runs now.
+    Updated(Hash),
+    /// A change to this content cannot be taken while the work runs, which goes on as it is.
+    NeedsRestart(Hash, String),
     /// It was told to stop, and nothing of it runs any more.
     Ended,
     /// The driver has failed: nobody knows what runs. Only the guard can help.
@@ -127,14 +195,24 @@ impl Observer {
     }
 
     /// It is like this now.
-    pub fn is(&self, observation: Observation) {
-        self.tell(What::Is(observation));
+    pub fn observed(&self, observation: Observation) {
+        self.tell(EventKind::Observed(observation));
+    }
+
+    /// The change to this content was taken.
+    pub fn updated(&self, hash: Hash) {
+        self.tell(EventKind::Updated(hash));
+    }
+
+    /// The change to this content needs a restart, for this reason; what ran before it goes on.
+    pub fn needs_restart(&self, hash: Hash, why: impl Into<String>) {
+        self.tell(EventKind::NeedsRestart(hash, why.into()));
     }
 
     /// It was told to stop, and nothing of it runs any more.
     pub fn ended(mut self) {
         self.over = true;
-        self.tell(What::Ended);
+        self.tell(EventKind::Ended);
     }
 
     /// It was never started.
@@ -142,49 +220,72 @@ impl Observer {
         self.over = true;
     }
 
-    fn tell(&self, what: What) {
+    fn tell(&self, kind: EventKind) {
         // Nobody listens when the agent has ended, and then the guard acts.
-        let _ = self.events.send(Event { name: self.name.clone(), epoch: self.epoch, what });
+        let _ = self.events.send(Event { name: self.name.clone(), epoch: self.epoch, kind });
     }
 }
 
 impl Drop for Observer {
     fn drop(&mut self) {
         if !self.over {
-            self.tell(What::Broken);
+            self.tell(EventKind::Broken);
         }
     }
 }
 
 /// The drivers that this worker has.
 #[derive(Clone, Default)]
-pub struct Registry(BTreeMap<&'static str, Arc<dyn Driver>>);
+pub struct Registry(BTreeMap<String, Arc<dyn Driver>>);
 
-/// A name that is no driver's.
+/// Drivers that cannot be had, or not together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--drivers: there is no driver {unknown:?}; known are {known}")]
-pub struct UnknownDriver {
-    /// What was given.
-    pub unknown: String,
-    /// What there is.
-    pub known: String,
+pub enum RegistryError {
+    /// A name that is no driver's.
+    #[error("--drivers: there is no driver {unknown:?}; known are {known}")]
+    Unknown {
+        /// What was given.
+        unknown: String,
+        /// What there is.
+        known: String,
+    },
+    /// Two drivers of one kind.
+    #[error("there are two drivers of kind {0:?}; give one of them another kind, or leave it out")]
+    Twice(String),
+    /// A kind that no resource can have.
+    #[error("{kind:?} cannot be a kind: it {why}")]
+    Kind {
+        /// The kind.
+        kind: String,
+        /// Which rule it breaks.
+        why: String,
+    },
 }
 
 impl Registry {
     /// Adds one.
-    #[must_use]
-    pub fn with(mut self, driver: Arc<dyn Driver>) -> Self {
-        self.0.insert(driver.kind(), driver);
-        self
+    ///
+    /// # Errors
+    /// There is one of its kind already, or its kind is not one that a resource can have.
+    pub fn with(mut self, driver: Arc<dyn Driver>) -> Result<Self, RegistryError> {
+        let kind = driver.kind().to_owned();
+        if let Err(error) = ResourceName::new(&kind) {
+            return Err(RegistryError::Kind { kind, why: error.to_string() });
+        }
+        if self.0.contains_key(&kind) {
+            return Err(RegistryError::Twice(kind));
+        }
+        self.0.insert(kind, driver);
+        Ok(self)
     }
 
     /// Keeps only these; all, if none are named.
     ///
     /// # Errors
     /// The first name that no driver has.
-    pub fn limited_to(mut self, kinds: &[String]) -> Result<Self, UnknownDriver> {
+    pub fn limited_to(mut self, kinds: &[String]) -> Result<Self, RegistryError> {
         if let Some(unknown) = kinds.iter().find(|kind| !self.0.contains_key(kind.as_str())) {
-            return Err(UnknownDriver { unknown: unknown.clone(), known: self.kinds().join(", ") });
+            return Err(RegistryError::Unknown { unknown: unknown.clone(), known: self.kinds().join(", ") });
         }
         self.0.retain(|kind, _| kinds.is_empty() || kinds.iter().any(|k| k == kind));
         Ok(self)
@@ -193,7 +294,19 @@ impl Registry {
     /// What the drivers are called.
     #[must_use]
     pub fn kinds(&self) -> Vec<String> {
-        self.0.keys().map(|&kind| kind.to_owned()).collect()
+        self.0.keys().cloned().collect()
+    }
+
+    /// What is registered of the drivers: of those that hold work strictly and change it by a restart, nothing needs to be said.
+    #[must_use]
+    pub fn traits(&self) -> BTreeMap<String, DriverTraits> {
+        let said = self.0.iter().map(|(kind, driver)| (kind.clone(), driver.traits()));
+        said.filter(|(_, traits)| *traits != DriverTraits::default()).collect()
+    }
+
+    /// All of them, in the order of their kinds.
+    pub fn drivers(&self) -> impl Iterator<Item = &Arc<dyn Driver>> {
+        self.0.values()
     }
 
     /// The driver of a kind.
@@ -222,18 +335,20 @@ mod tests {
     fn a_run_that_is_dropped_without_an_end_is_broken() {
         let (dropped, mut received) = observer();
         drop(dropped);
-        assert_eq!(received.try_recv().map(|event| event.what), Ok(What::Broken));
+        assert_eq!(received.try_recv().map(|event| event.kind), Ok(EventKind::Broken));
         let (ended, mut received) = observer();
         ended.ended();
-        assert_eq!(received.try_recv().map(|event| event.what), Ok(What::Ended));
+        assert_eq!(received.try_recv().map(|event| event.kind), Ok(EventKind::Ended));
         assert!(received.try_recv().is_err());
     }
 
     #[test]
     fn drivers_are_limited_by_name() {
-        let all = || Registry::default().with(Arc::new(Noop));
+        let all = || Registry::default().with(Arc::new(Noop)).expect("one");
         assert_eq!(all().limited_to(&[]).expect("all").kinds(), ["noop"]);
         let error = all().limited_to(&["docker".to_owned()]).expect_err("unknown");
         assert_eq!(error.to_string(), "--drivers: there is no driver \"docker\"; known are noop");
+        let error = all().with(Arc::new(Noop)).expect_err("twice");
+        assert_eq!(error.to_string(), "there are two drivers of kind \"noop\"; give one of them another kind, or leave it out");
     }
 }

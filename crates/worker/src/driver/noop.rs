@@ -2,11 +2,17 @@
 //!
 //! The wheel: one of worker::driver. It has no effect that could outlive it.
 
-use std::{sync::Mutex, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use evenkeel_model::{Observed, Spec};
+use evenkeel_model::{DriverTraits, Holds, Observed, Spec};
 
-use super::{Driver, Handle, Observation, Observer, SpecError, StopOrder, Work};
+use super::{Answer, Change, Driver, Handle, Observation, Observer, SpecError, StopOrder, Survivor, Work};
+
+/// What it is called. It takes what no catalog knows.
+pub(super) const KIND: &str = "noop";
 
 /// Only logs start and stop.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,8 +24,12 @@ struct Held {
 }
 
 impl Driver for Noop {
-    fn kind(&self) -> &'static str {
-        "noop"
+    fn kind(&self) -> &str {
+        KIND
+    }
+
+    fn traits(&self) -> DriverTraits {
+        DriverTraits { holds: Holds::Strict, updates: true }
     }
 
     fn grace(&self, _: &Spec) -> Result<Duration, SpecError> {
@@ -28,14 +38,36 @@ impl Driver for Noop {
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
         tracing::info!(resource = %work.name, epoch = %work.epoch, "noop: started");
-        observer.is(Observation { phase: Observed::Running, pid: 0, root: 0, restarts: 0, failures: 0, message: String::new() });
+        observer.observed(Observation::of(Observed::Running));
         Ok(Box::new(Held { work, observer: Mutex::new(Some(observer)) }))
+    }
+
+    /// Nothing of it outlives its agent.
+    fn survivors(&self) -> Answer<'_, Vec<Survivor>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Held {
+    fn observer(&self) -> MutexGuard<'_, Option<Observer>> {
+        self.observer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Handle for Held {
+    fn update(&self, change: Change) {
+        if let Some(observer) = &*self.observer() {
+            tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "noop: changed");
+            observer.updated(change.hash);
+        }
+    }
+
     fn stop(&self, _: StopOrder) {
-        let observer = self.observer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let observer = self.observer().take();
         if let Some(observer) = observer {
             tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "noop: stopped");
             observer.ended();

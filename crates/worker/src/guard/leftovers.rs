@@ -19,7 +19,7 @@ use nix::{
 };
 
 use super::mark::Mark;
-use crate::containment::{
+use crate::hold::{
     GUARD_MARK,
     cgroup::{self, Held, Maker},
     procfs::{self, Processes},

@@ -22,8 +22,8 @@ use super::{
     wire::{FORMAT, Hello, Inbox, Registered, ToAgent, ToGuard},
 };
 use crate::{
-    authority::BootTime,
-    containment::spawner::{self, Spawned},
+    hold::spawner::{self, Spawned},
+    protocol::authority::BootTime,
     sys,
 };
 

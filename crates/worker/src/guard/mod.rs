@@ -43,8 +43,8 @@ use self::{
     wire::{Inbox, ToAgent},
 };
 use crate::{
-    authority::{BootTime, boot_time},
-    containment::ContainmentMode,
+    hold::ContainmentMode,
+    protocol::authority::{BootTime, boot_time},
     sys::{self, ChildSetup, OomScore},
 };
 
@@ -395,8 +395,8 @@ mod tests {
             guard.start(start).expect("started");
             let agent = guard.agent.as_ref().map(|agent| agent.pid).expect("agent");
             if guard.reaper.by_cgroup() {
-                let own = crate::containment::cgroup::own().expect("cgroup");
-                let procs = crate::containment::cgroup::work_folder(&own, &worker, guard.id).join("cgroup.procs");
+                let own = crate::hold::cgroup::own().expect("cgroup");
+                let procs = crate::hold::cgroup::work_folder(&own, &worker, guard.id).join("cgroup.procs");
                 std::fs::write(procs, agent.to_string()).expect("joined");
             }
             let mut said = [0; 6];

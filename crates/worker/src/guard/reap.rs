@@ -17,7 +17,7 @@ use nix::{
 
 use super::{GuardError, system};
 use crate::{
-    containment::{
+    hold::{
         ContainmentMode,
         cgroup::{self, Held},
         means_name,

@@ -21,7 +21,7 @@ use super::{
     FINAL_STATUSES,
     wire::{Registered, ToGuard},
 };
-use crate::authority::BootTime;
+use crate::protocol::authority::BootTime;
 
 /// An agent that lived for less died young.
 const YOUNG: Duration = Duration::from_secs(10);

@@ -35,7 +35,7 @@ mod linux {
     };
 
     use super::Woken;
-    use crate::{authority::BootTime, guard::REQUESTS, sys};
+    use crate::{guard::REQUESTS, protocol::authority::BootTime, sys};
 
     /// Every signal that can be held back comes through here, so that none ends or stops the guard: not Ctrl+Z, and not one that somebody
     /// sends to learn something. The kernel lets SIGKILL and SIGSTOP through to it.
@@ -115,7 +115,7 @@ mod other {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::Woken;
-    use crate::{authority::BootTime, sys};
+    use crate::{protocol::authority::BootTime, sys};
 
     /// Looks at short intervals.
     #[derive(Debug)]

@@ -13,7 +13,7 @@
 
 use evenkeel_model::Session;
 
-use crate::authority::BootTime;
+use crate::protocol::authority::BootTime;
 
 /// The format of the messages: one more with every change of what they say. Version 0.1.0 had none, which reads as 0.
 pub(crate) const FORMAT: u64 = 1;

@@ -34,7 +34,7 @@ pub(super) fn processes() -> io::Result<Vec<Process>> {
 fn processes_in(folder: &std::path::Path) -> io::Result<Vec<Process>> {
     use std::io::Read;
 
-    use crate::containment::procfs::is_gone;
+    use crate::hold::procfs::is_gone;
 
     let units = Units::of_this_system();
     let mut processes = Vec::new();

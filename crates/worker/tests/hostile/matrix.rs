@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use evenkeel_worker::authority::Timing;
+use evenkeel_worker::protocol::authority::Timing;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 

@@ -12,22 +12,22 @@ use evenkeel_model::{
 use nix::sys::signal::Signal;
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
-    Tools,
+    Orders, Tools,
     backoff::{Backoff, WELL},
     log::Log,
 };
 use crate::{
-    authority::BootTime,
-    containment::{
-        Cell, GUARD_MARK, Heard,
+    driver::{Change, Lives, Observation, Observer, Work},
+    hold::{
+        Cell, FromShim, GUARD_MARK,
         child::in_words,
         wire::{STUCK_EVERY, Start, ToAgent},
     },
-    driver::{Observation, Observer, StopOrder, Work},
+    protocol::authority::BootTime,
 };
 
 /// How often a gate that is shut is asked again.
@@ -43,7 +43,7 @@ pub(super) struct Keeper {
     pub(super) tools: Arc<Tools>,
     pub(super) log: Log,
     pub(super) observer: Observer,
-    pub(super) orders: watch::Receiver<Option<StopOrder>>,
+    pub(super) orders: watch::Receiver<Orders>,
     /// How often the process was started.
     pub(super) starts: u32,
     /// Runs in a row that ended, or could not be started, before they ran well.
@@ -67,7 +67,7 @@ enum Outcome {
 enum Next {
     /// It is started again after this pause.
     Again { after: Duration, message: String },
-    /// It rests until it is told to stop.
+    /// It has come to its end, and rests until it is told to stop.
     Rest { phase: Observed, message: String },
     /// That was all.
     Over,
@@ -170,13 +170,11 @@ impl Keeper {
             match self.after(&outcome) {
                 Next::Again { after, message } => {
                     self.observe(Observed::Backoff, &Attended::new(), message);
-                    tokio::select! {
-                        () = sleep(after) => {}
-                        () = told_to_stop(&mut self.orders) => {}
-                    }
+                    self.pause(after).await;
                 }
                 Next::Rest { phase, message } => {
-                    self.observe(phase, &Attended::new(), message);
+                    let seen = self.seen(phase, &Attended::new(), message);
+                    self.observer.observed(Observation { lives: Lives::Nothing, ..seen });
                     told_to_stop(&mut self.orders).await;
                 }
                 Next::Over => break,
@@ -230,7 +228,7 @@ impl Keeper {
             () = told_to_stop(&mut self.orders) => return Outcome::Stopped,
             place = tools.containment.place_to_start() => place,
         };
-        let Some(not_after) = tools.gate.opens_until() else { return Outcome::NoAuthority };
+        let Some(not_after) = self.work.gate.opens_until() else { return Outcome::NoAuthority };
         let mut cell = match tools.containment.cell(&self.work.name) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
@@ -254,12 +252,15 @@ impl Keeper {
                 biased;
                 ordered = self.orders.changed(), if !run.orphaned => {
                     run.orphaned = ordered.is_err();
-                    self.stop(&mut run, cell);
+                    self.take_change();
+                    if run.orphaned || self.is_told_to_stop() {
+                        self.stop(&mut run, cell);
+                    }
                 }
                 () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell),
                 heard = hear(&self.log, cell) => match heard {
-                    Heard::Said(ToAgent::Empty) | Heard::Gone => return run,
-                    Heard::Said(said) => self.take_in(&mut run, said),
+                    FromShim::Said(ToAgent::Empty) | FromShim::Gone => return run,
+                    FromShim::Said(said) => self.take_in(&mut run, said),
                 },
                 () = sleep_until(at), if is_silence => return run,
             }
@@ -326,12 +327,37 @@ impl Keeper {
 
     /// When the order says that everything must be killed.
     fn kill_by(&self) -> Option<Instant> {
-        let order = (*self.orders.borrow())?;
-        Some(Instant::now() + order.kill_by?.since(self.tools.gate.clock().now()))
+        let kill_by = self.orders.borrow().stop?.kill_by?;
+        Some(Instant::now() + kill_by.since(self.work.gate.clock().now()))
     }
 
     fn is_told_to_stop(&self) -> bool {
-        self.orders.borrow().is_some() || self.orders.has_changed().is_err()
+        self.orders.borrow().stop.is_some() || self.orders.has_changed().is_err()
+    }
+
+    /// Waits until it is time, or until it is told to stop.
+    async fn pause(&mut self, span: Duration) {
+        let end = Instant::now() + span;
+        while !self.is_told_to_stop() {
+            tokio::select! {
+                () = sleep_until(end) => return,
+                _ = self.orders.changed() => self.take_change(),
+            }
+        }
+    }
+
+    /// Goes by another spec from now on, if there is one: how it is watched and stopped. The process has what it was started with.
+    fn take_change(&mut self) {
+        let change = self.orders.borrow().change.clone().filter(|change| change.spec != self.work.spec);
+        let Some(Change { hash, spec }) = change else { return };
+        match ProcessSpec::stored(&spec) {
+            Ok(parsed) => {
+                tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "changed in place");
+                (self.spec, self.work.spec) = (parsed, spec);
+                self.observer.updated(hash);
+            }
+            Err(error) => self.observer.needs_restart(hash, error.to_string()),
+        }
     }
 
     fn what_to_start(&self, not_after: BootTime) -> Start {
@@ -354,24 +380,29 @@ impl Keeper {
     }
 
     fn observe(&self, phase: Observed, run: &Attended, message: String) {
+        self.observer.observed(self.seen(phase, run, message));
+    }
+
+    /// How it is now. What is said of it goes into the log, too.
+    fn seen(&self, phase: Observed, run: &Attended, message: String) -> Observation {
         if !message.is_empty() {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
         let pid = if phase == Observed::Running { run.main } else { 0 };
         let (restarts, failures) = (self.starts.saturating_sub(1), self.failures);
-        self.observer.is(Observation { phase, pid, root: run.shim, restarts, failures, message });
+        Observation { pid, root: run.shim, restarts, failures, message, ..Observation::of(phase) }
     }
 }
 
 /// What a run says next, once its log has room for what it may be.
-async fn hear(log: &Log, cell: &mut Cell<'_>) -> Heard {
+async fn hear(log: &Log, cell: &mut Cell<'_>) -> FromShim {
     log.room().await;
     cell.next().await
 }
 
 /// Returns once there is an order to stop, or nobody left to give one.
-async fn told_to_stop(orders: &mut watch::Receiver<Option<StopOrder>>) {
-    let _ = orders.wait_for(Option::is_some).await;
+async fn told_to_stop(orders: &mut watch::Receiver<Orders>) {
+    let _ = orders.wait_for(|orders| orders.stop.is_some()).await;
 }
 
 fn describe(status: ExitStatus) -> String {

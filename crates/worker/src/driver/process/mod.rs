@@ -12,7 +12,10 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{Spec, WorkerId, process::ProcessSpec};
+use evenkeel_model::{
+    DriverTraits, Holds, Spec, WorkerId,
+    process::{self, ProcessSpec},
+};
 use tokio::sync::watch;
 
 use self::{
@@ -21,8 +24,8 @@ use self::{
     keeper::Keeper,
     log::Logs,
 };
-use super::{Driver, Handle, Observer, SpecError, StopOrder, Work};
-use crate::{authority::Gate, containment::Containment};
+use super::{Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work};
+use crate::hold::Containment;
 
 /// What the driver needs.
 #[derive(Debug)]
@@ -33,8 +36,6 @@ pub struct ProcessConfig {
     pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
-    /// Asked before each start.
-    pub gate: Gate,
     /// What work may have of this process's environment.
     pub env_pass: EnvPass,
 }
@@ -47,21 +48,29 @@ struct Tools {
     inherited: Inherited,
     logs: Logs,
     grace: Duration,
-    gate: Gate,
 }
 
 /// Runs processes.
 #[derive(Debug)]
 pub struct ProcessDriver(Arc<Tools>);
 
-struct Run(watch::Sender<Option<StopOrder>>);
+struct Run(watch::Sender<Orders>);
+
+/// What a keeper is told.
+#[derive(Clone, Debug, Default)]
+struct Orders {
+    /// Stop.
+    stop: Option<StopOrder>,
+    /// The last change, which takes the place of those before.
+    change: Option<Change>,
+}
 
 impl ProcessDriver {
     /// A driver that holds its runs by this containment.
     #[must_use]
     pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
-        let ProcessConfig { worker, logs, grace, gate, env_pass } = config;
-        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace, gate }))
+        let ProcessConfig { worker, logs, grace, env_pass } = config;
+        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace }))
     }
 
     /// A spec that this worker can run as it is.
@@ -80,8 +89,12 @@ impl ProcessDriver {
 }
 
 impl Driver for ProcessDriver {
-    fn kind(&self) -> &'static str {
-        "process"
+    fn kind(&self) -> &str {
+        process::KIND
+    }
+
+    fn traits(&self) -> DriverTraits {
+        DriverTraits { holds: Holds::Strict, updates: true }
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
@@ -93,20 +106,33 @@ impl Driver for ProcessDriver {
             Ok(spec) => spec,
             Err(error) => return Err((error, observer)),
         };
-        let (order, orders) = watch::channel(None);
+        let (order, orders) = watch::channel(Orders::default());
         let log = self.0.logs.writer(&work.name).of(work.epoch);
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());
         Ok(Box::new(Run(order)))
     }
+
+    /// The guard has ended all of it before it starts an agent, and an agent ends all of a session before it begins another.
+    fn survivors(&self) -> Answer<'_, Vec<Survivor>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl Handle for Run {
     fn stop(&self, order: StopOrder) {
-        self.0.send_modify(|current| {
-            let earlier = current.and_then(|c| c.kill_by).into_iter().chain(order.kill_by).min();
-            *current = Some(StopOrder { kill_by: earlier });
+        self.0.send_modify(|orders| {
+            let earlier = orders.stop.and_then(|stop| stop.kill_by).into_iter().chain(order.kill_by).min();
+            orders.stop = Some(StopOrder { kill_by: earlier });
         });
+    }
+
+    fn update(&self, change: Change) {
+        self.0.send_modify(|orders| orders.change = Some(change));
     }
 }

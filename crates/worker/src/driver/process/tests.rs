@@ -14,10 +14,10 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
 use crate::{
-    authority::{BootTime, SystemClock, boot_time},
-    containment::spawner,
-    driver::{Event, Observation, What},
+    driver::{Event, EventKind, Observation},
     guard::{Hello, Mark},
+    hold::spawner,
+    protocol::authority::{BootTime, Gate, SystemClock, boot_time},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -51,7 +51,6 @@ impl Testbed {
             worker: WorkerId::new("worker-7").expect("id"),
             logs: Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads"),
             grace: Duration::from_millis(500),
-            gate: gate.clone(),
             env_pass: EnvPass::default(),
         };
         let driver = ProcessDriver::new(config, containment());
@@ -71,7 +70,7 @@ impl Testbed {
     }
 
     fn start_spec(&self, spec: Spec) -> Started {
-        let work = Work { name: name(), epoch: self.epoch, spec };
+        let work = Work { name: name(), epoch: self.epoch, spec, gate: self.gate.clone() };
         let (sender, events) = mpsc::unbounded_channel();
         let observer = Observer::new(name(), self.epoch, sender);
         let handle = self.driver.start(work, observer).map_err(|(error, observer)| {
@@ -97,15 +96,15 @@ impl Testbed {
 }
 
 impl Started {
-    async fn next(&mut self) -> What {
-        timeout(DEADLINE, self.events.recv()).await.expect("in time").expect("open").what
+    async fn next(&mut self) -> EventKind {
+        timeout(DEADLINE, self.events.recv()).await.expect("in time").expect("open").kind
     }
 
     async fn until(&mut self, phase: Observed) -> Observation {
         loop {
             match self.next().await {
-                What::Is(observation) if observation.phase == phase => return observation,
-                What::Is(_) => {}
+                EventKind::Observed(observation) if observation.phase == phase => return observation,
+                EventKind::Observed(_) => {}
                 other => panic!("{other:?} before {phase:?}"),
             }
         }
@@ -116,9 +115,9 @@ impl Started {
         self.handle.stop(StopOrder::default());
         loop {
             match self.next().await {
-                What::Ended => return begun.elapsed(),
-                What::Is(_) => {}
-                What::Broken => panic!("broken"),
+                EventKind::Ended => return begun.elapsed(),
+                EventKind::Observed(_) | EventKind::Updated(_) | EventKind::NeedsRestart(..) => {}
+                EventKind::Broken => panic!("broken"),
             }
         }
     }
@@ -420,7 +419,7 @@ async fn nothing_is_started_without_authority() {
 #[tokio::test]
 async fn a_wrong_spec_starts_nothing() {
     let testbed = Testbed::new();
-    let work = Work { name: name(), epoch: Epoch(1), spec: Spec::default() };
+    let work = Work { name: name(), epoch: Epoch(1), spec: Spec::default(), gate: Gate::shut(Arc::new(SystemClock)) };
     let (sender, _events) = mpsc::unbounded_channel();
     let Err((error, observer)) = testbed.driver.start(work, Observer::new(name(), Epoch(1), sender)) else { panic!("started") };
     observer.unused();

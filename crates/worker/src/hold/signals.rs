@@ -20,23 +20,23 @@ mod linux {
     use crate::sys;
 
     /// Holds every signal that can be held.
-    pub(in crate::containment) struct Signals(SignalFd);
+    pub(in crate::hold) struct Signals(SignalFd);
 
     impl Signals {
         /// How often is looked although nothing happens; none: a signal wakes.
-        pub(in crate::containment) const PERIOD: Option<Duration> = None;
+        pub(in crate::hold) const PERIOD: Option<Duration> = None;
 
-        pub(in crate::containment) fn hold() -> io::Result<Self> {
+        pub(in crate::hold) fn hold() -> io::Result<Self> {
             let held = sys::signals_to_hold();
             held.thread_set_mask()?;
             Ok(Self(SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
         }
 
-        pub(in crate::containment) fn file(&self) -> Option<BorrowedFd<'_>> {
+        pub(in crate::hold) fn file(&self) -> Option<BorrowedFd<'_>> {
             Some(self.0.as_fd())
         }
 
-        pub(in crate::containment) fn take(&self) {
+        pub(in crate::hold) fn take(&self) {
             while matches!(self.0.read_signal(), Ok(Some(_))) {}
         }
     }
@@ -49,21 +49,21 @@ mod other {
     use crate::sys;
 
     /// Looks at short intervals.
-    pub(in crate::containment) struct Signals(());
+    pub(in crate::hold) struct Signals(());
 
     impl Signals {
         /// How often is looked although nothing happens.
-        pub(in crate::containment) const PERIOD: Option<Duration> = Some(Duration::from_millis(20));
+        pub(in crate::hold) const PERIOD: Option<Duration> = Some(Duration::from_millis(20));
 
-        pub(in crate::containment) fn hold() -> io::Result<Self> {
+        pub(in crate::hold) fn hold() -> io::Result<Self> {
             sys::signals_to_hold().thread_set_mask()?;
             Ok(Self(()))
         }
 
-        pub(in crate::containment) fn file(&self) -> Option<BorrowedFd<'_>> {
+        pub(in crate::hold) fn file(&self) -> Option<BorrowedFd<'_>> {
             None
         }
 
-        pub(in crate::containment) fn take(&self) {}
+        pub(in crate::hold) fn take(&self) {}
     }
 }

@@ -36,7 +36,7 @@ use super::{
     sweep::{self, Rounds},
     wire::{Inbox, STUCK_EVERY, Start, ToAgent, ToShim},
 };
-use crate::{authority::boot_time, fault, sys};
+use crate::{fault, protocol::authority::boot_time, sys};
 
 /// So much output waits for the agent at most; beyond that the pipe holds it, and then the work waits.
 const MOST_WAITING: usize = 256 << 10;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use evenkeel_model::{
-    Assignment, Holds, ResourceName, Spec,
+    Assignment, ResourceName, Spec,
     process::{self, ProcessSpec},
 };
 use serde::{Deserialize, Deserializer, de};
@@ -104,7 +104,7 @@ impl Catalog {
         }
         match self.0.get(name) {
             Some(entry) => (entry.kind.clone(), entry.spec.clone()),
-            None => ("noop".to_owned(), assignment.spec.clone()),
+            None => (super::noop::KIND.to_owned(), assignment.spec.clone()),
         }
     }
 }
@@ -133,7 +133,7 @@ mod tests {
             spec: Spec::default(),
             require: evenkeel_model::Selector::EMPTY,
             hash: Hash::default(),
-            holds: Holds::Strict,
+            holds: evenkeel_model::Holds::Strict,
             phase: Phase::Run,
         };
         let (kind, spec) = catalog.resolve(&ResourceName::new(name).expect("name"), &assignment);

@@ -4,7 +4,7 @@ use evenkeel_model::Epoch;
 
 use super::*;
 
-const GROUND: Ground = Ground { session: Session(5), admission: Revision(7) };
+const GROUND: StatusGuard = StatusGuard { session: Session(5), admission: Revision(7) };
 
 fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("name")
@@ -154,11 +154,11 @@ fn nothing_is_written_for_another_session_or_admission() {
     let mut etcd = Etcd::new(&[("a", 20)]);
     let mut reporter = Reporter::default();
     reporter.set(&name("a"), status(20, Observed::Stopped));
-    let unadmitted = reporter.next(Ground { admission: Revision(6), ..GROUND }).expect("batch");
+    let unadmitted = reporter.next(StatusGuard { admission: Revision(6), ..GROUND }).expect("batch");
     let outcome = etcd.apply(&unadmitted.txn(&etcd.keys, &worker()));
     assert_eq!((reporter.done(&unadmitted, outcome), etcd.phase("a")), (Verdict::Fine, None));
     assert!(reporter.is_due(), "it waits for an admission");
-    let lost = reporter.next(Ground { session: Session(4), ..GROUND }).expect("batch");
+    let lost = reporter.next(StatusGuard { session: Session(4), ..GROUND }).expect("batch");
     let outcome = etcd.apply(&lost.txn(&etcd.keys, &worker()));
     assert_eq!((reporter.done(&lost, outcome), etcd.phase("a")), (Verdict::SessionLost, None));
 }

@@ -38,11 +38,11 @@ const USUAL_STACK: u64 = 8 << 20;
 /// What the child tells its shim through a pipe that the program's execution closes: the step that it begins, or why there is none.
 pub(super) mod report {
     /// It enters its folder.
-    pub(in crate::containment) const CWD: u8 = b'd';
+    pub(in crate::hold) const CWD: u8 = b'd';
     /// It executes the program.
-    pub(in crate::containment) const EXEC: u8 = b'x';
+    pub(in crate::hold) const EXEC: u8 = b'x';
     /// The rest is the reason for which nothing was started.
-    pub(in crate::containment) const FAILED: u8 = b'!';
+    pub(in crate::hold) const FAILED: u8 = b'!';
 }
 
 /// What the shim hands over.

@@ -6,12 +6,12 @@ use evenkeel_model::{Assignment, Hash, Holds, Spec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::authority::Timing;
+use crate::protocol::authority::Timing;
 
 const GRACE: Duration = Duration::from_millis(500);
 
-fn told(epoch: i64, phase: Phase) -> Told {
-    Told {
+fn assigned(epoch: i64, phase: Phase) -> DesiredAssignment {
+    DesiredAssignment {
         epoch: Epoch(epoch),
         assignment: Ok(Arc::new(Assignment {
             kind: String::new(),
@@ -45,34 +45,40 @@ fn proved() -> Authority {
 
 struct Case {
     name: &'static str,
-    told: Option<Told>,
+    assignment: Option<DesiredAssignment>,
     run: Option<Run>,
     past: Option<Past>,
-    footing: Footing,
+    admission: AdmissionState,
     now: u64,
     expected: Option<Action>,
 }
 
-const BASE: Case = Case { name: "", told: None, run: None, past: None, footing: Footing::Acting, now: 0, expected: None };
+const BASE: Case = Case { name: "", assignment: None, run: None, past: None, admission: AdmissionState::Current, now: 0, expected: None };
 
 fn check(cases: Vec<Case>) {
     let authority = proved();
     for case in cases {
-        let facts =
-            Facts { told: case.told.as_ref(), run: case.run, past: case.past, footing: case.footing, authority: &authority, grace: GRACE };
+        let facts = Facts {
+            assignment: case.assignment.as_ref(),
+            run: case.run,
+            past: case.past,
+            admission: case.admission,
+            authority: &authority,
+            grace: GRACE,
+        };
         assert_eq!(decide(&facts, millis(case.now)), case.expected, "{}", case.name);
     }
 }
 
 #[test]
 fn what_is_told_is_started_where_that_is_allowed() {
-    use Footing::{Leaving, Unadmitted, Waiting};
-    let start = || Case { told: Some(told(3, Phase::Run)), ..BASE };
+    use AdmissionState::{Leaving, Stale, Unadmitted};
+    let start = || Case { assignment: Some(assigned(3, Phase::Run)), ..BASE };
     check(vec![
         Case { name: "start", expected: Some(Action::Start(Epoch(3))), ..start() },
-        Case { name: "without a fresh view", footing: Waiting, ..start() },
-        Case { name: "without admission", footing: Unadmitted, ..start() },
-        Case { name: "while leaving", footing: Leaving, ..start() },
+        Case { name: "without a fresh view", admission: Stale, ..start() },
+        Case { name: "without admission", admission: Unadmitted, ..start() },
+        Case { name: "while leaving", admission: Leaving, ..start() },
         Case { name: "at the end of authority", now: 3750, ..start() },
         Case { name: "just before it", now: 3749, expected: Some(Action::Start(Epoch(3))), ..start() },
         Case { name: "reported stopped", past: Some(Past::Stopped(Epoch(3))), ..start() },
@@ -87,29 +93,40 @@ fn what_is_told_is_started_where_that_is_allowed() {
 
 #[test]
 fn what_runs_is_stopped_for_a_reason() {
-    use Footing::{Leaving, Unadmitted, Waiting};
+    use AdmissionState::{Leaving, Stale, Unadmitted};
     let stopped = |why| Some(Action::Stop(Epoch(3), why));
-    let live = || Case { told: Some(told(3, Phase::Run)), run: run(3, RunState::Live), ..BASE };
+    let live = || Case { assignment: Some(assigned(3, Phase::Run)), run: run(3, RunState::Live), ..BASE };
     check(vec![
-        Case { name: "told", told: Some(told(3, stop())), expected: stopped(StopWhy::Told(StopReason::Rebalance)), ..live() },
-        Case { name: "gone", told: None, expected: stopped(StopWhy::Gone), ..live() },
-        Case { name: "replaced", told: Some(told(9, Phase::Run)), expected: stopped(StopWhy::Replaced), ..live() },
-        Case { name: "replaced, and that is to stop", told: Some(told(9, stop())), expected: stopped(StopWhy::Replaced), ..live() },
-        Case { name: "no view says nothing", told: None, footing: Waiting, ..live() },
+        Case { name: "told", assignment: Some(assigned(3, stop())), expected: stopped(StopWhy::Told(StopReason::Rebalance)), ..live() },
+        Case { name: "gone", assignment: None, expected: stopped(StopWhy::Gone), ..live() },
+        Case { name: "replaced", assignment: Some(assigned(9, Phase::Run)), expected: stopped(StopWhy::Replaced), ..live() },
+        Case {
+            name: "replaced, and that is to stop",
+            assignment: Some(assigned(9, stop())),
+            expected: stopped(StopWhy::Replaced),
+            ..live()
+        },
+        Case { name: "no view says nothing", assignment: None, admission: Stale, ..live() },
         Case { name: "authority", now: 3750, expected: stopped(StopWhy::Authority), ..live() },
-        Case { name: "authority without a view", now: 3750, footing: Waiting, expected: stopped(StopWhy::Authority), ..live() },
-        Case { name: "unadmitted", footing: Unadmitted, expected: stopped(StopWhy::Unadmitted), ..live() },
-        Case { name: "leaving", footing: Leaving, expected: stopped(StopWhy::Leaving), ..live() },
-        Case { name: "told once", told: Some(told(3, stop())), run: run(3, RunState::Stopping), ..live() },
+        Case { name: "authority without a view", now: 3750, admission: Stale, expected: stopped(StopWhy::Authority), ..live() },
+        Case { name: "unadmitted", admission: Unadmitted, expected: stopped(StopWhy::Unadmitted), ..live() },
+        Case { name: "leaving", admission: Leaving, expected: stopped(StopWhy::Leaving), ..live() },
+        Case { name: "told once", assignment: Some(assigned(3, stop())), run: run(3, RunState::Stopping), ..live() },
         Case { name: "what rests survives the authority", run: run(3, RunState::Resting), now: 9000, ..live() },
-        Case { name: "and the admission", run: run(3, RunState::Resting), footing: Unadmitted, ..live() },
-        Case { name: "but not its assignment", run: run(3, RunState::Resting), told: None, expected: stopped(StopWhy::Gone), ..live() },
+        Case { name: "and the admission", run: run(3, RunState::Resting), admission: Unadmitted, ..live() },
+        Case {
+            name: "but not its assignment",
+            run: run(3, RunState::Resting),
+            assignment: None,
+            expected: stopped(StopWhy::Gone),
+            ..live()
+        },
     ]);
 }
 
 #[test]
 fn an_end_is_reported_once_and_only_when_nothing_runs() {
-    let end = || Case { told: Some(told(3, stop())), ..BASE };
+    let end = || Case { assignment: Some(assigned(3, stop())), ..BASE };
     check(vec![
         Case { name: "nothing runs", expected: Some(Action::ReportStopped(Epoch(3))), ..end() },
         Case { name: "also without authority: it starts nothing", now: 9000, expected: Some(Action::ReportStopped(Epoch(3))), ..end() },
@@ -117,16 +134,16 @@ fn an_end_is_reported_once_and_only_when_nothing_runs() {
         Case { name: "reported", past: Some(Past::Stopped(Epoch(3))), ..end() },
         Case { name: "still stopping", run: run(3, RunState::Stopping), ..end() },
         Case { name: "an older one still stopping", run: run(2, RunState::Stopping), ..end() },
-        Case { name: "not admitted: it cannot know what its predecessor runs", footing: Footing::Unadmitted, ..end() },
+        Case { name: "not admitted: it cannot know what its predecessor runs", admission: AdmissionState::Unadmitted, ..end() },
     ]);
 }
 
 #[test]
 fn an_assignment_that_cannot_be_read_is_handed_to_the_driver_as_it_is() {
-    let broken = Told { epoch: Epoch(3), assignment: Err("no JSON".into()) };
+    let broken = DesiredAssignment { epoch: Epoch(3), assignment: Err("no JSON".into()) };
     check(vec![
-        Case { name: "start", told: Some(broken.clone()), expected: Some(Action::Start(Epoch(3))), ..BASE },
-        Case { name: "keep", told: Some(broken), run: run(3, RunState::Live), ..BASE },
+        Case { name: "start", assignment: Some(broken.clone()), expected: Some(Action::Start(Epoch(3))), ..BASE },
+        Case { name: "keep", assignment: Some(broken), run: run(3, RunState::Live), ..BASE },
     ]);
 }
 
@@ -140,7 +157,7 @@ enum Event {
     Pass(u64),
     EndStops,
     Exit(usize),
-    Footing(u8),
+    Admission(u8),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -152,7 +169,7 @@ fn event() -> impl Strategy<Value = Event> {
         (0..4000u64).prop_map(Event::Pass),
         Just(Event::EndStops),
         (0..3usize).prop_map(Event::Exit),
-        (0..4u8).prop_map(Event::Footing),
+        (0..4u8).prop_map(Event::Admission),
     ]
 }
 
@@ -160,8 +177,8 @@ struct World {
     now: u64,
     next_epoch: i64,
     authority: Authority,
-    footing: Footing,
-    told: BTreeMap<usize, Told>,
+    admission: AdmissionState,
+    assigned: BTreeMap<usize, DesiredAssignment>,
     runs: BTreeMap<usize, Run>,
     past: BTreeMap<usize, Past>,
 }
@@ -169,16 +186,16 @@ struct World {
 impl World {
     fn apply(&mut self, event: &Event) {
         match *event {
-            Event::Assign(name) if !self.told.contains_key(&name) => {
+            Event::Assign(name) if !self.assigned.contains_key(&name) => {
                 self.next_epoch += 1;
-                self.told.insert(name, told(self.next_epoch, Phase::Run));
+                self.assigned.insert(name, assigned(self.next_epoch, Phase::Run));
             }
-            Event::TellStop(name) if self.told.contains_key(&name) => {
-                let epoch = self.told[&name].epoch.0;
-                self.told.insert(name, told(epoch, stop()));
+            Event::TellStop(name) if self.assigned.contains_key(&name) => {
+                let epoch = self.assigned[&name].epoch.0;
+                self.assigned.insert(name, assigned(epoch, stop()));
             }
             Event::Unassign(name) => {
-                self.told.remove(&name);
+                self.assigned.remove(&name);
             }
             Event::Assign(_) | Event::TellStop(_) => {}
             Event::Proof => self.authority.proved(millis(self.now)),
@@ -189,16 +206,19 @@ impl World {
                     run.state = RunState::Resting;
                 }
             }
-            Event::Footing(n) => self.footing = [Footing::Acting, Footing::Waiting, Footing::Unadmitted, Footing::Leaving][usize::from(n)],
+            Event::Admission(n) => {
+                self.admission =
+                    [AdmissionState::Current, AdmissionState::Stale, AdmissionState::Unadmitted, AdmissionState::Leaving][usize::from(n)]
+            }
         }
     }
 
     fn decide(&self, name: usize) -> Option<Action> {
         let facts = Facts {
-            told: self.told.get(&name),
+            assignment: self.assigned.get(&name),
             run: self.runs.get(&name).copied(),
             past: self.past.get(&name).copied(),
-            footing: self.footing,
+            admission: self.admission,
             authority: &self.authority,
             grace: GRACE,
         };
@@ -212,7 +232,7 @@ impl World {
             match action {
                 Action::Start(epoch) => {
                     prop_assert!(!self.runs.contains_key(&name), "two runs of one name");
-                    prop_assert_eq!(self.footing, Footing::Acting, "a start without admission and view");
+                    prop_assert_eq!(self.admission, AdmissionState::Current, "a start without admission and view");
                     prop_assert!(self.authority.reaches(millis(self.now), GRACE), "a start without authority");
                     prop_assert!(self.past.get(&name).is_none_or(|past| past.epoch() < epoch), "an ended epoch is started again");
                     self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE });
@@ -229,7 +249,7 @@ impl World {
                 }
                 Action::ReportStopped(epoch) => {
                     prop_assert!(!self.runs.contains_key(&name), "reported as stopped while something runs");
-                    prop_assert_eq!(self.told.get(&name).map(|t| t.epoch), Some(epoch));
+                    prop_assert_eq!(self.assigned.get(&name).map(|t| t.epoch), Some(epoch));
                     self.past.insert(name, Past::Stopped(epoch));
                 }
             }
@@ -245,15 +265,15 @@ proptest! {
     #[test]
     fn every_course_of_events_is_safe(events in proptest::collection::vec(event(), 1..120)) {
         let mut world = World {
-            now: 0, next_epoch: 0, authority: proved(), footing: Footing::Acting,
-            told: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
+            now: 0, next_epoch: 0, authority: proved(), admission: AdmissionState::Current,
+            assigned: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
         };
         for event in &events {
             world.apply(event);
             for name in 0..3 {
                 world.turn(name)?;
                 prop_assert_eq!(world.decide(name), None, "idempotent");
-                if world.footing == Footing::Unadmitted || !world.authority.reaches(millis(world.now), GRACE) {
+                if world.admission == AdmissionState::Unadmitted || !world.authority.reaches(millis(world.now), GRACE) {
                     prop_assert!(world.runs.get(&name).is_none_or(|run| run.state != RunState::Live), "it runs without authority");
                 }
             }
@@ -264,8 +284,8 @@ proptest! {
     #[test]
     fn it_settles(events in proptest::collection::vec(event(), 1..60)) {
         let mut world = World {
-            now: 0, next_epoch: 0, authority: proved(), footing: Footing::Acting,
-            told: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
+            now: 0, next_epoch: 0, authority: proved(), admission: AdmissionState::Current,
+            assigned: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
         };
         for event in &events {
             world.apply(event);
@@ -273,7 +293,7 @@ proptest! {
                 world.turn(name)?;
             }
         }
-        world.footing = Footing::Acting;
+        world.admission = AdmissionState::Current;
         for _ in 0..3 {
             world.apply(&Event::Proof);
             world.apply(&Event::EndStops);
@@ -282,7 +302,7 @@ proptest! {
             }
         }
         for name in 0..3 {
-            let wanted = world.told.get(&name).filter(|t| stop_reason(t).is_none()).map(|t| t.epoch);
+            let wanted = world.assigned.get(&name).filter(|t| stop_reason(t).is_none()).map(|t| t.epoch);
             prop_assert_eq!(world.runs.get(&name).map(|run| run.epoch), wanted);
         }
     }

@@ -16,9 +16,9 @@ const BATCH: usize = 60;
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// On what ground statuses are written.
+/// What the transaction that writes statuses compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ground {
+pub struct StatusGuard {
     /// The session.
     pub session: Session,
     /// The modification revision of its admission.
@@ -50,7 +50,7 @@ pub struct Reporter {
 /// One transaction's worth of statuses.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    ground: Ground,
+    guard: StatusGuard,
     items: Vec<Item>,
 }
 
@@ -159,7 +159,7 @@ impl Reporter {
 
     /// The next batch: what somebody waits for goes first. Its outcome must be told before there is another.
     #[must_use]
-    pub fn next(&mut self, ground: Ground) -> Option<Batch> {
+    pub fn next(&mut self, guard: StatusGuard) -> Option<Batch> {
         if self.in_flight {
             return None;
         }
@@ -169,7 +169,7 @@ impl Reporter {
         };
         let items: Vec<Item> = self.urgent.iter().chain(&self.dirty).filter_map(wanted).take(BATCH).collect();
         self.in_flight = !items.is_empty();
-        self.in_flight.then_some(Batch { ground, items })
+        self.in_flight.then_some(Batch { guard, items })
     }
 
     /// Nobody will tell what became of the batch that is out: its session has ended.
@@ -196,10 +196,10 @@ impl Reporter {
     fn refused(&mut self, batch: &Batch, reads: Vec<Vec<Kv>>) -> Verdict {
         let mut reads = reads.into_iter().map(|mut kvs| kvs.pop());
         let mut next = || reads.next().flatten();
-        if next().is_none_or(|worker| worker.created.0 != batch.ground.session.0) {
+        if next().is_none_or(|worker| worker.created.0 != batch.guard.session.0) {
             return Verdict::SessionLost;
         }
-        // Another admission than ours ends this ground. The agent sees it by itself, and comes with another.
+        // Another admission than ours makes this guard fail. The agent sees it by itself, and comes with another.
         let _ = next();
         for item in &batch.items {
             let (assignment, status) = (next(), next());
@@ -235,7 +235,7 @@ impl Batch {
         let created = |key: String, equals: i64| Compare::CreateRevision { key: key.into_bytes(), equals: Revision(equals) };
         let modified = |key: String, equals: Revision| Compare::ModRevision { key: key.into_bytes(), equals };
         let mut txn = Txn {
-            compares: vec![created(keys.worker(worker), self.ground.session.0), modified(keys.admission(worker), self.ground.admission)],
+            compares: vec![created(keys.worker(worker), self.guard.session.0), modified(keys.admission(worker), self.guard.admission)],
             then: Vec::new(),
             otherwise: vec![Op::get(keys.worker(worker)), Op::get(keys.admission(worker))],
         };

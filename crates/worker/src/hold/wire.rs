@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use crate::authority::BootTime;
+use crate::protocol::authority::BootTime;
 
 /// How often a shim that ends a run says so as long as something of it does not die. An agent that hears nothing for longer takes the shim for
 /// stopped or gone.

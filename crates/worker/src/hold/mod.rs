@@ -316,7 +316,7 @@ fn may_pass(error: &io::Error) -> bool {
 
 /// What a run has to say.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum FromShim {
     /// Its shim said this.
     Said(ToAgent),
     /// Its shim has gone without a last word. What it left behind has to be ended by [`Cell::clear`].
@@ -377,7 +377,7 @@ impl Cell<'_> {
     }
 
     /// What it says next. It may be dropped before it is ready, and loses nothing by that.
-    pub(crate) async fn next(&mut self) -> Heard {
+    pub(crate) async fn next(&mut self) -> FromShim {
         loop {
             match self.inbox.take() {
                 Ok(Some(frame)) => match ToAgent::decode(frame) {
@@ -386,24 +386,24 @@ impl Cell<'_> {
                         if matches!(said, ToAgent::Ready(_)) {
                             self.containment.answers.heard.fetch_add(1, Ordering::SeqCst);
                         }
-                        return Heard::Said(said);
+                        return FromShim::Said(said);
                     }
-                    None => return Heard::Gone,
+                    None => return FromShim::Gone,
                 },
                 Ok(None) => {}
-                Err(_) => return Heard::Gone,
+                Err(_) => return FromShim::Gone,
             }
             self.write();
             let interest = if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
             if !self.deaf && self.stream.ready(interest).await.is_err() {
-                return Heard::Gone;
+                return FromShim::Gone;
             }
             let mut room = [0; 16 << 10];
             match self.stream.try_read(&mut room) {
-                Ok(0) => return Heard::Gone,
+                Ok(0) => return FromShim::Gone,
                 Ok(count) => self.inbox.add(&room[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.deaf => {}
-                Err(_) => return Heard::Gone,
+                Err(_) => return FromShim::Gone,
             }
         }
     }

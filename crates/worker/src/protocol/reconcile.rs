@@ -8,8 +8,8 @@ use std::{fmt, time::Duration};
 use evenkeel_model::{Epoch, Phase, StopReason};
 
 use crate::{
-    authority::{Authority, BootTime},
-    desired::{Past, Told},
+    protocol::authority::{Authority, BootTime},
+    protocol::desired::{DesiredAssignment, Past},
 };
 
 /// What runs under one name.
@@ -34,13 +34,13 @@ pub enum RunState {
     Stopping,
 }
 
-/// On what ground the worker stands.
+/// How the worker is admitted, and how fresh its view is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Footing {
+pub enum AdmissionState {
     /// Admitted, with a view to act on.
-    Acting,
+    Current,
     /// Admitted, and the view is too old to act on: nothing is started, and nothing is stopped for what a view says.
-    Waiting,
+    Stale,
     /// Not admitted: the session was lost, or its admission is gone.
     Unadmitted,
     /// The worker leaves.
@@ -94,13 +94,13 @@ pub enum Action {
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// What the view says; none: not assigned, or no view.
-    pub told: Option<&'a Told>,
+    pub assignment: Option<&'a DesiredAssignment>,
     /// What runs; none: nothing does.
     pub run: Option<Run>,
     /// The end that is known.
     pub past: Option<Past>,
     /// Where the worker stands.
-    pub footing: Footing,
+    pub admission: AdmissionState,
     /// For how long it may go on.
     pub authority: &'a Authority,
     /// What this work would need to stop, if it is started.
@@ -119,41 +119,41 @@ pub fn decide(facts: &Facts<'_>, now: BootTime) -> Option<Action> {
 
 fn whether_to_stop(facts: &Facts<'_>, run: Run, now: BootTime) -> Option<StopWhy> {
     let live = run.state == RunState::Live;
-    match facts.footing {
-        Footing::Leaving => return Some(StopWhy::Leaving),
-        Footing::Unadmitted => return live.then_some(StopWhy::Unadmitted),
-        Footing::Waiting | Footing::Acting => {}
+    match facts.admission {
+        AdmissionState::Leaving => return Some(StopWhy::Leaving),
+        AdmissionState::Unadmitted => return live.then_some(StopWhy::Unadmitted),
+        AdmissionState::Stale | AdmissionState::Current => {}
     }
     if live && !facts.authority.reaches(now, run.grace) {
         return Some(StopWhy::Authority);
     }
-    if facts.footing == Footing::Waiting {
+    if facts.admission == AdmissionState::Stale {
         return None;
     }
-    match facts.told {
+    match facts.assignment {
         None => Some(StopWhy::Gone),
-        Some(told) if told.epoch != run.epoch => Some(StopWhy::Replaced),
-        Some(told) => stop_reason(told).map(StopWhy::Told),
+        Some(assigned) if assigned.epoch != run.epoch => Some(StopWhy::Replaced),
+        Some(assigned) => stop_reason(assigned).map(StopWhy::Told),
     }
 }
 
 fn whether_to_start(facts: &Facts<'_>, now: BootTime) -> Option<Action> {
-    let told = facts.told.filter(|_| facts.footing == Footing::Acting)?;
-    let past = facts.past.filter(|past| past.epoch() >= told.epoch);
+    let assigned = facts.assignment.filter(|_| facts.admission == AdmissionState::Current)?;
+    let past = facts.past.filter(|past| past.epoch() >= assigned.epoch);
     if let Some(Past::Stopped(_)) = past {
         return None;
     }
-    if stop_reason(told).is_some() {
-        return Some(Action::ReportStopped(told.epoch));
+    if stop_reason(assigned).is_some() {
+        return Some(Action::ReportStopped(assigned.epoch));
     }
     if let Some(Past::Exited(_)) = past {
-        return Some(Action::Rest(told.epoch));
+        return Some(Action::Rest(assigned.epoch));
     }
-    facts.authority.reaches(now, facts.grace).then_some(Action::Start(told.epoch))
+    facts.authority.reaches(now, facts.grace).then_some(Action::Start(assigned.epoch))
 }
 
-fn stop_reason(told: &Told) -> Option<StopReason> {
-    match told.assignment.as_ref().map(|assignment| &assignment.phase) {
+fn stop_reason(assigned: &DesiredAssignment) -> Option<StopReason> {
+    match assigned.assignment.as_ref().map(|assignment| &assignment.phase) {
         Ok(Phase::Stop { reason, .. }) => Some(*reason),
         Ok(Phase::Run) | Err(_) => None,
     }

@@ -8,11 +8,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use evenkeel_model::{Admission, Assignment, Epoch, Holds, Observed, ResourceName, Revision, Session, Status};
+use evenkeel_model::{Admission, Assignment, Epoch, Observed, ResourceName, Revision, Session, Status};
 
 /// One assignment as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct DesiredAssignment {
     /// The create revision of its key.
     pub epoch: Epoch,
     /// Its value, or why that cannot be read.
@@ -40,7 +40,7 @@ struct Admitted {
 pub struct Desired {
     session: Option<Session>,
     admission: Option<Admitted>,
-    view: Option<BTreeMap<ResourceName, Told>>,
+    view: Option<BTreeMap<ResourceName, DesiredAssignment>>,
     past: BTreeMap<ResourceName, Past>,
 }
 
@@ -74,7 +74,12 @@ impl Desired {
     }
 
     /// A whole list of assignments and of own statuses, both read at `revision` or later. Refused if it is older than the admission.
-    pub fn list(&mut self, revision: Revision, told: BTreeMap<ResourceName, Told>, statuses: &BTreeMap<ResourceName, Status>) -> bool {
+    pub fn list(
+        &mut self,
+        revision: Revision,
+        assigned: BTreeMap<ResourceName, DesiredAssignment>,
+        statuses: &BTreeMap<ResourceName, Status>,
+    ) -> bool {
         if self.admitted().is_none_or(|admission| revision < admission) {
             return false;
         }
@@ -85,15 +90,15 @@ impl Desired {
                 _ => {}
             }
         }
-        self.past.retain(|name, past| told.get(name).is_some_and(|t| t.epoch <= past.epoch()));
-        self.view = Some(told);
+        self.past.retain(|name, past| assigned.get(name).is_some_and(|t| t.epoch <= past.epoch()));
+        self.view = Some(assigned);
         true
     }
 
     /// One assignment was written after the list.
-    pub fn put(&mut self, name: ResourceName, told: Told) {
+    pub fn put(&mut self, name: ResourceName, assigned: DesiredAssignment) {
         if let Some(view) = &mut self.view {
-            view.insert(name, told);
+            view.insert(name, assigned);
         }
     }
 
@@ -118,7 +123,7 @@ impl Desired {
 
     /// What the view says of one name. None also without a view: ask [`Desired::has_view`] first.
     #[must_use]
-    pub fn told(&self, name: &ResourceName) -> Option<&Told> {
+    pub fn assignment(&self, name: &ResourceName) -> Option<&DesiredAssignment> {
         self.view.as_ref()?.get(name)
     }
 
@@ -168,16 +173,16 @@ mod tests {
         ResourceName::new(text).expect("name")
     }
 
-    fn told(epoch: i64) -> Told {
+    fn assigned(epoch: i64) -> DesiredAssignment {
         let assignment = Assignment {
             kind: String::new(),
             spec: Spec::default(),
             require: evenkeel_model::Selector::EMPTY,
             hash: Hash::default(),
-            holds: Holds::Strict,
+            holds: evenkeel_model::Holds::Strict,
             phase: Phase::Run,
         };
-        Told { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
+        DesiredAssignment { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
@@ -211,16 +216,16 @@ mod tests {
     #[test]
     fn a_view_older_than_the_admission_is_refused() {
         let mut desired = admitted();
-        assert!(!desired.list(Revision(8), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
-        assert!(desired.needs_list() && desired.told(&name("a")).is_none());
-        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
-        assert!(!desired.needs_list() && desired.told(&name("a")).is_some());
+        assert!(!desired.list(Revision(8), BTreeMap::from([(name("a"), assigned(3))]), &BTreeMap::new()));
+        assert!(desired.needs_list() && desired.assignment(&name("a")).is_none());
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), assigned(3))]), &BTreeMap::new()));
+        assert!(!desired.needs_list() && desired.assignment(&name("a")).is_some());
     }
 
     #[test]
     fn another_admission_makes_the_view_too_old() {
         let mut desired = admitted();
-        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), assigned(3))]), &BTreeMap::new()));
         desired.see_admission(Some((&admission(7), Revision(9))));
         assert!(desired.has_view(), "the same one changes nothing");
         desired.see_admission(Some((&admission(7), Revision(11))));
@@ -232,16 +237,16 @@ mod tests {
     #[test]
     fn changes_before_the_first_list_are_dropped() {
         let mut desired = admitted();
-        desired.put(name("a"), told(3));
-        assert_eq!(desired.told(&name("a")), None);
+        desired.put(name("a"), assigned(3));
+        assert_eq!(desired.assignment(&name("a")), None);
     }
 
     #[test]
     fn a_list_swaps_the_whole_view() {
         let mut desired = admitted();
-        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3)), (name("b"), told(4))]), &BTreeMap::new()));
-        assert!(desired.list(Revision(30), BTreeMap::from([(name("b"), told(25))]), &BTreeMap::new()));
-        assert_eq!((desired.told(&name("a")), desired.told(&name("b"))), (None, Some(&told(25))));
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), assigned(3)), (name("b"), assigned(4))]), &BTreeMap::new()));
+        assert!(desired.list(Revision(30), BTreeMap::from([(name("b"), assigned(25))]), &BTreeMap::new()));
+        assert_eq!((desired.assignment(&name("a")), desired.assignment(&name("b"))), (None, Some(&assigned(25))));
         assert_eq!(desired.names().count(), 1);
     }
 
@@ -256,8 +261,13 @@ mod tests {
             (name("e"), status(7, Observed::Failed)),
             (name("gone"), status(1, Observed::Stopped)),
         ]);
-        let all =
-            BTreeMap::from([(name("a"), told(3)), (name("b"), told(4)), (name("c"), told(5)), (name("d"), told(6)), (name("e"), told(7))]);
+        let all = BTreeMap::from([
+            (name("a"), assigned(3)),
+            (name("b"), assigned(4)),
+            (name("c"), assigned(5)),
+            (name("d"), assigned(6)),
+            (name("e"), assigned(7)),
+        ]);
         assert!(desired.list(Revision(9), all.clone(), &statuses));
         assert_eq!(desired.past(&name("a")), Some(Past::Stopped(Epoch(3))));
         assert_eq!(desired.past(&name("b")), Some(Past::Exited(Epoch(4))));
@@ -274,12 +284,12 @@ mod tests {
     #[test]
     fn what_ended_stays_known_in_the_next_session() {
         let mut desired = admitted();
-        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert!(desired.list(Revision(9), BTreeMap::from([(name("a"), assigned(3))]), &BTreeMap::new()));
         desired.stopped(&name("a"), Epoch(3));
         desired.begin(None);
         desired.begin(Some(Session(20)));
         desired.see_admission(Some((&admission(20), Revision(21))));
-        assert!(desired.list(Revision(21), BTreeMap::from([(name("a"), told(3))]), &BTreeMap::new()));
+        assert!(desired.list(Revision(21), BTreeMap::from([(name("a"), assigned(3))]), &BTreeMap::new()));
         assert_eq!(desired.past(&name("a")), Some(Past::Stopped(Epoch(3))));
     }
 }

@@ -16,7 +16,7 @@ use nix::{
 use tokio::time::timeout;
 
 use super::*;
-use crate::authority::{BootTime, boot_time};
+use crate::protocol::authority::{BootTime, boot_time};
 use crate::sys;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -53,8 +53,8 @@ fn start(script: &str) -> Start {
 
 async fn next(cell: &mut Cell<'_>) -> Option<ToAgent> {
     match timeout(DEADLINE, cell.next()).await.expect("in time") {
-        Heard::Said(said) => Some(said),
-        Heard::Gone => None,
+        FromShim::Said(said) => Some(said),
+        FromShim::Gone => None,
     }
 }
 
