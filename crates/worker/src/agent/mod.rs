@@ -203,9 +203,8 @@ fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<
 }
 
 fn drivers(config: &WorkerConfig, logs: &log::Logs, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
-    let process =
-        ProcessConfig { worker: config.id.clone(), logs: logs.clone(), grace: config.timing.grace, env_pass: config.env_pass.clone() };
-    let process = ProcessDriver::new(process, Arc::clone(containment));
+    let process = ProcessConfig { worker: config.id.clone(), grace: config.timing.grace, env_pass: config.env_pass.clone() };
+    let process = ProcessDriver::new(process, Arc::clone(containment), logs.clone());
     Ok(Registry::default().with(Arc::new(Noop))?.with(Arc::new(process))?.limited_to(&config.drivers)?)
 }
 

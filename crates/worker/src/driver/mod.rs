@@ -5,7 +5,7 @@
 
 pub mod catalog;
 mod noop;
-pub(crate) mod process;
+pub mod process;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 

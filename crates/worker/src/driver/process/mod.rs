@@ -3,10 +3,13 @@
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
 mod backoff;
+pub mod cells;
 pub(crate) mod environment;
 mod keeper;
 pub(crate) mod log;
 
+#[cfg(test)]
+mod keeper_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,20 +23,21 @@ use tokio::sync::watch;
 
 use self::{
     backoff::Backoff,
+    cells::{Cells, Outputs},
     environment::{EnvPass, Inherited},
     keeper::Keeper,
-    log::Logs,
 };
 use super::{Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work};
-use crate::hold::Containment;
+use evenkeel_store::task::of_this_process;
+
+/// How processes are held, and that they take changes.
+const TRAITS: DriverTraits = DriverTraits { holds: Holds::Strict, updates: true };
 
 /// What the driver needs.
 #[derive(Debug)]
 pub struct ProcessConfig {
     /// Handed to every process.
     pub worker: WorkerId,
-    /// Where the output is kept.
-    pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
     /// What work may have of this process's environment.
@@ -42,17 +46,17 @@ pub struct ProcessConfig {
 
 /// What every keeper uses.
 #[derive(Debug)]
-struct Tools {
+struct Tools<C, O> {
     worker: WorkerId,
-    containment: Arc<Containment>,
+    cells: Arc<C>,
     inherited: Inherited,
-    logs: Logs,
+    outputs: O,
     grace: Duration,
 }
 
-/// Runs processes.
+/// Runs processes, held by such cells.
 #[derive(Debug)]
-pub struct ProcessDriver(Arc<Tools>);
+pub struct ProcessDriver<C, O>(Arc<Tools<C, O>>);
 
 struct Run(watch::Sender<Orders>);
 
@@ -65,19 +69,19 @@ struct Orders {
     change: Option<Change>,
 }
 
-impl ProcessDriver {
-    /// A driver that holds its runs by this containment.
+impl<C: Cells, O: Outputs> ProcessDriver<C, O> {
+    /// A driver that holds its runs by these cells, and hands over their output.
     #[must_use]
-    pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
-        let ProcessConfig { worker, logs, grace, env_pass } = config;
-        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace }))
+    pub fn new(config: ProcessConfig, cells: Arc<C>, outputs: O) -> Self {
+        let ProcessConfig { worker, grace, env_pass } = config;
+        Self(Arc::new(Tools { worker, cells, inherited: Inherited::take(env_pass), outputs, grace }))
     }
 
     /// A spec that this worker can run as it is.
     fn spec(&self, spec: &Spec) -> Result<ProcessSpec, SpecError> {
         let spec = ProcessSpec::stored(spec)?;
         self.0.inherited.check(&spec)?;
-        if spec.allow_privilege_escalation && !self.0.containment.ends_any_user() {
+        if spec.allow_privilege_escalation && !self.0.cells.ends_any_user() {
             return Err(SpecError(
                 "spec.allow_privilege_escalation: this worker could not end what becomes another user: it neither has the capability CAP_KILL \
                  nor holds work by cgroups; leave it out, or require a worker that can"
@@ -88,13 +92,13 @@ impl ProcessDriver {
     }
 }
 
-impl Driver for ProcessDriver {
+impl<C: Cells, O: Outputs> Driver for ProcessDriver<C, O> {
     fn kind(&self) -> &str {
         process::KIND
     }
 
     fn traits(&self) -> DriverTraits {
-        DriverTraits { holds: Holds::Strict, updates: true }
+        TRAITS
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
@@ -107,10 +111,11 @@ impl Driver for ProcessDriver {
             Err(error) => return Err((error, observer)),
         };
         let (order, orders) = watch::channel(Orders::default());
-        let log = self.0.logs.writer(&work.name).of(work.epoch);
+        let output = self.0.outputs.of(&work.name, work.epoch);
         let tools = Arc::clone(&self.0);
-        let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
-        tokio::spawn(keeper.keep());
+        let backoff = Backoff::default();
+        let keeper = Keeper { work, spec, tools, output, observer, orders, answered: None, starts: 0, failures: 0, backoff };
+        tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(Run(order)))
     }
 
@@ -133,6 +138,12 @@ impl Handle for Run {
     }
 
     fn update(&self, change: Change) {
-        self.0.send_modify(|orders| orders.change = Some(change));
+        self.0.send_if_modified(|orders| {
+            let takes = orders.stop.is_none();
+            if takes {
+                orders.change = Some(change);
+            }
+            takes
+        });
     }
 }

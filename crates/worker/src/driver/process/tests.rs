@@ -12,11 +12,11 @@ use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::*;
+use super::{log::Logs, *};
 use crate::{
     driver::{Event, EventKind, Observation},
     guard::{Hello, Mark},
-    hold::spawner,
+    hold::{Containment, spawner},
     protocol::authority::{BootTime, Gate, SystemClock, boot_time},
 };
 
@@ -32,7 +32,7 @@ fn containment() -> Arc<Containment> {
 
 struct Testbed {
     folder: tempfile::TempDir,
-    driver: ProcessDriver,
+    driver: ProcessDriver<Containment, Logs>,
     gate: Gate,
     epoch: Epoch,
 }
@@ -49,11 +49,11 @@ impl Testbed {
         gate.open_until(Some(BootTime(u64::MAX)));
         let config = ProcessConfig {
             worker: WorkerId::new("worker-7").expect("id"),
-            logs: Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads"),
             grace: Duration::from_millis(500),
             env_pass: EnvPass::default(),
         };
-        let driver = ProcessDriver::new(config, containment());
+        let logs = Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads");
+        let driver = ProcessDriver::new(config, containment(), logs);
         Self { folder, driver, gate, epoch: Epoch(42) }
     }
 
@@ -397,7 +397,7 @@ async fn a_shim_that_its_work_kills_or_stops_ends_the_run_all_the_same() {
 async fn only_a_worker_that_can_end_them_lets_work_gain_privileges() {
     let testbed = Testbed::new();
     let spec = json!({"command": ["grep", "NoNewPrivs", "/proc/self/status"], "restart": "never", "allow_privilege_escalation": true});
-    assert!(testbed.driver.0.containment.ends_any_user(), "these tests run as root");
+    assert!(testbed.driver.0.cells.ends_any_user(), "these tests run as root");
     let mut run = testbed.start(spec);
     run.until(Observed::Exited).await;
     assert_eq!(testbed.output(), "NoNewPrivs:\t0\n");
@@ -506,7 +506,7 @@ async fn what_ends_because_the_guard_has_ended_is_told_to_nobody() {
     let testbed = Testbed::new();
     let mut runs = testbed.shell("sleep 300");
     runs.until(Observed::Running).await;
-    testbed.driver.0.containment.kill_all();
+    testbed.driver.0.cells.kill_all();
     let mut late = testbed.shell("sleep 300");
     for run in [&mut runs, &mut late] {
         let said = timeout(Duration::from_millis(500), run.events.recv()).await;
