@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Epoch, ResourceName};
+use evenkeel_model::{Epoch, Holds, ResourceName};
 use rustc_hash::FxHasher;
 use tokio::time::Instant;
+
+use super::work::{holds_of, is_available, started_with};
 
 /// Names that begin with this are of resources that accept two owners for a while.
 pub const AVAILABLE: &str = "available-";
@@ -20,7 +22,12 @@ pub const AVAILABLE: &str = "available-";
 /// Whether a resource has one owner at most.
 #[must_use]
 pub fn is_exclusive(name: &ResourceName) -> bool {
-    !name.as_str().starts_with(AVAILABLE)
+    !is_available(name)
+}
+
+/// Whether a resource has one owner at most because its work ends with its owner.
+fn is_held_strictly(name: &ResourceName) -> bool {
+    is_exclusive(name) && holds_of(name) == Holds::Strict
 }
 
 /// How much of what has happened is kept.
@@ -66,6 +73,56 @@ pub struct Counts {
     pub finished: u64,
     /// Moves because of failures.
     pub failing: u64,
+    /// Runs for which there was no cell.
+    pub no_cell: u64,
+    /// Runs for which the kernel made no process.
+    pub no_process: u64,
+    /// Runs that were not begun since authority had ended.
+    pub too_late: u64,
+    /// Shims that came so late that the keeper asked after them.
+    pub late_shims: u64,
+    /// How often a keeper asked whether shims can be had.
+    pub spawner_checked: u64,
+    /// Programs that were executed late.
+    pub held_up: u64,
+    /// Runs of which something did not die for a while.
+    pub stuck: u64,
+    /// Shims that were stopped.
+    pub shims_stopped: u64,
+    /// Shims that were killed.
+    pub shims_killed: u64,
+    /// Runs that a keeper had ended by force, since their shims said nothing.
+    pub ended_by_spawner: u64,
+    /// Starts that a driver refused.
+    pub starts_refused: u64,
+    /// Drivers that failed in the middle.
+    pub drivers_broken: u64,
+    /// How often a driver did not say what survives.
+    pub survivors_unsaid: u64,
+    /// Effects of earlier sessions that were ended.
+    pub survivors_ended: u64,
+    /// Assignments that were changed under their epoch.
+    pub changed: u64,
+    /// Changes that a driver was asked to take.
+    pub changes_asked: u64,
+    /// Changes that a driver took.
+    pub changes_taken: u64,
+    /// Changes that a driver did not take, against its word.
+    pub changes_refused: u64,
+    /// Changes that a driver did not answer.
+    pub changes_unanswered: u64,
+    /// Effects that were taken over from another epoch.
+    pub taken_over: u64,
+    /// Claims that the outside refused, since it had seen a larger epoch.
+    pub claims_refused: u64,
+    /// Guards that were stopped by a signal.
+    pub guards_stopped: u64,
+    /// Messages to guards that were lost.
+    pub messages_lost: u64,
+    /// Messages to guards that came late.
+    pub messages_late: u64,
+    /// Of those that a guard ended everything since it was not told otherwise in time.
+    pub guards_uninformed: u64,
 }
 
 struct Inner {
@@ -78,6 +135,10 @@ struct Inner {
     holds_ends: bool,
     /// What has finished, by name and content.
     finished: BTreeSet<(ResourceName, u64)>,
+    /// What may be believed that an epoch ran last: what it does run is the last of these, and those before it may be what its status says.
+    ran: BTreeMap<(ResourceName, Epoch), Vec<u64>>,
+    /// What a driver has said to rest, on its machine.
+    rests: BTreeSet<(String, ResourceName, Epoch)>,
     counts: Counts,
     trace: VecDeque<String>,
     digest: FxHasher,
@@ -101,6 +162,8 @@ impl Ledger {
             is_quiet: false,
             holds_ends: false,
             finished: BTreeSet::new(),
+            ran: BTreeMap::new(),
+            rests: BTreeSet::new(),
             counts: Counts::default(),
             trace: VecDeque::new(),
             digest: FxHasher::default(),
@@ -126,15 +189,16 @@ impl Ledger {
     pub fn start(&self, run: LiveRun) -> RunId {
         let mut inner = self.inner();
         inner.note(&format_args!("{} runs {} (epoch {})", run.machine, run.name, run.epoch));
-        let other = inner.live.values().find(|other| other.name == run.name && is_exclusive(&run.name)).cloned();
+        let one_at_most = is_exclusive(&run.name);
+        let other = inner.live.values().find(|other| other.name == run.name && one_at_most).cloned();
         if let Some(other) = other {
             inner.violate(&format_args!(
                 "two owners of {}: {} begins to run it (epoch {}) while {} does (epoch {})",
                 run.name, run.machine, run.epoch, other.machine, other.epoch
             ));
         }
-        if run.content.is_some_and(|content| inner.finished.contains(&(run.name.clone(), content))) {
-            inner.violate(&format_args!("{} runs {} (content {:?}) again, which has finished", run.machine, run.name, run.content));
+        if one_at_most && holds_of(&run.name) == Holds::Loose {
+            inner.violate(&format_args!("{} runs {}, which nobody can hold to one owner", run.machine, run.name));
         }
         let highest = inner.highest.get(&run.name).copied().unwrap_or_default();
         if run.epoch < highest && is_exclusive(&run.name) {
@@ -148,6 +212,65 @@ impl Ledger {
         id
     }
 
+    /// A process begins to live, which was started with this.
+    pub fn start_process(&self, machine: &str, name: ResourceName, epoch: Epoch, with: u64) -> RunId {
+        let mut inner = self.inner();
+        let content = inner.ran.get(&(name.clone(), epoch)).and_then(|ran| ran.last()).copied();
+        if content.map(started_with) != Some(with) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) with {with}, and its driver was told {content:?}"));
+        }
+        if inner.rests.contains(&(machine.to_owned(), name.clone(), epoch)) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) again, of which its driver said that nothing lives"));
+        }
+        drop(inner);
+        self.start(LiveRun { machine: machine.to_owned(), name, epoch, content })
+    }
+
+    /// A driver is told to run this content.
+    pub fn driver_starts(&self, machine: &str, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        inner.note(&format_args!("{machine}: {name} (epoch {epoch}) is to run with content {content}"));
+        if inner.finished.contains(&(name.clone(), content)) {
+            inner.violate(&format_args!("{machine} runs {name} (content {content}) again, which has finished"));
+        }
+        let ran = inner.ran.insert((name.clone(), epoch), vec![content]).unwrap_or_default();
+        if !ran.is_empty() && !ran.contains(&content) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) with content {content}, and it ran with {ran:?}"));
+        }
+        inner.rests.remove(&(machine.to_owned(), name.clone(), epoch));
+    }
+
+    /// A driver has taken this content for work that runs.
+    pub fn updated(&self, machine: &str, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        inner.note(&format_args!("{machine}: {name} (epoch {epoch}) goes on with content {content}"));
+        inner.counts.changes_taken += 1;
+        inner.ran.entry((name.clone(), epoch)).or_default().push(content);
+        let of_it = inner.live.values_mut().filter(|run| run.name == *name && run.epoch == epoch && run.machine == machine);
+        of_it.for_each(|run| run.content = Some(content));
+    }
+
+    /// It stands that this epoch runs this content: nobody believes what it ran before.
+    pub fn reported(&self, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        if let Some(ran) = inner.ran.get_mut(&(name.clone(), epoch))
+            && let Some(at) = ran.iter().rposition(|ran| *ran == content)
+        {
+            ran.drain(..at);
+        }
+    }
+
+    /// A driver says that nothing of it lives, and that it starts nothing more.
+    pub fn rests(&self, machine: &str, name: &ResourceName, epoch: Epoch) {
+        let mut inner = self.inner();
+        inner.rests.insert((machine.to_owned(), name.clone(), epoch));
+        if inner.live.values().any(|run| run.name == *name && run.epoch == epoch && run.machine == machine) {
+            inner.violate(&format_args!(
+                "the driver of {name} (epoch {epoch}) on {machine} says that nothing of it lives, and something does"
+            ));
+        }
+    }
+
     /// Every process of it is dead.
     pub fn end(&self, id: RunId) {
         let mut inner = self.inner();
@@ -158,6 +281,10 @@ impl Ledger {
 
     /// This epoch of this resource has ended for good: nothing may begin to run with it any more.
     pub fn close(&self, name: &ResourceName, epoch: Epoch) {
+        if !is_held_strictly(name) {
+            // Whoever comes late is refused by the next, or ended by its own machine.
+            return;
+        }
         let mut inner = self.inner();
         let highest = inner.highest.entry(name.clone()).or_default();
         *highest = (*highest).max(Epoch(epoch.0 + 1));
@@ -177,6 +304,13 @@ impl Ledger {
     /// Whether work may come to its end by itself for good.
     pub fn hold_ends(&self, holds: bool) {
         self.inner().holds_ends = holds;
+    }
+
+    /// Whether what is unusual may happen.
+    #[must_use]
+    pub fn is_rough(&self) -> bool {
+        let inner = self.inner();
+        !inner.is_quiet && !inner.holds_ends
     }
 
     /// Whether it may not.

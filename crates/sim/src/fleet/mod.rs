@@ -14,6 +14,7 @@ pub mod fault;
 pub mod history;
 mod judge;
 pub mod ledger;
+mod link;
 mod machine;
 mod master;
 pub mod process;
@@ -26,4 +27,3 @@ mod work;
 mod world;
 
 pub use run::{Plan, Report, run};
-pub use work::KIND;
