@@ -54,75 +54,97 @@ pub struct LiveRun {
     pub content: Option<u64>,
 }
 
-/// How much has happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+/// Defines what is counted, so that all of it can be gone through.
+macro_rules! counts {
+    ($($(#[$doc:meta])* $field:ident,)*) => {
+        /// How much has happened.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl Counts {
+            /// All of them by their names.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field)),*].into_iter()
+            }
+
+            /// The sum of two runs.
+            #[must_use]
+            pub fn and(self, other: Self) -> Self {
+                Self { $($field: self.$field + other.$field),* }
+            }
+        }
+    };
+}
+
+counts! {
     /// Runs of work that began.
-    pub starts: u64,
+    starts,
     /// Runs of work that were made to end: told to, or killed.
-    pub stops: u64,
+    stops,
     /// Faults that were done.
-    pub faults: u64,
+    faults,
     /// Calls that were acknowledged.
-    pub acknowledged: u64,
+    acknowledged,
     /// Calls whose outcome their caller never learned.
-    pub unknown: u64,
+    unknown,
     /// Transactions of etcd that changed something.
-    pub revisions: u64,
+    revisions,
     /// Work that has finished.
-    pub finished: u64,
+    finished,
     /// Moves because of failures.
-    pub failing: u64,
+    failing,
     /// Runs for which there was no cell.
-    pub no_cell: u64,
+    no_cell,
     /// Runs for which the kernel made no process.
-    pub no_process: u64,
+    no_process,
     /// Runs that were not begun since authority had ended.
-    pub too_late: u64,
+    too_late,
     /// Shims that came so late that the keeper asked after them.
-    pub late_shims: u64,
+    late_shims,
     /// How often a keeper asked whether shims can be had.
-    pub spawner_checked: u64,
+    spawner_checked,
     /// Programs that were executed late.
-    pub held_up: u64,
+    held_up,
     /// Runs of which something did not die for a while.
-    pub stuck: u64,
+    stuck,
     /// Shims that were stopped.
-    pub shims_stopped: u64,
+    shims_stopped,
     /// Shims that were killed.
-    pub shims_killed: u64,
+    shims_killed,
     /// Runs that a keeper had ended by force, since their shims said nothing.
-    pub ended_by_spawner: u64,
+    ended_by_spawner,
     /// Starts that a driver refused.
-    pub starts_refused: u64,
+    starts_refused,
     /// Drivers that failed in the middle.
-    pub drivers_broken: u64,
+    drivers_broken,
     /// How often a driver did not say what survives.
-    pub survivors_unsaid: u64,
+    survivors_unsaid,
     /// Effects of earlier sessions that were ended.
-    pub survivors_ended: u64,
+    survivors_ended,
     /// Assignments that were changed under their epoch.
-    pub changed: u64,
+    changed,
     /// Changes that a driver was asked to take.
-    pub changes_asked: u64,
+    changes_asked,
     /// Changes that a driver took.
-    pub changes_taken: u64,
+    changes_taken,
     /// Changes that a driver did not take, against its word.
-    pub changes_refused: u64,
+    changes_refused,
     /// Changes that a driver did not answer.
-    pub changes_unanswered: u64,
+    changes_unanswered,
     /// Effects that were taken over from another epoch.
-    pub taken_over: u64,
+    taken_over,
     /// Claims that the outside refused, since it had seen a larger epoch.
-    pub claims_refused: u64,
+    claims_refused,
     /// Guards that were stopped by a signal.
-    pub guards_stopped: u64,
+    guards_stopped,
     /// Messages to guards that were lost.
-    pub messages_lost: u64,
+    messages_lost,
     /// Messages to guards that came late.
-    pub messages_late: u64,
+    messages_late,
     /// Of those that a guard ended everything since it was not told otherwise in time.
-    pub guards_uninformed: u64,
+    guards_uninformed,
 }
 
 struct Inner {
