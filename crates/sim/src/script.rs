@@ -259,6 +259,7 @@ fn tell(action: &Action) -> String {
             let to = to.as_ref().map(|to| format!(", to go on on {to}")).unwrap_or_default();
             format!("stop {resource} on {worker}: {}{to}", reason.as_str())
         }
+        Action::Update { resource, worker, .. } => format!("change {resource} on {worker} in place"),
         Action::Move { resource, from, to, reason, .. } => format!("move {resource} from {from} to {to}: {}", reason.as_str()),
         Action::End { resource, worker, reason, .. } => format!("end {resource} on {worker}: {}", reason.as_str()),
         Action::Finish { resource, worker, message, .. } => format!("finish {resource} on {worker}: {message}"),

@@ -2,7 +2,7 @@
 //! one kind of key stands with the kind, in the model; only what is peculiar to etcd stands here.
 
 pub use evenkeel_model::json;
-use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Holds, Key, MasterRecord, Revision, Versioned, Write};
+use evenkeel_model::{Change, Decision, Entry, Guard, HistoryEntry, Key, MasterRecord, Revision, Versioned, Write};
 
 use crate::{Compare, KeyChange, Kv, Op, keys::Keys};
 

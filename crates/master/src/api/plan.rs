@@ -108,6 +108,7 @@ fn action(action: &Action) -> v1::PlannedAction {
         Action::Stop { worker, reason, to, .. } => {
             shown("stop", worker.to_string(), to.as_ref().map(ToString::to_string).unwrap_or_default(), reason.as_str())
         }
+        Action::Update { worker, .. } => shown("update", worker.to_string(), String::new(), "changed in place"),
         Action::Move { from, to, reason, .. } => shown("move", from.to_string(), to.to_string(), reason.as_str()),
         Action::End { worker, reason, .. } => shown("remove", worker.to_string(), String::new(), reason.as_str()),
         Action::Finish { worker, message, .. } => shown("finish", worker.to_string(), String::new(), message),

@@ -172,7 +172,7 @@ mod tests {
         let finish = status.finished.then(|| Box::new(Finish::of(Hash::default(), &id, status)));
         let definition = Definition::named(name.clone());
         let mut decision = evenkeel_model::Decision::default();
-        decision.assign(&definition, &id);
+        decision.assign(&definition, &id, evenkeel_model::Holds::Strict);
         let record =
             Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: finish, failed: None, definition };
         let registration = Registration::bare(id.clone(), "worker-1:9090".to_owned());

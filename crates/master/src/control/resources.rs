@@ -158,7 +158,9 @@ impl Put {
             writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
         if let Some((worker, _)) = &node {
-            decision.assign(&record.definition, worker);
+            let registration = by.cluster.worker(worker.as_str()).and_then(|w| w.registration());
+            let holds = registration.map(|registration| registration.driver(&record.definition.kind).holds).unwrap_or_default();
+            decision.assign(&record.definition, worker, holds);
         }
         let worker = node.as_ref().map(|(worker, _)| worker.to_string()).unwrap_or_default();
         let entry = HistoryEntry { worker, ..by.entry(EntryKind::Added, name.as_str(), &why) };
