@@ -22,7 +22,7 @@ pub(super) use kernel::{Kernel, Nowhere, SimCells, fails_on, refuses_on};
 pub(super) use outside::{Outside, OutsideDriver};
 
 /// The one place that says how much of how work is held the rest of the system knows. Off: all work is held strictly.
-pub(super) const KNOWS_HOLDS: bool = false;
+pub(super) const KNOWS_HOLDS: bool = true;
 
 /// The kind of work that an outside holds which refuses smaller epochs.
 pub(super) const FENCED: &str = "fenced";
