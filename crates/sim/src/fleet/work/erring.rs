@@ -85,7 +85,7 @@ impl<D: Driver> Driver for ErringDriver<D> {
         self.ledger.driver_starts(&self.machine, &name, epoch, content);
         let (machine, ledger, dice) = (Arc::clone(&self.machine), self.ledger.clone(), self.dice.clone());
         let run = Run { name, epoch, machine, ledger, dice, asked: Arc::default(), events };
-        let fails_after = (self.ledger.is_rough() && self.dice.per_mille(8)).then(|| self.dice.span(Duration::ZERO, LONGEST));
+        let fails_after = (self.ledger.is_rough() && self.dice.per_mille(20)).then(|| self.dice.span(Duration::ZERO, LONGEST));
         tokio::spawn(of_this_process(run.clone().tell(told, observer, fails_after)));
         Ok(Box::new(ErringHandle { run, inner }))
     }

@@ -112,12 +112,12 @@ impl Kernel {
             return Manner::Plain;
         }
         match self.dice.below(1000) {
-            0..8 => Manner::Late,
-            8..20 => Manner::Refused,
-            20..35 => Manner::HeldUp,
-            35..95 => Manner::Stuck,
-            95..115 => Manner::Silent,
-            115..130 => Manner::Orphaned,
+            0..12 => Manner::Late,
+            12..24 => Manner::Refused,
+            24..40 => Manner::HeldUp,
+            40..100 => Manner::Stuck,
+            100..140 => Manner::Silent,
+            140..180 => Manner::Orphaned,
             _ => Manner::Plain,
         }
     }
@@ -130,7 +130,7 @@ impl Kernel {
         }
         let ends = may_end(started_with) && !is_shared(name) && !self.ledger.is_quiet();
         let status = if ends || self.dice.per_mille(500) { done } else { failed };
-        let is_short = self.dice.per_mille(if ends { 300 } else { 20 });
+        let is_short = self.dice.per_mille(if ends { 500 } else { 20 });
         (if is_short { self.dice.span(SHORT, SHORT * 200) } else { EVER }, status)
     }
 

@@ -11,9 +11,12 @@ use std::{
 
 use evenkeel_model::{DriverTraits, Epoch, Holds, Observed, ResourceName, Spec};
 use evenkeel_store::task::of_this_process;
-use evenkeel_worker::driver::{Answer, Change, Driver, Handle, Observation, Observer, SpecError, StopOrder, Survivor, Work};
+use evenkeel_worker::{
+    driver::{Answer, Change, Driver, Handle, Observation, Observer, SpecError, StopOrder, Survivor, Work},
+    protocol::authority::Gate,
+};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 
@@ -25,6 +28,8 @@ use crate::fleet::{
 
 /// The longest that the outside takes to answer.
 const LONGEST_ANSWER: Duration = Duration::from_millis(300);
+/// The longest that one takes that is slow: beyond the authority of the worker that asked.
+const SLOWEST_ANSWER: Duration = Duration::from_secs(14);
 /// The pause before it is tried again.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -42,6 +47,28 @@ struct Inner {
     effects: BTreeMap<(String, ResourceName), Effect>,
     /// The largest epoch that has been seen of each resource.
     highest: BTreeMap<ResourceName, Epoch>,
+    /// How often each machine has asked what it has here.
+    asked: BTreeMap<String, u64>,
+}
+
+/// Whose effect it is to be.
+#[derive(Clone, Debug)]
+struct Claim {
+    machine: Arc<str>,
+    name: ResourceName,
+    epoch: Epoch,
+    content: u64,
+    /// How often its machine had asked what it has here.
+    asked: u64,
+}
+
+/// Why the outside does not take something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// It has seen this epoch, which is larger.
+    Seen(Epoch),
+    /// The machine has asked what it has here since, and was told that this was not among it.
+    Late,
 }
 
 #[derive(Clone, Debug)]
@@ -68,13 +95,18 @@ impl Outside {
     /// Takes effect, in place of whatever was there.
     ///
     /// # Errors
-    /// The epoch that was seen, and is larger.
-    fn put(&self, machine: &str, name: &ResourceName, epoch: Epoch, content: u64) -> Result<(), Epoch> {
+    /// What stands against it.
+    fn put(&self, claim: &Claim) -> Result<(), Refused> {
+        let Claim { machine, name, epoch, content, asked } = claim;
+        let epoch = *epoch;
         let mut inner = self.inner();
+        if inner.asked.get(&**machine).copied().unwrap_or_default() != *asked {
+            return Err(Refused::Late);
+        }
         let highest = inner.highest.get(name).copied().unwrap_or_default();
         if self.holds == Holds::Fenced && epoch < highest {
             self.ledger.count(|counts| counts.claims_refused += 1);
-            return Err(highest);
+            return Err(Refused::Seen(highest));
         }
         inner.highest.insert(name.clone(), highest.max(epoch));
         let place = self.place(machine, name);
@@ -82,9 +114,9 @@ impl Outside {
             self.ledger.count(|counts| counts.taken_over += u64::from(before.epoch != epoch));
             self.ledger.end(before.id);
         }
-        let run = LiveRun { machine: machine.to_owned(), name: name.clone(), epoch, content: Some(content) };
+        let run = LiveRun { machine: machine.to_string(), name: name.clone(), epoch, content: Some(*content) };
         let id = self.ledger.start(run);
-        inner.effects.insert(place, Effect { id, machine: machine.to_owned(), epoch });
+        inner.effects.insert(place, Effect { id, machine: machine.to_string(), epoch });
         Ok(())
     }
 
@@ -101,14 +133,19 @@ impl Outside {
         true
     }
 
+    fn asked(&self, machine: &str) -> u64 {
+        self.inner().asked.get(machine).copied().unwrap_or_default()
+    }
+
     /// Whether it has taken effect and still has.
     fn has(&self, machine: &str, name: &ResourceName, epoch: Epoch) -> bool {
         self.inner().effects.get(&self.place(machine, name)).is_some_and(|effect| effect.epoch == epoch && effect.machine == machine)
     }
 
-    /// What a machine has put here.
+    /// What a machine has put here. What it has under way is not taken any more.
     fn of(&self, machine: &str) -> Vec<(ResourceName, Epoch)> {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        *inner.asked.entry(machine.to_owned()).or_default() += 1;
         let own = inner.effects.iter().filter(|(_, effect)| effect.machine == machine);
         own.map(|((_, name), effect)| (name.clone(), effect.epoch)).collect()
     }
@@ -158,7 +195,9 @@ impl Driver for OutsideDriver {
         };
         let (orders, ordered) = mpsc::unbounded_channel();
         let (outside, machine, dice) = (self.outside.clone(), Arc::clone(&self.machine), self.dice.clone());
-        let keeper = Keeper { outside, machine, dice, work, content, observer, ordered };
+        let asked = outside.asked(&machine);
+        let claim = Claim { machine, name: work.name, epoch: work.epoch, content, asked };
+        let keeper = Keeper { outside, dice, gate: work.gate, claim, observer, ordered };
         tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(Orders(orders)))
     }
@@ -184,10 +223,9 @@ impl Driver for OutsideDriver {
 /// Keeps one piece of work in effect until it is told to stop.
 struct Keeper {
     outside: Outside,
-    machine: Arc<str>,
     dice: Dice,
-    work: Work,
-    content: u64,
+    gate: Gate,
+    claim: Claim,
     observer: Observer,
     ordered: mpsc::UnboundedReceiver<Order>,
 }
@@ -201,46 +239,64 @@ impl Keeper {
                 Ok(Some(Order::Change(change))) => self.change(&change),
                 // Its agent has ended, and it goes on by itself.
                 Ok(None) => return,
-                Err(_) => pause = self.look(),
+                Err(_) => pause = self.look().await,
             }
         }
         sleep(self.dice.span(Duration::ZERO, LONGEST_ANSWER)).await;
-        self.outside.remove(&self.machine, &self.work.name, self.work.epoch);
+        let Claim { machine, name, epoch, .. } = &self.claim;
+        self.outside.remove(machine, name, *epoch);
         self.observer.ended();
     }
 
     /// Takes effect if it has not yet, and may. Returns when to look again.
-    fn look(&self) -> Duration {
+    async fn look(&self) -> Duration {
         /// For as long as a run of a fleet.
         const NEVER: Duration = Duration::from_secs(86_400);
-        let Work { name, epoch, gate, .. } = &self.work;
-        // Between this look and the effect there is nothing.
-        if !gate.is_open() {
+        if !self.gate.is_open() {
             self.observe(Observed::Backoff, "waits for authority");
             return PAUSE;
         }
-        match self.outside.put(&self.machine, name, *epoch, self.content) {
+        match self.put().await {
             Ok(()) => {
                 self.observe(Observed::Running, "");
                 NEVER
             }
-            Err(highest) => {
-                self.observe(Observed::Backoff, &format!("refused: a later owner has the epoch {highest}"));
+            Err(refused) => {
+                self.observe(Observed::Backoff, &format!("refused: {refused:?}"));
                 PAUSE * 3
             }
         }
     }
 
+    /// What refuses smaller epochs may take its time, and what was said to it arrives when nobody waits for it any more.
+    async fn put(&self) -> Result<(), Refused> {
+        let Self { outside, dice, claim, .. } = self;
+        if outside.holds == Holds::Loose {
+            return outside.put(claim);
+        }
+        let is_slow = outside.ledger.is_rough() && dice.per_mille(100);
+        let takes = dice.span(Duration::ZERO, if is_slow { SLOWEST_ANSWER } else { LONGEST_ANSWER });
+        let (answers, answer) = oneshot::channel();
+        let (outside, claim) = (outside.clone(), claim.clone());
+        // No part of the agent's process.
+        tokio::spawn(async move {
+            sleep(takes).await;
+            let _ = answers.send(outside.put(&claim));
+        });
+        answer.await.unwrap_or(Err(Refused::Late))
+    }
+
     fn change(&mut self, change: &Change) {
-        let Work { name, epoch, gate, .. } = &self.work;
+        let Claim { machine, name, epoch, .. } = &self.claim;
         let Some(content) = content_of(&change.spec.to_value()).filter(|content| !needs_restart(*content)) else {
             return self.observer.needs_restart(change.hash, "the outside takes it only with a new owner");
         };
-        let is_there = self.outside.has(&self.machine, name, *epoch);
-        if is_there && !(gate.is_open() && self.outside.put(&self.machine, name, *epoch, content).is_ok()) {
+        let changed = Claim { content, ..self.claim.clone() };
+        let is_there = self.outside.has(machine, name, *epoch);
+        if is_there && !(self.gate.is_open() && self.outside.put(&changed).is_ok()) {
             return self.observer.needs_restart(change.hash, "the outside does not take it");
         }
-        self.content = content;
+        self.claim = changed;
         self.observer.updated(change.hash);
     }
 
