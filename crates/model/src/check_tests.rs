@@ -145,6 +145,7 @@ fn only_what_runs_and_can_take_it_is_changed_in_place_and_never_what_is_told_to_
     registration.drivers.insert("process".to_owned(), DriverTraits { updates: true, ..DriverTraits::default() });
     let mut see = |revision, entry| cluster.apply(Change::over(Revision(1), Revision(revision), entry), Moment::default());
     see(2, Entry::Worker(id("w"), Some(registration.clone())));
+    let with_updates = registration.clone();
     let before = process(&mut cluster, 3, "always");
     let mut decision = Decision::default();
     decision.assign(&before, &id("w"), Holds::Fenced);
@@ -173,6 +174,11 @@ fn only_what_runs_and_can_take_it_is_changed_in_place_and_never_what_is_told_to_
     }
     other(Entry::Worker(id("w"), None));
     other(Entry::Worker(id("w"), Some(Registration { drivers: BTreeMap::new(), ..registration })));
+    // Another session has come, and is not admitted yet.
+    let mut returning = cluster.clone();
+    let session = Entry::Worker(id("w"), Some(with_updates));
+    returning.apply(Change::at(Revision(9), session), Moment::default());
+    others.push(returning);
     for (n, other) in others.iter().enumerate() {
         assert_eq!(refused(other), not_in_place, "{n}");
     }

@@ -129,6 +129,10 @@ mod tests {
         assert_eq!((classes.len(), classes.resources(first)), (1, 0));
         assert_ne!(classes.enter(&a), first);
         let name: ResourceName = "x".parse().expect("a name");
+        let available = classes.enter(&Definition { ownership: Ownership::Available, ..a.clone() });
+        assert_ne!(classes.enter(&a), available, "where a kind is loose only one of them may run");
+        classes.leave(available);
+        classes.leave(classes.ids[&Key::of(&a)]);
         assert_eq!(classes.resources(classes.ids[&Key::of(&Definition { name, ..a })]), 1);
     }
 }

@@ -580,6 +580,18 @@ fn what_ends_before_it_has_taken_a_change_has_not_finished_and_is_run_anew() {
     assert!(world.cluster.unit("r0").is_some_and(|unit| unit.is_finished()));
 }
 
+/// What fails under the spec of before may be just what the change mends.
+#[test]
+fn what_fails_before_it_has_taken_a_change_is_not_moved_for_it() {
+    let mut world = taking(1);
+    world.put(noop(0, 1));
+    drop(world.turn());
+    world.observe("r0", Observed::Backoff, 12, "exit status 1");
+    assert_eq!(world.turn().actions, []);
+    world.take("r0");
+    assert!(matches!(world.turn().actions.as_slice(), [Action::Stop { reason: StopReason::Failing, .. }]));
+}
+
 /// Who asks for a restart waits for its turn, whatever else is on its way for a change.
 #[test]
 fn no_more_are_restarted_at_a_time_than_may_recover() {

@@ -111,8 +111,8 @@ fn deleted_with(key: Key) -> Option<Key> {
 #[cfg(test)]
 mod tests {
     use evenkeel_model::{
-        Admission, Assignment, EntryKind, Epoch, Hash, Holds, Intent, IntentKind, Kind, MasterId, Origin, Phase, Registration,
-        ResourceName, Selector, Session, Spec, WorkerId,
+        Admission, Assignment, EntryKind, Epoch, Hash, Intent, IntentKind, Kind, MasterId, Origin, Phase, Registration, ResourceName,
+        Selector, Session, Spec, WorkerId,
     };
 
     use super::*;
