@@ -462,6 +462,77 @@ mod tests {
         assert!(ledger.violation().is_some());
     }
 
+    fn named(text: &str) -> ResourceName {
+        ResourceName::new(text).expect("name")
+    }
+
+    fn finds(part: &str, happens: impl FnOnce(&Ledger)) {
+        let ledger = Ledger::begin();
+        happens(&ledger);
+        let found = ledger.violation();
+        assert!(found.as_ref().is_some_and(|text| text.contains(part)), "{part}: {found:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_is_started_with_another_content_is_seen() {
+        let (name, epoch) = (named("a"), Epoch(5));
+        finds("it ran with [6]", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            ledger.driver_starts("worker-1", &name, epoch, 7);
+        });
+        // What was changed while it ran, and is not known to be: either may be believed.
+        let ledger = Ledger::begin();
+        ledger.driver_starts("worker-1", &name, epoch, 6);
+        ledger.updated("worker-1", &name, epoch, 7);
+        ledger.driver_starts("worker-1", &name, epoch, 6);
+        assert_eq!(ledger.violation(), None);
+        finds("it ran with [7]", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            ledger.updated("worker-1", &name, epoch, 7);
+            ledger.reported(&name, epoch, 7);
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_of_other_work_and_one_of_work_that_rests_are_seen() {
+        let (name, epoch) = (named("a"), Epoch(5));
+        let start = |ledger: &Ledger, with| ledger.start_process("worker-1", name.clone(), epoch, with);
+        finds("its driver was told Some(6)", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            start(ledger, started_with(6) + 1);
+        });
+        finds("that nothing lives", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            let id = start(ledger, started_with(6));
+            ledger.end(id);
+            ledger.rests("worker-1", &name, epoch);
+            start(ledger, started_with(6));
+        });
+        finds("and something does", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            start(ledger, started_with(6));
+            ledger.rests("worker-1", &name, epoch);
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_held_to_one_owner_must_not_run_and_what_need_not_be_may() {
+        finds("nobody can hold", |ledger| {
+            ledger.start(LiveRun { name: named("unheld-1"), ..run("worker-1", 5) });
+        });
+        let ledger = Ledger::begin();
+        for machine in ["worker-1", "worker-2"] {
+            ledger.start(LiveRun { name: named("loose-1"), ..run(machine, 5) });
+        }
+        assert_eq!(ledger.violation(), None);
+        finds("two owners", |ledger| {
+            for machine in ["worker-1", "worker-2"] {
+                ledger.start(LiveRun { name: named("fenced-1"), ..run(machine, 5) });
+            }
+        });
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_digest_tells_runs_apart() {
         let [one, same, other] = [1, 1, 2].map(|epoch| {

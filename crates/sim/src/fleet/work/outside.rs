@@ -304,3 +304,38 @@ impl Keeper {
         self.observer.observed(Observation { message: message.to_owned(), ..Observation::of(phase) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(outside: &Outside, machine: &str, epoch: i64) -> Claim {
+        let name = ResourceName::new(if outside.holds == Holds::Fenced { "fenced-1" } else { "loose-1" }).expect("name");
+        Claim { machine: machine.into(), name, epoch: Epoch(epoch), content: 1, asked: outside.asked(machine) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_refuses_smaller_epochs_has_one_at_most_and_what_does_not_has_one_for_each_machine() {
+        let held = |holds| {
+            let ledger = Ledger::begin();
+            let outside = Outside::new(holds, ledger.clone());
+            for (machine, epoch) in [("worker-1", 5), ("worker-2", 7), ("worker-1", 6)] {
+                let _ = outside.put(&claim(&outside, machine, epoch));
+            }
+            ledger.live().into_iter().map(|run| (run.machine, run.epoch.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(held(Holds::Fenced), [("worker-2".to_owned(), 7)]);
+        assert_eq!(held(Holds::Loose), [("worker-2".to_owned(), 7), ("worker-1".to_owned(), 6)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_under_way_when_a_machine_asked_is_not_taken() {
+        let outside = Outside::new(Holds::Fenced, Ledger::begin());
+        let late = claim(&outside, "worker-1", 5);
+        assert_eq!(outside.put(&late), Ok(()));
+        assert_eq!(outside.of("worker-1"), [(late.name.clone(), late.epoch)]);
+        assert!(outside.remove("worker-1", &late.name, late.epoch));
+        assert_eq!(outside.put(&late), Err(Refused::Late));
+        assert_eq!(outside.put(&claim(&outside, "worker-1", 5)), Ok(()));
+    }
+}
