@@ -24,7 +24,7 @@ pub(super) fn commit(state: &mut State, sent: &Sent, rules: &Rules) -> Outcome {
     if !fenced && !rules.weak(Weakening::FenceLeftOut) {
         return Outcome::FenceLost;
     }
-    if !holds(&state.etcd, &sent.write) {
+    if !guards_hold(&state.etcd, &sent.write) {
         return Outcome::Conflict;
     }
     state.unfenced |= !fenced;
@@ -33,7 +33,7 @@ pub(super) fn commit(state: &mut State, sent: &Sent, rules: &Rules) -> Outcome {
     Outcome::Applied(revision)
 }
 
-fn holds(keys: &Keys, write: &Write) -> bool {
+fn guards_hold(keys: &Keys, write: &Write) -> bool {
     let epoch = |id: usize, name: usize| keys.workers[id].assignments[name].map_or(0, |a| a.epoch);
     let admission = |id: usize, admitted: Option<Revision>| admitted.is_none_or(|admitted| keys.workers[id].admitted() == admitted);
     match *write {

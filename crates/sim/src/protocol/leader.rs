@@ -32,8 +32,8 @@ pub(super) fn campaign(state: &mut State, m: usize) -> bool {
     true
 }
 
-/// The first candidate takes office, catches up with etcd, and begins every wait anew.
-pub(super) fn take_office(state: &mut State, m: usize, rules: &Rules) -> bool {
+/// The first candidate becomes the leader, catches up with etcd, and begins every wait anew.
+pub(super) fn become_leader(state: &mut State, m: usize, rules: &Rules) -> bool {
     let first = state.election.iter().copied().filter(|key| *key != 0).min();
     let master = &mut state.masters[m];
     if master.leads != 0 || first.is_none() || first != Some(state.election[m]) {
@@ -77,7 +77,7 @@ pub(super) fn decide(state: &mut State, m: usize, write: Write) {
     master.sent = Some(Sent { fence: master.leads, write });
 }
 
-/// Its write reaches etcd, and it hears what became of it. It may have lost its office in between.
+/// Its write reaches etcd, and it hears what became of it. It may have lost the leadership in between.
 pub(super) fn commit(state: &mut State, m: usize, rules: &Rules) -> bool {
     let Some(sent) = state.masters[m].sent.take() else { return false };
     let outcome = etcd::commit(state, &sent, rules);
@@ -111,12 +111,12 @@ pub(super) fn choices(master: &Master, rules: &Rules) -> Choices {
     for id in 0..IDS {
         writes.extend(about_worker(master, id, rules));
     }
-    let mut wished = Vec::new();
+    let mut requested = Vec::new();
     for name in 0..NAMES {
-        about_resource(master, name, rules, &mut writes, &mut wished);
+        about_resource(master, name, rules, &mut writes, &mut requested);
     }
     let needed = writes.len();
-    writes.append(&mut wished);
+    writes.append(&mut requested);
     Choices { writes, needed }
 }
 
@@ -167,7 +167,7 @@ fn end_of(master: &Master, id: usize, name: usize, rules: &Rules) -> Option<Opti
     }
 }
 
-fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<Write>, wished: &mut Vec<Write>) {
+fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<Write>, requested: &mut Vec<Write>) {
     let view = &master.view;
     let wanted = view.wanted[name];
     let ready = |id: &usize| view.workers[*id].standing() == Standing::Ready;
@@ -176,9 +176,9 @@ fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<
     let Some((id, assignment)) = holder else {
         if wanted {
             writes.extend((0..IDS).filter(ready).map(place));
-            wished.push(Write::Delete { name, holder: None });
+            requested.push(Write::Delete { name, holder: None });
         } else {
-            wished.push(Write::Add { name });
+            requested.push(Write::Add { name });
         }
         return;
     };
@@ -197,7 +197,7 @@ fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<
         }
         None if !assignment.stop && ready(&id) => {
             let stop = Write::Stop { name, id, epoch };
-            if wanted { wished.push(stop) } else { writes.push(stop) }
+            if wanted { requested.push(stop) } else { writes.push(stop) }
         }
         None => {}
     }
@@ -205,8 +205,8 @@ fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<
         writes.push(Write::Resume { name, id, epoch });
     }
     if wanted {
-        wished.push(Write::Delete { name, holder: Some((id, epoch)).filter(|_| !assignment.stop) });
+        requested.push(Write::Delete { name, holder: Some((id, epoch)).filter(|_| !assignment.stop) });
     } else {
-        wished.push(Write::Add { name });
+        requested.push(Write::Add { name });
     }
 }

@@ -65,12 +65,12 @@ impl Seen {
     #[must_use]
     pub fn in_step(before: &State, step: Step, after: &State, rules: &Rules) -> Option<Self> {
         match step {
-            Step::Decide(_, write) | Step::Wish(_, write) if !rules.late_messages => Self::in_write(before, write),
+            Step::Decide(_, write) | Step::Request(_, write) if !rules.late_messages => Self::in_write(before, write),
             Step::Commit(m) => {
                 let sent = before.masters[m].sent?;
                 if before.election.contains(&sent.fence) { Self::in_write(before, sent.write) } else { Some(Self::FenceHeld) }
             }
-            Step::TakeOffice(_) => after.masters.iter().all(|m| m.leads != 0).then_some(Self::TwoBelieve),
+            Step::BecomeLeader(_) => after.masters.iter().all(|m| m.leads != 0).then_some(Self::TwoBelieve),
             Step::StatusArrives(_) => (before.etcd == after.etcd).then_some(Self::StatusRefused),
             Step::Proved(p) => (before.processes[p].proof < rules.authority).then_some(Self::LateProof),
             Step::Start(p, _) => (p == before.processes.len() - 1).then_some(Self::TwinRan),

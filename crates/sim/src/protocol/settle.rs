@@ -81,7 +81,7 @@ fn next(state: &State, rules: &Rules) -> Option<State> {
     let of_masters = (0..MASTERS).flat_map(|m| {
         let choices = leader::choices(&state.masters[m], rules);
         let decision = choices.writes.into_iter().take(choices.needed).map(move |write| Step::Decide(m, write));
-        [Step::Commit(m), Step::StepDown(m), Step::Campaign(m), Step::TakeOffice(m), Step::Follow(m)].into_iter().chain(decision)
+        [Step::Commit(m), Step::StepDown(m), Step::Campaign(m), Step::BecomeLeader(m), Step::Follow(m)].into_iter().chain(decision)
     });
     let leases = (0..IDS).map(Step::LeaseEnds);
     of_processes.chain(leases).chain(of_masters).find_map(|step| carry_out(state, step, rules))

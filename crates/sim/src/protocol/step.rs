@@ -42,16 +42,16 @@ pub enum Step {
     LeaseEnds(usize),
     /// A master campaigns.
     Campaign(usize),
-    /// A master takes office.
-    TakeOffice(usize),
+    /// A master becomes the leader.
+    BecomeLeader(usize),
     /// A master takes in the watch.
     Follow(usize),
-    /// A master sees that it leads no more.
+    /// A master sees that its key is gone, and steps down.
     StepDown(usize),
     /// A master sends a write that the state asks for.
     Decide(usize, Write),
     /// A master sends a write that a person or the balance asks for.
-    Wish(usize, Write),
+    Request(usize, Write),
     /// A master's write reaches etcd.
     Commit(usize),
     /// A frozen agent goes on.
@@ -92,11 +92,11 @@ pub(super) fn all(state: &State, rules: &Rules) -> Vec<Step> {
         steps.extend([Step::LeaseEnds(id), Step::Revoke(id)]);
     }
     for m in 0..MASTERS {
-        steps.extend([Step::Campaign(m), Step::TakeOffice(m), Step::Follow(m), Step::StepDown(m), Step::Commit(m)]);
+        steps.extend([Step::Campaign(m), Step::BecomeLeader(m), Step::Follow(m), Step::StepDown(m), Step::Commit(m)]);
         steps.extend([Step::Depose(m), Step::ClockGains(m)]);
         let choices = leader::choices(&state.masters[m], rules);
         for (at, write) in choices.writes.into_iter().enumerate() {
-            steps.push(if at < choices.needed { Step::Decide(m, write) } else { Step::Wish(m, write) });
+            steps.push(if at < choices.needed { Step::Decide(m, write) } else { Step::Request(m, write) });
         }
     }
     steps
@@ -122,11 +122,11 @@ pub(super) fn carry_out(before: &State, step: Step, rules: &Rules) -> Option<Sta
         Step::Release(p) => worker::release(s, p, rules),
         Step::LeaseEnds(id) => lease_ends(s, id),
         Step::Campaign(m) => leader::campaign(s, m),
-        Step::TakeOffice(m) => leader::take_office(s, m, rules),
+        Step::BecomeLeader(m) => leader::become_leader(s, m, rules),
         Step::Follow(m) => leader::follow(s, m, rules),
         Step::StepDown(m) => leader::step_down(s, m),
         Step::Decide(m, write) => decide(s, m, write, rules),
-        Step::Wish(m, write) => pay_for_wish(s, write) && decide(s, m, write, rules),
+        Step::Request(m, write) => pay_for_request(s, write) && decide(s, m, write, rules),
         Step::Commit(m) => leader::commit(s, m, rules),
         Step::Thaw(_) | Step::Crash(_) | Step::Freeze(_) | Step::Reboot(_) | Step::Twin | Step::Leave(_) => disturb(s, step, rules),
         Step::Revoke(id) => s.etcd.workers[id].registration.take().is_some() && pay(&mut s.budget.revocations),
@@ -152,7 +152,7 @@ fn decide(state: &mut State, m: usize, write: Write, rules: &Rules) -> bool {
     at_once(rules, || leader::commit(state, m, rules))
 }
 
-fn pay_for_wish(state: &mut State, write: Write) -> bool {
+fn pay_for_request(state: &mut State, write: Write) -> bool {
     pay(match write {
         Write::Delete { .. } => &mut state.budget.deletes,
         Write::Add { .. } => &mut state.budget.adds,

@@ -14,8 +14,8 @@ fn acts(process: &Process, rules: &Rules) -> bool {
     process.session != 0 && (process.admitted || rules.weak(Weakening::AdmissionSkipped))
 }
 
-/// Does this process hold the session that stands in etcd?
-fn stands(process: &Process, id: usize, etcd: &Keys) -> bool {
+/// Does this process hold the session that etcd has?
+fn holds_session(process: &Process, id: usize, etcd: &Keys) -> bool {
     process.session != 0 && etcd.workers[id].session() == process.session
 }
 
@@ -25,7 +25,7 @@ pub(super) fn prove(state: &mut State, p: usize, rules: &Rules) -> bool {
     let process = &mut state.processes[p];
     let any = rules.weak(Weakening::ProofOfAnySession) && state.etcd.workers[ID_OF[p]].registration.is_some();
     let due = process.mode == Mode::On && process.session != 0 && process.proof == 0 && process.authority < rules.authority;
-    if !due || !(stands(process, ID_OF[p], &state.etcd) || any) {
+    if !due || !(holds_session(process, ID_OF[p], &state.etcd) || any) {
         return false;
     }
     process.proof = rules.authority;
@@ -97,7 +97,7 @@ fn strays(process: &Process, rules: &Rules) -> [u8; NAMES] {
 /// It finds out that its session is gone: all work is stopped, then the session is given up.
 pub(super) fn learn_loss(state: &mut State, p: usize, rules: &Rules) -> bool {
     let process = &mut state.processes[p];
-    if process.mode != Mode::On || process.session == 0 || stands(process, ID_OF[p], &state.etcd) {
+    if process.mode != Mode::On || process.session == 0 || holds_session(process, ID_OF[p], &state.etcd) {
         return false;
     }
     let past = process.past;
@@ -165,21 +165,21 @@ pub(super) fn list(state: &mut State, p: usize, rules: &Rules) -> bool {
     }
     process.view = Some(keys.assignments);
     for name in 0..NAMES {
-        let told = keys.assignments[name].map_or(0, |a| a.epoch);
+        let epoch = keys.assignments[name].map_or(0, |a| a.epoch);
         let stopped = process.past[name].max(keys.stopped[name]);
-        process.past[name] = if told == 0 || stopped < told || rules.weak(Weakening::ForgetsPast) { 0 } else { stopped };
+        process.past[name] = if epoch == 0 || stopped < epoch || rules.weak(Weakening::ForgetsPast) { 0 } else { stopped };
     }
     true
 }
 
-fn told(process: &Process, name: usize) -> Option<Assignment> {
+fn assigned(process: &Process, name: usize) -> Option<Assignment> {
     process.view.and_then(|view| view[name])
 }
 
 /// Starts work.
 pub(super) fn start(state: &mut State, p: usize, name: usize, rules: &Rules) -> bool {
     let process = &mut state.processes[p];
-    let Some(assignment) = told(process, name).filter(|a| !a.stop) else { return false };
+    let Some(assignment) = assigned(process, name).filter(|a| !a.stop) else { return false };
     let may = process.mode == Mode::On && acts(process, rules) && !process.leaving;
     let reaches = process.authority > 0 || rules.weak(Weakening::StartUnchecked);
     if !may || !reaches || process.runs[name] != 0 || process.past[name] >= assignment.epoch {
@@ -205,7 +205,7 @@ pub(super) fn halt(state: &mut State, p: usize, name: usize, rules: &Rules) -> b
 /// Reports that the epoch which it was told to stop is stopped, as often as it takes.
 pub(super) fn report(state: &mut State, p: usize, name: usize, rules: &Rules) -> bool {
     let process = &mut state.processes[p];
-    let Some(assignment) = told(process, name).filter(|a| a.stop) else { return false };
+    let Some(assignment) = assigned(process, name).filter(|a| a.stop) else { return false };
     let may = process.mode == Mode::On && process.session != 0 && !process.leaving;
     let admitted = acts(process, rules) || rules.weak(Weakening::ReportsUnadmitted);
     let stopped = process.runs[name] == 0 || rules.weak(Weakening::AckBeforeStop);
@@ -236,7 +236,7 @@ pub(super) fn release(state: &mut State, p: usize, rules: &Rules) -> bool {
         return true;
     }
     let stopped = process.runs == [0; NAMES];
-    if !stands(process, ID_OF[p], &state.etcd) || !(stopped || rules.weak(Weakening::ReleaseBeforeStop)) {
+    if !holds_session(process, ID_OF[p], &state.etcd) || !(stopped || rules.weak(Weakening::ReleaseBeforeStop)) {
         return false;
     }
     let Some(registration) = &mut state.etcd.workers[ID_OF[p]].registration else { return false };
