@@ -17,7 +17,7 @@ use super::{
 
 /// I1: no two processes run the same resource; of fenced work, no two have an epoch that is not refused.
 pub const ONE_OWNER: &str = "one owner";
-/// I3: a leader's write is applied only while its key stands.
+/// I3: a leader's write is applied only while its key exists.
 pub const FENCED: &str = "the leader writes with its fence";
 /// An epoch that ran is started again only with what it last ran with.
 pub const SAME_SPEC: &str = "an epoch keeps its spec";

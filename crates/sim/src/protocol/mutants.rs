@@ -56,7 +56,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(3, "the leader waits a tick less than the clocks' difference asks for", &[WaitTooShort], "revocation"),
     mutant(3, "a wait goes on when another session has come and gone", &[WaitNotReset], "revocations"),
     mutant(3, "the admission of a lost worker is removed without a wait", &[ForgetsTooEarly], "revocation"),
-    mutant(3, "an assignment is created while another stands", &[PlacesWhileHeld], "start"),
+    mutant(3, "an assignment is created while there is another", &[PlacesWhileHeld], "start"),
     mutant(4, "work is moved without being told to stop", &[MovesWithoutStop], "move"),
     mutant(4, "work that was told to stop is moved without an answer", &[MovesWithoutAck], "move"),
     mutant(4, "work is reported as stopped before it is", &[AckBeforeStop], "move"),

@@ -33,7 +33,7 @@ pub enum Weakening {
     StartUnchecked,
     /// What was seen before authority ended counts after it.
     ViewKept,
-    /// A proof holds if the id is registered, by whomever.
+    /// A proof holds if the id is registered by any process.
     ProofOfAnySession,
     /// A worker acts without an admission.
     AdmissionSkipped,
@@ -83,7 +83,7 @@ pub enum Weakening {
     MovesWithoutStop,
     /// The leader moves what it has told to stop, without an answer.
     MovesWithoutAck,
-    /// The leader creates an assignment while another stands.
+    /// The leader creates an assignment while there is another.
     PlacesWhileHeld,
     /// The leader takes a stop back.
     StopTakenBack,

@@ -32,7 +32,7 @@ pub enum Seen {
     AgentStopped,
     /// The guard killed the work of a frozen agent.
     GuardKilled,
-    /// Authority ended while the session still stood.
+    /// Authority ended while the session still existed.
     EndedBeforeLease,
     /// Work ran on although its session was gone: for that there is the wait.
     OutlivedSession,

@@ -1,4 +1,4 @@
-//! The state of the protocol model: what stands in etcd, and what each process knows, believes and runs. Plain, small and hashable.
+//! The state of the protocol model: what etcd has, and what each process knows, believes and runs. Plain, small and hashable.
 //!
 //! It must not hold a rule: those are in `worker`, `leader` and `etcd`.
 
@@ -60,7 +60,7 @@ pub struct Assignment {
     pub stop: bool,
     /// What is to run.
     pub spec: Spec,
-    /// How many specs this epoch was given: one, unless it was changed in place. It stands for the key's modification revision.
+    /// How many specs this epoch was given: one, unless it was changed in place. In etcd the key's modification revision says the same.
     pub version: u8,
     /// How the worker that it was made for held such work.
     pub holds: Holds,
@@ -92,7 +92,7 @@ impl Status {
 /// One worker's assignments.
 pub type Assignments = [Option<Assignment>; NAMES];
 
-/// All that stands under one worker's id.
+/// All keys of one worker's id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WorkerKeys {
     /// Its registration.
@@ -156,7 +156,7 @@ pub struct Sent {
 pub struct Master {
     /// It believes that it leads, with this fence; zero: it follows.
     pub leads: Revision,
-    /// What it knows: etcd as it stood at some time, and its own writes since.
+    /// What it knows: etcd as it was at some time, and its own writes since.
     pub view: Keys,
     /// For each worker whose admitted session it has seen gone: the ticks of its own clock that it still waits.
     pub waits: [Option<u8>; IDS],
@@ -280,7 +280,7 @@ pub struct LastRun {
 /// Everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct State {
-    /// What stands in etcd.
+    /// What etcd has.
     pub etcd: Keys,
     /// The election keys: their create revisions.
     pub election: [Revision; MASTERS],

@@ -1,6 +1,6 @@
 //! What guard and agent of a worker do: rules 1, 2, 4, 5, 6 and 9 of the protocol, one step at a time.
 //!
-//! A view lags by not being refreshed: whatever a process knows is what stood in etcd at some earlier step. Each function does one
+//! A view lags by not being refreshed: whatever a process knows is what etcd had at some earlier step. Each function does one
 //! step and tells whether it was one; it makes no choice.
 
 use super::{
@@ -19,8 +19,8 @@ fn holds_session(process: &Process, id: usize, etcd: &Keys) -> bool {
     process.session != 0 && etcd.workers[id].session() == process.session
 }
 
-/// A proof reaches etcd, which confirms the session. What it is worth counts from here: a session that stands when the request is
-/// judged also stood when it was sent, so judging it later would only give less.
+/// A proof reaches etcd, which confirms the session. What it is worth counts from here: a session that exists when the request is
+/// judged also existed when it was sent, so judging it later would only give less.
 pub(super) fn prove(state: &mut State, p: usize, rules: &Rules) -> bool {
     let process = &mut state.processes[p];
     let any = rules.weak(Weakening::ProofOfAnySession) && state.etcd.workers[ID_OF[p]].registration.is_some();
@@ -131,7 +131,7 @@ pub(super) fn replace_own(state: &mut State, p: usize, rules: &Rules) -> bool {
     true
 }
 
-/// Registers: creates the key, where none stands.
+/// Registers: creates the key, where there is none.
 pub(super) fn register(state: &mut State, p: usize, rules: &Rules) -> bool {
     let process = state.processes[p];
     let keys = state.etcd.workers[ID_OF[p]];
