@@ -180,7 +180,10 @@ impl Serving<'_> {
             return;
         }
         let observer = Observer::new(name.clone(), epoch, self.agent.events.clone());
-        match driver.start(Work { name: name.clone(), epoch, spec, gate: self.agent.gate.clone() }, observer) {
+        match driver.start(
+            Work { name: name.clone(), epoch, spec, gate: self.agent.gate.clone(), log: self.agent.board.log(name, epoch) },
+            observer,
+        ) {
             Ok(handle) => {
                 self.agent.board.starts.fetch_add(1, Ordering::Relaxed);
                 if let Some(mut row) = self.state.table.remove(name) {

@@ -3,7 +3,9 @@
 //! The wheel: worker::reconcile -> **worker::driver** -> worker::report. A driver starts, stops and observes. It decides neither what
 //! runs nor where; before each effect it asks the authority's gate, and it says that a run has ended only when all of it is dead.
 
+mod backoff;
 pub mod catalog;
+pub(crate) mod log;
 mod noop;
 pub(crate) mod process;
 
@@ -14,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::protocol::authority::{BootTime, Gate};
 
+pub use log::Log;
 pub use noop::Noop;
 pub use process::{ProcessConfig, ProcessDriver, environment::EnvPass};
 
@@ -28,6 +31,17 @@ pub struct Work {
     pub spec: Spec,
     /// Asked before each effect: it is open while this worker may run the work.
     pub gate: Gate,
+    /// Keeps its output, for whoever reads the resource's logs.
+    pub log: Log,
+}
+
+/// Where the output of a kind's work can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// In the worker's files, which [`Work::log`] writes.
+    Worker,
+    /// Not from this worker: why, and where it is instead, for people.
+    Elsewhere(String),
 }
 
 /// A change of work that runs.
@@ -95,6 +109,11 @@ pub trait Driver: Send + Sync {
 
     /// Ends a survivor for good: once it has answered, nothing of it lives and nothing of it can start again.
     fn end<'a>(&'a self, survivor: &'a Survivor) -> Answer<'a, ()>;
+
+    /// Where the output of its work can be read.
+    fn logs(&self) -> LogSource {
+        LogSource::Worker
+    }
 }
 
 /// One run.
@@ -253,7 +272,7 @@ pub enum RegistryError {
     #[error("there are two drivers of kind {0:?}; give one of them another kind, or leave it out")]
     Twice(String),
     /// A kind that no resource can have.
-    #[error("{kind:?} cannot be a kind: it {why}")]
+    #[error("{kind:?} cannot be a kind: it {why}; a kind is a name as those of resources are")]
     Kind {
         /// The kind.
         kind: String,
@@ -263,6 +282,9 @@ pub enum RegistryError {
 }
 
 impl Registry {
+    /// What a name means that has no kind and that no catalog knows.
+    pub const DEFAULT_KIND: &'static str = noop::KIND;
+
     /// Adds one.
     ///
     /// # Errors

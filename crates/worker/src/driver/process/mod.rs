@@ -2,10 +2,8 @@
 //!
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
-mod backoff;
 pub(crate) mod environment;
 mod keeper;
-pub(crate) mod log;
 
 #[cfg(test)]
 mod tests;
@@ -19,12 +17,14 @@ use evenkeel_model::{
 use tokio::sync::watch;
 
 use self::{
-    backoff::Backoff,
     environment::{EnvPass, Inherited},
     keeper::Keeper,
-    log::Logs,
 };
-use super::{Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work};
+use super::{
+    Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work,
+    backoff::{self, Backoff},
+    log,
+};
 use crate::hold::Containment;
 
 /// What the driver needs.
@@ -32,8 +32,6 @@ use crate::hold::Containment;
 pub struct ProcessConfig {
     /// Handed to every process.
     pub worker: WorkerId,
-    /// Where the output is kept.
-    pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
     /// What work may have of this process's environment.
@@ -46,7 +44,6 @@ struct Tools {
     worker: WorkerId,
     containment: Arc<Containment>,
     inherited: Inherited,
-    logs: Logs,
     grace: Duration,
 }
 
@@ -69,8 +66,8 @@ impl ProcessDriver {
     /// A driver that holds its runs by this containment.
     #[must_use]
     pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
-        let ProcessConfig { worker, logs, grace, env_pass } = config;
-        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace }))
+        let ProcessConfig { worker, grace, env_pass } = config;
+        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), grace }))
     }
 
     /// A spec that this worker can run as it is.
@@ -107,7 +104,7 @@ impl Driver for ProcessDriver {
             Err(error) => return Err((error, observer)),
         };
         let (order, orders) = watch::channel(Orders::default());
-        let log = self.0.logs.writer(&work.name).of(work.epoch);
+        let log = work.log.clone();
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());
