@@ -196,7 +196,7 @@ async fn who_asks_for_output_that_is_not_there_is_told_why() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(logs(&["none", "--follow"]), (Some(1), "error: none: no such resource\n".to_owned()));
-    assert!(stage.cli("master-1", &["add", "silent", "--", "sleep", "300"]).status.success());
+    assert!(stage.cli("master-1", &["add", "silent", "--kind", "process", "--spec", r#"{"command":["sleep","300"]}"#]).status.success());
     let (status, said) = logs(&["silent"]);
     assert!(status == Some(1) && said.contains("silent: is pending, so no worker has output of it"), "{said}");
     // A follower says what it waits for, and waits.
