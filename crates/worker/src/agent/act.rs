@@ -4,14 +4,20 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use evenkeel_model::{Assignment, Epoch, Hash, Observed, ResourceName, Spec, Status, fit};
+use evenkeel_model::{self as model, Assignment, Epoch, Hash, Observed, ResourceName, Spec, Status, fit};
 
-use super::{follow::Follower, serve::Serving, table::Row};
+use super::{
+    follow::Follower,
+    serve::Serving,
+    table::{HeldBack, Row},
+};
 use crate::{
     driver::{Driver, Observer, StopOrder, Work},
-    protocol::authority::BootTime,
-    protocol::desired::DesiredAssignment,
-    protocol::reconcile::{Action, AdmissionState, Facts, Run, RunState, StopWhy, decide},
+    protocol::{
+        authority::BootTime,
+        desired::DesiredAssignment,
+        reconcile::{Action, AdmissionState, Change, Facts, Run, RunState, StopWhy, decide},
+    },
 };
 
 /// By how much the agent's own kill comes before the guard's.
@@ -23,6 +29,7 @@ impl Serving<'_> {
         let now = self.agent.clock.now();
         self.watch_guard(now);
         self.watch_authority(now);
+        self.watch_answers(now);
         self.follow();
         while let Some(name) = self.dirty.pop_first() {
             self.act_on(&name, now);
@@ -85,7 +92,7 @@ impl Serving<'_> {
         let tell = self.state.table.longest_grace().and_then(|grace| self.authority.tell_at(grace));
         let lapse = self.authority.tell_at(self.agent.timing.grace).filter(|_| !self.lapsed);
         let kill = self.own_kill_at().filter(|at| self.state.table.has_stopping() && self.forced_at != Some(*at));
-        tell.into_iter().chain(lapse).chain(kill).min()
+        tell.into_iter().chain(lapse).chain(kill).chain(self.state.table.next_answer()).min()
     }
 
     /// Lists and follows the assignments as soon as that counts: with authority, and under an admission that was seen.
@@ -118,6 +125,8 @@ impl Serving<'_> {
             admission: self.admission_state(),
             authority: &self.authority,
             grace: self.agent.timing.grace,
+            ran: self.state.desired.ran(name),
+            all_answered: self.unanswered.is_empty(),
         };
         match decide(&facts, now) {
             Some(Action::Start(epoch)) => {
@@ -134,10 +143,19 @@ impl Serving<'_> {
                 let status = match self.state.reporter.last(name).filter(has_ended).cloned() {
                     // It ended by itself before it was told to: whoever ends its assignment is to know.
                     Some(end) => Status { phase: Observed::Stopped, finished: true, ..end },
-                    None => self.status(epoch, Observed::Stopped, String::new()),
+                    None => {
+                        let ran = self.state.desired.ran(name).filter(|ran| ran.epoch == epoch);
+                        self.status(epoch, ran.map(|ran| ran.hash).unwrap_or_default(), Observed::Stopped, String::new())
+                    }
                 };
                 self.state.reporter.set(name, status);
             }
+            Some(Action::Change(epoch)) => {
+                if let Some(assigned) = assigned {
+                    self.change(name, epoch, &assigned, now);
+                }
+            }
+            Some(Action::AskRestart(epoch)) => self.ask_restart(name, epoch),
             // It was not started for want of authority.
             None if assigned.is_some() && facts.run.is_none() && self.lapsed => {
                 self.deferred.insert(name.clone());
@@ -147,10 +165,18 @@ impl Serving<'_> {
     }
 
     fn start(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, now: BootTime) {
+        let kind = assigned.assignment.as_ref().map(|assignment| self.agent.catalog.resolve(name, assignment).0);
+        if let Ok(Some(why)) = kind.map(|kind| self.unanswered.get(&kind)) {
+            let why = format!("its driver has not said what of an earlier session still lives: {why}");
+            let status = self.status(epoch, assigned.hash(), Observed::Starting, why);
+            return self.state.reporter.set(name, status);
+        }
+        // From here on the epoch stands for this content, whether it can be started or not.
+        self.state.desired.runs(name, epoch, assigned.hash());
         let resolved = match &assigned.assignment {
             Ok(assignment) => {
-                if let Err(misfit) = self.may_run(assignment) {
-                    return self.refuse(name, epoch, assigned, &misfit);
+                if let Err(why) = self.may_run(name, assignment) {
+                    return self.refuse(name, epoch, assigned, &why);
                 }
                 let (kind, spec) = self.agent.catalog.resolve(name, assignment);
                 self.prepare(&kind, &spec).map(|(driver, grace)| (driver, grace, kind, spec))
@@ -161,17 +187,10 @@ impl Serving<'_> {
             Ok(resolved) => resolved,
             Err(message) => return self.fail(name, epoch, assigned, message),
         };
-        let row = Row {
-            run: Run { epoch, state: RunState::Live, grace },
-            kind,
-            hash: assigned.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: self.status(epoch, Observed::Starting, String::new()),
-            pid: 0,
-            root: 0,
-            handle: None,
-            refused: false,
-            lapsed: false,
-        };
+        let hash = assigned.hash();
+        let run = Run { epoch, state: RunState::Live, grace, hash, change: Change::Settled };
+        let row =
+            Row { work: model::Work::of(&kind, &spec), ..Row::new(run, kind, self.status(epoch, hash, Observed::Starting, String::new())) };
         self.state.table.insert(name.clone(), row);
         // The guard knows of the end before there is anything to end.
         if !self.authority.reaches(now, grace) || !self.arm_guard() {
@@ -186,11 +205,10 @@ impl Serving<'_> {
         ) {
             Ok(handle) => {
                 self.agent.board.starts.fetch_add(1, Ordering::Relaxed);
-                if let Some(mut row) = self.state.table.remove(name) {
+                if let Some(row) = self.state.table.get_mut(name) {
                     row.handle = Some(handle);
-                    self.state.table.insert(name.clone(), row);
+                    self.state.reporter.set(name, row.status.clone());
                 }
-                self.set_status(name, epoch, Observed::Starting, String::new());
             }
             Err((error, observer)) => {
                 observer.unused();
@@ -200,7 +218,7 @@ impl Serving<'_> {
         self.agent.board.show(name, self.state.table.get(name));
     }
 
-    fn prepare(&self, kind: &str, spec: &Spec) -> Result<(std::sync::Arc<dyn Driver>, Duration), String> {
+    pub(super) fn prepare(&self, kind: &str, spec: &Spec) -> Result<(std::sync::Arc<dyn Driver>, Duration), String> {
         let registry = &self.agent.registry;
         let driver =
             registry.get(kind).ok_or_else(|| format!("kind {kind:?} has no driver here; there are {}", registry.kinds().join(", ")))?;
@@ -208,24 +226,36 @@ impl Serving<'_> {
         Ok((std::sync::Arc::clone(driver), grace))
     }
 
-    /// The worker holds what it is given against the same rules as the leader, whose view of this worker may be of its session before.
-    fn may_run(&self, assignment: &Assignment) -> Result<(), fit::Misfit> {
-        fit::may_run(assignment.needs(), &self.registration.id, &self.registration)
+    /// The worker holds what it is given against the same rules as the leader, whose view of this worker may be of its session before; and it runs
+    /// nothing of which the leader would conclude more than its driver keeps.
+    fn may_run(&self, name: &ResourceName, assignment: &Assignment) -> Result<(), String> {
+        fit::may_run(assignment.needs(), &self.registration.id, &self.registration).map_err(|misfit| misfit.to_string())?;
+        let (kind, _) = self.agent.catalog.resolve(name, assignment);
+        let holds = self.agent.registry.get(&kind).map_or(assignment.holds, |driver| driver.traits().holds);
+        if holds.may_run(assignment.holds) {
+            return Ok(());
+        }
+        let (made_for, here) = (assignment.holds.as_str(), holds.as_str());
+        Err(format!("kind {kind} is {here} here, and the assignment was made for {made_for} work; name the kind in the resource"))
     }
 
-    fn refuse(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, misfit: &fit::Misfit) {
-        self.fail(name, epoch, assigned, format!("this worker may not run it: {misfit}"));
-        if let Some(mut row) = self.state.table.remove(name) {
-            row.refused = true;
-            self.state.table.insert(name.clone(), row);
+    fn refuse(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, why: &str) {
+        self.fail(name, epoch, assigned, format!("this worker may not run it: {why}"));
+        if let Some(row) = self.state.table.get_mut(name) {
+            row.held_back = Some(HeldBack::Infeasible);
         }
     }
 
-    /// What was refused is looked at again when its rules have changed.
+    /// What was held back is looked at again when that for which it was has changed.
     fn reconsider(&mut self, name: &ResourceName, assigned: Option<&DesiredAssignment>) {
-        let assignment = assigned.and_then(|assigned| assigned.assignment.as_ref().ok());
-        let is_refused = self.state.table.get(name).is_some_and(|row| row.refused);
-        if is_refused && assignment.is_some_and(|assignment| self.may_run(assignment).is_ok()) {
+        let Some(assignment) = assigned.and_then(|assigned| assigned.assignment.as_ref().ok()) else { return };
+        let Some(row) = self.state.table.get(name) else { return };
+        let may_start = match row.held_back {
+            None => false,
+            Some(HeldBack::Infeasible) => self.may_run(name, assignment).is_ok(),
+            Some(HeldBack::Changed) => assignment.hash == row.run.hash,
+        };
+        if may_start {
             self.state.table.remove(name);
         }
     }
@@ -233,42 +263,26 @@ impl Serving<'_> {
     /// It cannot be started here, whatever is tried: that is its status until its assignment changes. Another worker may have what this one lacks.
     fn fail(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, message: String) {
         tracing::warn!(resource = %name, %epoch, message, "cannot be started");
-        let status = Status { failures: 1, ..self.status(epoch, Observed::Failed, message) };
-        let row = Row {
-            run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
-            kind: assigned.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
-            hash: assigned.assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status: status.clone(),
-            pid: 0,
-            root: 0,
-            handle: None,
-            refused: false,
-            lapsed: false,
-        };
+        let hash = assigned.hash();
+        let status = Status { failures: 1, ..self.status(epoch, hash, Observed::Failed, message) };
+        let kind = assigned.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default();
+        self.put(name, Row::resting(hash, kind, status));
+    }
+
+    /// Shows and reports a row of which nothing runs.
+    pub(super) fn put(&mut self, name: &ResourceName, row: Row) {
+        self.state.reporter.set(name, row.status.clone());
         self.state.table.insert(name.clone(), row);
-        self.state.reporter.set(name, status);
         self.agent.board.show(name, self.state.table.get(name));
     }
 
     /// An earlier session has run it to its end: its status stands, and says that it has finished, which earlier versions did not.
     fn rest(&mut self, name: &ResourceName, epoch: Epoch) {
         let stands = self.state.reporter.last(name).filter(|status| status.epoch == epoch).cloned();
-        let status = Status { finished: true, ..stands.unwrap_or_else(|| self.status(epoch, Observed::Exited, String::new())) };
-        self.state.reporter.set(name, status.clone());
-        let assignment = self.state.desired.assignment(name).and_then(|assigned| assigned.assignment.clone().ok());
-        let row = Row {
-            run: Run { epoch, state: RunState::Resting, grace: Duration::ZERO },
-            kind: assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default(),
-            hash: assignment.as_ref().map(|a| a.hash).unwrap_or_default(),
-            status,
-            pid: 0,
-            root: 0,
-            handle: None,
-            refused: false,
-            lapsed: false,
-        };
-        self.state.table.insert(name.clone(), row);
-        self.agent.board.show(name, self.state.table.get(name));
+        let (hash, kind) = self.state.desired.assignment(name).map(|assigned| (assigned.hash(), assigned.kind())).unwrap_or_default();
+        let ran = self.state.desired.ran(name).filter(|ran| ran.epoch == epoch).map_or(hash, |ran| ran.hash);
+        let status = stands.unwrap_or_else(|| self.status(epoch, ran, Observed::Exited, String::new()));
+        self.put(name, Row::resting(ran, kind, Status { finished: true, ..status }));
     }
 
     pub(super) fn stop(&mut self, name: &ResourceName, epoch: Epoch, why: StopWhy) {
@@ -295,22 +309,7 @@ impl Serving<'_> {
         self.dirty.insert(name.clone());
     }
 
-    fn set_status(&mut self, name: &ResourceName, epoch: Epoch, phase: Observed, message: String) {
-        let status = self.status(epoch, phase, message);
-        self.state.reporter.set(name, status);
-    }
-
-    fn status(&self, epoch: Epoch, phase: Observed, message: String) -> Status {
-        Status {
-            phase,
-            epoch,
-            since: self.agent.clock.unix_ns(),
-            hash: Hash::default(),
-            restart_for: Hash::default(),
-            restarts: 0,
-            failures: 0,
-            finished: false,
-            message,
-        }
+    pub(super) fn status(&self, epoch: Epoch, hash: Hash, phase: Observed, message: String) -> Status {
+        Status { hash, message, ..Status::new(phase, epoch, self.agent.clock.unix_ns()) }
     }
 }

@@ -5,10 +5,12 @@
 
 mod act;
 pub(crate) mod board;
+mod change;
 mod follow;
 mod proof;
 mod register;
 mod serve;
+mod survivors;
 pub(crate) mod table;
 
 use std::{
@@ -183,7 +185,15 @@ async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerErro
     let Parts { client, keys, registration, find_host, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
     let (events, observed) = mpsc::unbounded_channel();
     let id = registration.id.clone();
-    let registrar = Registrar { client: client.clone(), keys: keys.clone(), link: link.clone(), timing, registration, find_host };
+    let registrar = Registrar {
+        client: client.clone(),
+        keys: keys.clone(),
+        link: link.clone(),
+        timing,
+        registration,
+        find_host,
+        registry: registry.clone(),
+    };
     let agent = Agent { id, keys, client, timing, clock, gate, link, registry, catalog, board, events };
     let state = State {
         table: Table::default(),

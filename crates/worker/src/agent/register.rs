@@ -10,8 +10,10 @@ use evenkeel_store::{Client, CreateError, Error, Holder, KeyName, Kv, LeasedKey,
 use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::survivors::{self, Unanswered};
 use crate::{
     config::{FindHost, WorkerError},
+    driver::Registry,
     guard::{LinkSender, Registered},
     protocol::authority::Timing,
 };
@@ -35,6 +37,8 @@ pub(crate) struct Registrar {
     pub(crate) registration: Registration,
     /// See [`WorkerConfig`](crate::WorkerConfig).
     pub(crate) find_host: Option<FindHost>,
+    /// They are asked before anything is attested.
+    pub(crate) registry: Registry,
 }
 
 /// A session that has begun.
@@ -42,16 +46,19 @@ pub(crate) struct Begun {
     pub(crate) key: LeasedKey,
     /// The value of its key.
     pub(crate) registration: Registration,
+    /// The kinds that it does not offer.
+    pub(crate) unanswered: Unanswered,
 }
 
 impl Registrar {
     /// Registers. Nothing of any earlier session of this guard may run when this is called: that is what is attested.
     /// What it waits for meanwhile is noted.
     pub(crate) async fn register(&self, mut previous: Option<Registered>, noted: impl Fn(String)) -> Result<Begun, WorkerError> {
+        let unanswered = survivors::ask(self.registry.drivers().cloned()).await;
         let mut failures = 0;
         loop {
-            let held = match self.try_once(previous).await {
-                Ok(begun) => return Ok(begun),
+            let held = match self.try_once(previous, &unanswered).await {
+                Ok((key, registration)) => return Ok(Begun { key, registration, unanswered }),
                 Err(Attempt::Held(kv)) => kv,
                 Err(Attempt::Failed(error)) => {
                     let Some(pause) = pause_after(&error, failures, previous.is_some(), &self.registration.id) else {
@@ -82,13 +89,16 @@ impl Registrar {
         }
     }
 
-    async fn try_once(&self, previous: Option<Registered>) -> Result<Begun, Attempt> {
+    async fn try_once(&self, previous: Option<Registered>, unanswered: &Unanswered) -> Result<(LeasedKey, Registration), Attempt> {
         let mut registration = self.registration.clone();
+        (registration.kinds, registration.drivers) = survivors::offer(&self.registry, unanswered);
         if let Some(host) = self.find_host.and_then(|find| find()) {
             registration.address = moved_to(&host, &registration.address);
             registration.http = moved_to(&host, &registration.http);
         }
-        registration.attests = self.attests(previous).await.map_err(Attempt::Failed)?;
+        if unanswered.is_empty() {
+            registration.attests = self.attests(previous).await.map_err(Attempt::Failed)?;
+        }
         let new = NewLeasedKey {
             key: KeyName::Exact(self.keys.worker(&registration.id).into_bytes()),
             value: serde_json::to_vec(&registration).unwrap_or_default(),
@@ -101,7 +111,7 @@ impl Registrar {
                 if !self.link.registered(registered) {
                     tracing::warn!("the guard could not be told of the session: the next agent finds it in etcd");
                 }
-                Ok(Begun { key, registration })
+                Ok((key, registration))
             }
             Err(CreateError::Held { kv }) => Err(Attempt::Held(kv)),
             Err(CreateError::Store(error)) => Err(Attempt::Failed(error)),

@@ -23,6 +23,7 @@ use super::{
     follow::{Followed, Follower},
     proof::{Proof, prove_on},
     register::{self, Begun},
+    survivors::{self, Unanswered},
 };
 use crate::{
     config::WorkerError,
@@ -67,6 +68,8 @@ pub(super) struct Serving<'a> {
     pub(super) dirty: BTreeSet<ResourceName>,
     /// Names that could not be started for want of authority.
     pub(super) deferred: BTreeSet<ResourceName>,
+    /// The kinds whose drivers have not said what of earlier sessions lives, and why not.
+    pub(super) unanswered: Unanswered,
     /// When statuses that have changed are written.
     report_at: Option<Instant>,
     /// Nothing is written before: the last attempt failed.
@@ -78,6 +81,7 @@ pub(super) struct Serving<'a> {
     proofs: mpsc::Receiver<Proof>,
     written: mpsc::Receiver<(Batch, Outcome)>,
     writer: mpsc::Sender<(Batch, Outcome)>,
+    answered: mpsc::Receiver<Box<Registration>>,
     tasks: JoinSet<()>,
 }
 
@@ -88,6 +92,8 @@ enum Wake {
     Proof(Proof),
     Driver(Event),
     Written(Batch, Outcome),
+    /// More drivers have answered: what is registered by now.
+    Answered(Box<Registration>),
     KeyGone,
     Leave,
     Time,
@@ -104,6 +110,11 @@ impl<'a> Serving<'a> {
         let leaving = *state.leave.borrow();
         let mut tasks = JoinSet::new();
         tasks.spawn(of_this_process(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender)));
+        let (teller, answered) = mpsc::channel(1);
+        if !begun.unanswered.is_empty() {
+            let (registry, registration) = (agent.registry.clone(), begun.registration.clone());
+            tasks.spawn(of_this_process(survivors::ask_on(registry, Arc::clone(&key), registration, teller)));
+        }
         Self {
             session,
             authority: Authority::none(agent.timing),
@@ -120,6 +131,8 @@ impl<'a> Serving<'a> {
             lease: key.state(),
             admission: mirror(&agent.client, KeyRange::key(agent.keys.admission(&agent.id))),
             registration: begun.registration,
+            unanswered: begun.unanswered,
+            answered,
             key,
             proofs,
             written,
@@ -176,6 +189,7 @@ impl<'a> Serving<'a> {
             Some(followed) = followed => Wake::Followed(followed),
             Some(event) = self.state.events.recv() => Wake::Driver(event),
             Some((batch, outcome)) = self.written.recv() => Wake::Written(batch, outcome),
+            Some(registration) = self.answered.recv() => Wake::Answered(registration),
             Ok(_) = self.lease.wait_for(|state| *state != LeaseState::Alive), if !lost => Wake::KeyGone,
             Ok(_) = self.state.leave.wait_for(|leave| *leave), if !leaving => Wake::Leave,
             () = time => Wake::Time,
@@ -189,6 +203,11 @@ impl<'a> Serving<'a> {
             Wake::Proof(proof) => self.take_proof(proof),
             Wake::Driver(event) => self.observe(event)?,
             Wake::Written(batch, outcome) => self.take_outcome(&batch, outcome),
+            Wake::Answered(registration) => {
+                self.unanswered.retain(|kind, _| !registration.kinds.contains(kind));
+                self.registration = *registration;
+                self.touch_all();
+            }
             Wake::KeyGone => self.lose(),
             Wake::Leave => {
                 tracing::info!("leaving: all work is stopped");
@@ -315,7 +334,14 @@ impl<'a> Serving<'a> {
                 self.dirty.insert(name);
                 Ok(())
             }
-            EventKind::Updated(_) | EventKind::NeedsRestart(..) => Ok(()),
+            EventKind::Updated(hash) => {
+                self.updated(&name, epoch, hash);
+                Ok(())
+            }
+            EventKind::NeedsRestart(hash, why) => {
+                self.needs_restart(&name, epoch, hash, &why);
+                Ok(())
+            }
             EventKind::Ended => {
                 if self.state.table.run(&name).is_some_and(|run| run.epoch == epoch) {
                     self.end(&name);

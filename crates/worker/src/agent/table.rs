@@ -7,27 +7,53 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Epoch, Hash, Observed, ResourceName, Status};
+use evenkeel_model::{Epoch, Hash, Observed, ResourceName, Status, Work};
 
 use crate::{
     driver::{Handle, Lives, Observation, StopOrder},
-    protocol::reconcile::{Run, RunState},
+    protocol::{
+        authority::BootTime,
+        reconcile::{Change, Run, RunState},
+    },
 };
 
 /// One run.
 pub(crate) struct Row {
     pub(crate) run: Run,
     pub(crate) kind: String,
-    pub(crate) hash: Hash,
+    /// What it runs, for comparison.
+    pub(crate) work: Work,
+    /// A change that its driver was given and has not answered.
+    pub(crate) offered: Option<Offered>,
     pub(crate) status: Status,
     pub(crate) pid: u32,
     pub(crate) root: u32,
     /// None: there is nothing to stop.
     pub(crate) handle: Option<Box<dyn Handle>>,
-    /// This worker may not run it, by the rules that it was given.
-    pub(crate) refused: bool,
+    /// Why it was not started, where that is looked at again.
+    pub(crate) held_back: Option<HeldBack>,
     /// Until a moment ago nobody vouched for it: it may have been killed, whatever its end looks like.
     pub(crate) lapsed: bool,
+}
+
+/// Why something is not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeldBack {
+    /// This worker may not run it, by the rules that it was given.
+    Infeasible,
+    /// Its epoch ran another content.
+    Changed,
+}
+
+/// A change that a driver was given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offered {
+    pub(crate) hash: Hash,
+    pub(crate) work: Work,
+    /// What the work will need to stop.
+    pub(crate) grace: Duration,
+    /// When an answer is not waited for any more.
+    pub(crate) until: BootTime,
 }
 
 /// All runs.
@@ -37,11 +63,17 @@ pub(crate) struct Table {
     /// The graces of the live ones, with how often each occurs.
     live: BTreeMap<Duration, usize>,
     stopping: BTreeSet<ResourceName>,
+    /// Whose drivers were given a change, and until when their answer is waited for.
+    answers: BTreeMap<ResourceName, BootTime>,
 }
 
 impl Table {
     pub(crate) fn get(&self, name: &ResourceName) -> Option<&Row> {
         self.rows.get(name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &ResourceName) -> Option<&mut Row> {
+        self.rows.get_mut(name)
     }
 
     pub(crate) fn run(&self, name: &ResourceName) -> Option<Run> {
@@ -76,6 +108,47 @@ impl Table {
         self.rows.iter().filter(|(_, row)| is_due(row)).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Its driver is given a change.
+    pub(crate) fn offer(&mut self, name: &ResourceName, offered: Offered) {
+        // Until the driver answers either content may be what runs: the longer grace counts.
+        self.change_run(name, |run| (run.change, run.grace) = (Change::Offered(offered.hash), run.grace.max(offered.grace)));
+        if let Some(row) = self.rows.get_mut(name) {
+            row.offered = Some(offered);
+            self.answers.insert(name.clone(), offered.until);
+        }
+    }
+
+    /// Its change needs a restart. A driver that has not answered may take it all the same.
+    pub(crate) fn needs_restart(&mut self, name: &ResourceName, hash: Hash, is_answered: bool) {
+        self.answers.remove(name);
+        self.change_run(name, |run| run.change = Change::NeedsRestart(hash));
+        if let Some(row) = self.rows.get_mut(name) {
+            row.offered = row.offered.filter(|_| !is_answered);
+            row.status.restart_for = hash;
+        }
+    }
+
+    /// It runs this from now on.
+    pub(crate) fn changed(&mut self, name: &ResourceName, now: Offered) {
+        let Offered { hash, work, grace, .. } = now;
+        self.answers.remove(name);
+        self.change_run(name, |run| (run.hash, run.change, run.grace) = (hash, Change::Settled, grace));
+        if let Some(row) = self.rows.get_mut(name) {
+            (row.work, row.offered) = (work, None);
+            (row.status.hash, row.status.restart_for) = (hash, Hash::default());
+        }
+    }
+
+    /// Those whose drivers should have answered a change by now.
+    pub(crate) fn overdue(&self, now: BootTime) -> Vec<ResourceName> {
+        self.answers.iter().filter(|(_, until)| **until <= now).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// When the first of the answers is due that are waited for.
+    pub(crate) fn next_answer(&self) -> Option<BootTime> {
+        self.answers.values().min().copied()
+    }
+
     pub(crate) fn insert(&mut self, name: ResourceName, row: Row) {
         self.remove(&name);
         self.count(&name, row.run, true);
@@ -84,6 +157,7 @@ impl Table {
 
     pub(crate) fn remove(&mut self, name: &ResourceName) -> Option<Row> {
         let row = self.rows.remove(name)?;
+        self.answers.remove(name);
         self.count(name, row.run, false);
         Some(row)
     }
@@ -142,9 +216,14 @@ impl Table {
     }
 
     fn set_state(&mut self, name: &ResourceName, state: RunState) {
+        self.change_run(name, |run| run.state = state);
+    }
+
+    /// Changes what decisions go by, and what is counted of it.
+    pub(crate) fn change_run(&mut self, name: &ResourceName, change: impl FnOnce(&mut Run)) {
         let Some(row) = self.rows.get_mut(name) else { return };
         let before = row.run;
-        row.run.state = state;
+        change(&mut row.run);
         let after = row.run;
         self.count(name, before, false);
         self.count(name, after, true);
@@ -173,6 +252,18 @@ impl Table {
 }
 
 impl Row {
+    /// A run of which nothing is known yet but its status.
+    pub(crate) fn new(run: Run, kind: String, status: Status) -> Self {
+        let work = Work::unknown();
+        Self { run, kind, work, offered: None, status, pid: 0, root: 0, handle: None, held_back: None, lapsed: false }
+    }
+
+    /// What of an epoch is shown and reported while nothing of it runs.
+    pub(crate) fn resting(hash: Hash, kind: String, status: Status) -> Self {
+        let run = Run { epoch: status.epoch, state: RunState::Resting, grace: Duration::ZERO, hash, change: Change::Settled };
+        Self::new(run, kind, status)
+    }
+
     fn enter(&mut self, phase: Observed, now_ns: i64) {
         if self.status.phase != phase {
             (self.status.phase, self.status.since) = (phase, now_ns);
@@ -198,8 +289,9 @@ mod tests {
     fn row(epoch: i64, grace_ms: u64) -> Row {
         let epoch = Epoch(epoch);
         let status = Status::new(Observed::Starting, epoch, 1);
-        let run = Run { epoch, state: RunState::Live, grace: Duration::from_millis(grace_ms) };
-        Row { run, kind: String::new(), hash: Hash::default(), status, pid: 0, root: 0, handle: None, refused: false, lapsed: false }
+        let grace = Duration::from_millis(grace_ms);
+        let run = Run { epoch, state: RunState::Live, grace, hash: Hash::default(), change: Change::Settled };
+        Row::new(run, String::new(), status)
     }
 
     fn seen(phase: Observed) -> Observation {

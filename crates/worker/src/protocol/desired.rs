@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use evenkeel_model::{Admission, Assignment, Epoch, Observed, ResourceName, Revision, Session, Status};
+use evenkeel_model::{Admission, Assignment, Epoch, Hash, Observed, ResourceName, Revision, Session, Status};
 
 /// One assignment as it stands in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,33 @@ pub struct DesiredAssignment {
     pub epoch: Epoch,
     /// Its value, or why that cannot be read.
     pub assignment: Result<Arc<Assignment>, Arc<str>>,
+    /// It has been written since it was created: its spec may be another than its first one.
+    pub is_rewritten: bool,
+}
+
+impl DesiredAssignment {
+    /// Names the content; empty: it cannot be read.
+    #[must_use]
+    pub fn hash(&self) -> Hash {
+        self.assignment.as_ref().map(|assignment| assignment.hash).unwrap_or_default()
+    }
+
+    /// The kind that it names; empty: none, or it cannot be read.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        self.assignment.as_ref().map(|assignment| assignment.kind.clone()).unwrap_or_default()
+    }
+}
+
+/// What was run under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// With which epoch.
+    pub epoch: Epoch,
+    /// Names the content.
+    pub hash: Hash,
+    /// This agent has run it, and so knows its end.
+    pub is_of_this_agent: bool,
 }
 
 /// The end of an epoch that this worker, in this session or an earlier one, has come to.
@@ -42,6 +69,7 @@ pub struct Desired {
     admission: Option<Admitted>,
     view: Option<BTreeMap<ResourceName, DesiredAssignment>>,
     past: BTreeMap<ResourceName, Past>,
+    ran: BTreeMap<ResourceName, Ran>,
 }
 
 impl Desired {
@@ -89,8 +117,13 @@ impl Desired {
                 _ if status.finished || status.phase == Observed::Exited => self.exited(name, status.epoch),
                 _ => {}
             }
+            // An earlier version does not say what it ran.
+            if status.hash != Hash::default() && self.ran.get(name).is_none_or(|ran| ran.epoch < status.epoch) {
+                self.ran.insert(name.clone(), Ran { epoch: status.epoch, hash: status.hash, is_of_this_agent: false });
+            }
         }
         self.past.retain(|name, past| assigned.get(name).is_some_and(|t| t.epoch <= past.epoch()));
+        self.ran.retain(|name, ran| assigned.get(name).is_some_and(|t| t.epoch <= ran.epoch));
         self.view = Some(assigned);
         true
     }
@@ -107,6 +140,7 @@ impl Desired {
         if let Some(view) = &mut self.view {
             view.remove(name);
             self.past.remove(name);
+            self.ran.remove(name);
         }
     }
 
@@ -146,6 +180,17 @@ impl Desired {
         }
     }
 
+    /// This epoch runs this content from now on.
+    pub fn runs(&mut self, name: &ResourceName, epoch: Epoch, hash: Hash) {
+        self.ran.insert(name.clone(), Ran { epoch, hash, is_of_this_agent: true });
+    }
+
+    /// What was last run under a name, as far as is known.
+    #[must_use]
+    pub fn ran(&self, name: &ResourceName) -> Option<Ran> {
+        self.ran.get(name).copied()
+    }
+
     /// The end that is known of the latest epoch of a name.
     #[must_use]
     pub fn past(&self, name: &ResourceName) -> Option<Past> {
@@ -182,7 +227,7 @@ mod tests {
             holds: evenkeel_model::Holds::Strict,
             phase: Phase::Run,
         };
-        DesiredAssignment { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)) }
+        DesiredAssignment { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)), is_rewritten: false }
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
@@ -239,6 +284,28 @@ mod tests {
         let mut desired = admitted();
         desired.put(name("a"), assigned(3));
         assert_eq!(desired.assignment(&name("a")), None);
+    }
+
+    #[test]
+    fn what_was_run_is_known_from_this_agent_or_from_its_status_and_forgotten_with_its_assignment() {
+        let ran = |desired: &Desired, text: &str| desired.ran(&name(text)).map(|ran| (ran.epoch.0, ran.hash, ran.is_of_this_agent));
+        let (old, new) = (Hash::of("old", &Spec::default()), Hash::of("new", &Spec::default()));
+        let mut desired = admitted();
+        desired.runs(&name("own"), Epoch(3), new);
+        let with = |epoch, hash| Status { hash, ..status(epoch, Observed::Running) };
+        let statuses = BTreeMap::from([
+            (name("own"), with(3, old)),
+            (name("other"), with(4, old)),
+            // An earlier version does not say what it runs.
+            (name("silent"), status(5, Observed::Running)),
+        ]);
+        let all = || ["own", "other", "silent"].into_iter().zip(3..).map(|(text, epoch)| (name(text), assigned(epoch))).collect();
+        assert!(desired.list(Revision(9), all(), &statuses));
+        assert_eq!(ran(&desired, "own"), Some((3, new, true)), "it knows better than what it once wrote");
+        assert_eq!((ran(&desired, "other"), ran(&desired, "silent")), (Some((4, old, false)), None));
+        desired.delete(&name("own"));
+        assert!(desired.list(Revision(10), BTreeMap::from([(name("other"), assigned(9))]), &BTreeMap::new()));
+        assert_eq!((ran(&desired, "own"), ran(&desired, "other")), (None, None), "of another epoch it says nothing");
     }
 
     #[test]

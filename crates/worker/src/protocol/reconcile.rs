@@ -5,11 +5,11 @@
 
 use std::{fmt, time::Duration};
 
-use evenkeel_model::{Epoch, Phase, StopReason};
+use evenkeel_model::{Assignment, Epoch, Hash, Phase, StopReason};
 
 use crate::{
     protocol::authority::{Authority, BootTime},
-    protocol::desired::{DesiredAssignment, Past},
+    protocol::desired::{DesiredAssignment, Past, Ran},
 };
 
 /// What runs under one name.
@@ -21,6 +21,22 @@ pub struct Run {
     pub state: RunState,
     /// What it needs to stop.
     pub grace: Duration,
+    /// Names the content that it runs.
+    pub hash: Hash,
+    /// What has become of the last change of its assignment.
+    pub change: Change,
+}
+
+/// What has become of a change of an assignment whose work runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change {
+    /// There is none, or it was taken.
+    #[default]
+    Settled,
+    /// The driver was given this content, and has not answered.
+    Offered(Hash),
+    /// This content needs a restart, and with it another epoch: the leader knows, or is about to.
+    NeedsRestart(Hash),
 }
 
 /// What a run does, as far as decisions go.
@@ -88,6 +104,10 @@ pub enum Action {
     Stop(Epoch, StopWhy),
     /// Nothing of this epoch runs, and nothing ever will: report it as stopped.
     ReportStopped(Epoch),
+    /// Take what its assignment says by now, with the epoch that runs.
+    Change(Epoch),
+    /// Report that this epoch is not started, since it may have run something else than what its assignment says by now.
+    AskRestart(Epoch),
 }
 
 /// All that bears on one name.
@@ -105,6 +125,10 @@ pub struct Facts<'a> {
     pub authority: &'a Authority,
     /// What this work would need to stop, if it is started.
     pub grace: Duration,
+    /// What was last run under this name, as far as is known.
+    pub ran: Option<Ran>,
+    /// Every driver has said what of earlier sessions lives, and has ended it.
+    pub all_answered: bool,
 }
 
 /// Decides for one name. At most one action; the next one follows from the state that it leads to.
@@ -112,7 +136,10 @@ pub struct Facts<'a> {
 pub fn decide(facts: &Facts<'_>, now: BootTime) -> Option<Action> {
     match facts.run {
         Some(Run { state: RunState::Stopping, .. }) => None,
-        Some(run) => whether_to_stop(facts, run, now).map(|why| Action::Stop(run.epoch, why)),
+        Some(run) => match whether_to_stop(facts, run, now) {
+            Some(why) => Some(Action::Stop(run.epoch, why)),
+            None => whether_to_change(facts, run),
+        },
         None => whether_to_start(facts, now),
     }
 }
@@ -144,12 +171,40 @@ fn whether_to_start(facts: &Facts<'_>, now: BootTime) -> Option<Action> {
         return None;
     }
     if stop_reason(assigned).is_some() {
-        return Some(Action::ReportStopped(assigned.epoch));
+        // Of a run that this agent did not see end, a driver that has not answered may still have something.
+        let ended_here = facts.ran.is_some_and(|ran| ran.epoch == assigned.epoch && ran.is_of_this_agent);
+        return (facts.all_answered || ended_here).then_some(Action::ReportStopped(assigned.epoch));
     }
     if let Some(Past::Exited(_)) = past {
         return Some(Action::Rest(assigned.epoch));
     }
+    if !keeps_its_spec(assigned, facts.ran) {
+        return Some(Action::AskRestart(assigned.epoch));
+    }
     facts.authority.reaches(now, facts.grace).then_some(Action::Start(assigned.epoch))
+}
+
+/// An epoch stands for what it runs, also to others who have seen it: it is never started again with anything else. An assignment that was never
+/// rewritten says what it always said.
+fn keeps_its_spec(assigned: &DesiredAssignment, ran: Option<Ran>) -> bool {
+    let Ok(assignment) = &assigned.assignment else { return true };
+    !assigned.is_rewritten || ran.is_some_and(|ran| ran.epoch == assigned.epoch && ran.hash == assignment.hash)
+}
+
+fn whether_to_change(facts: &Facts<'_>, run: Run) -> Option<Action> {
+    let assigned = facts.assignment.filter(|_| facts.admission == AdmissionState::Current)?;
+    let assignment: &Assignment = assigned.assignment.as_deref().ok()?;
+    if assigned.epoch != run.epoch {
+        return None;
+    }
+    match run.change {
+        Change::Settled if assignment.hash == run.hash => None,
+        // One after the other: what the driver answers next is of this one.
+        Change::Offered(_) => None,
+        Change::NeedsRestart(hash) if hash == assignment.hash => None,
+        // Also back to what runs: a driver that did not answer may have taken the change by now.
+        Change::Settled | Change::NeedsRestart(_) => Some(Action::Change(run.epoch)),
+    }
 }
 
 fn stop_reason(assigned: &DesiredAssignment) -> Option<StopReason> {

@@ -21,6 +21,7 @@ fn assigned(epoch: i64, phase: Phase) -> DesiredAssignment {
             holds: Holds::Strict,
             phase,
         })),
+        is_rewritten: false,
     }
 }
 
@@ -29,7 +30,7 @@ fn stop() -> Phase {
 }
 
 fn run(epoch: i64, state: RunState) -> Option<Run> {
-    Some(Run { epoch: Epoch(epoch), state, grace: GRACE })
+    Some(Run { epoch: Epoch(epoch), state, grace: GRACE, hash: Hash::default(), change: Change::Settled })
 }
 
 fn millis(n: u64) -> BootTime {
@@ -49,11 +50,23 @@ struct Case {
     run: Option<Run>,
     past: Option<Past>,
     admission: AdmissionState,
+    ran: Option<Ran>,
+    all_answered: bool,
     now: u64,
     expected: Option<Action>,
 }
 
-const BASE: Case = Case { name: "", assignment: None, run: None, past: None, admission: AdmissionState::Current, now: 0, expected: None };
+const BASE: Case = Case {
+    name: "",
+    assignment: None,
+    run: None,
+    past: None,
+    admission: AdmissionState::Current,
+    ran: None,
+    all_answered: true,
+    now: 0,
+    expected: None,
+};
 
 fn check(cases: Vec<Case>) {
     let authority = proved();
@@ -65,6 +78,8 @@ fn check(cases: Vec<Case>) {
             admission: case.admission,
             authority: &authority,
             grace: GRACE,
+            ran: case.ran,
+            all_answered: case.all_answered,
         };
         assert_eq!(decide(&facts, millis(case.now)), case.expected, "{}", case.name);
     }
@@ -140,10 +155,92 @@ fn an_end_is_reported_once_and_only_when_nothing_runs() {
 
 #[test]
 fn an_assignment_that_cannot_be_read_is_handed_to_the_driver_as_it_is() {
-    let broken = DesiredAssignment { epoch: Epoch(3), assignment: Err("no JSON".into()) };
+    let broken = DesiredAssignment { epoch: Epoch(3), assignment: Err("no JSON".into()), is_rewritten: true };
     check(vec![
         Case { name: "start", assignment: Some(broken.clone()), expected: Some(Action::Start(Epoch(3))), ..BASE },
         Case { name: "keep", assignment: Some(broken), run: run(3, RunState::Live), ..BASE },
+    ]);
+}
+
+/// Contents, by number.
+fn content(n: usize) -> Hash {
+    Hash::of("content", &Spec::stored(serde_json::json!({"n": n})).expect("an object"))
+}
+
+/// An assignment of this content; one that was rewritten has had another.
+fn with_content(epoch: i64, n: usize, is_rewritten: bool) -> DesiredAssignment {
+    let DesiredAssignment { epoch, assignment, .. } = assigned(epoch, Phase::Run);
+    let assignment = Assignment { hash: content(n), ..Arc::unwrap_or_clone(assignment.expect("readable")) };
+    DesiredAssignment { epoch, assignment: Ok(Arc::new(assignment)), is_rewritten }
+}
+
+fn ran(epoch: i64, n: usize, is_of_this_agent: bool) -> Option<Ran> {
+    Some(Ran { epoch: Epoch(epoch), hash: content(n), is_of_this_agent })
+}
+
+#[test]
+fn an_epoch_is_started_only_with_what_it_ran_before() {
+    let ask = Some(Action::AskRestart(Epoch(3)));
+    let start = Some(Action::Start(Epoch(3)));
+    let rewritten = || Case { assignment: Some(with_content(3, 1, true)), ..BASE };
+    check(vec![
+        Case { name: "never rewritten", assignment: Some(with_content(3, 1, false)), expected: start, ..BASE },
+        Case { name: "nothing is known of it", expected: ask, ..rewritten() },
+        Case { name: "it ran something else", ran: ran(3, 0, true), expected: ask, ..rewritten() },
+        Case { name: "another epoch ran this", ran: ran(2, 1, true), expected: ask, ..rewritten() },
+        Case { name: "it ran this", ran: ran(3, 1, false), expected: start, ..rewritten() },
+        Case { name: "it has finished", past: Some(Past::Exited(Epoch(3))), expected: Some(Action::Rest(Epoch(3))), ..rewritten() },
+        Case { name: "without authority nothing is started, and it is asked", now: 3750, expected: ask, ..rewritten() },
+        Case { name: "without a view", admission: AdmissionState::Stale, ..rewritten() },
+    ]);
+}
+
+#[test]
+fn a_change_is_looked_at_once_and_one_after_the_other() {
+    let changed = Some(Action::Change(Epoch(3)));
+    let runs = |change| Some(Run { hash: content(0), change, ..run(3, RunState::Live).expect("a run") });
+    let live = || Case { assignment: Some(with_content(3, 1, true)), run: runs(Change::Settled), ..BASE };
+    let back = || Case { assignment: Some(with_content(3, 0, true)), ..live() };
+    check(vec![
+        Case { name: "another content", expected: changed, ..live() },
+        Case { name: "the same", ..back() },
+        Case { name: "the driver has not answered", run: runs(Change::Offered(content(1))), ..live() },
+        Case { name: "nor to another one", run: runs(Change::Offered(content(2))), ..live() },
+        Case { name: "it needs a restart", run: runs(Change::NeedsRestart(content(1))), ..live() },
+        Case { name: "another one needed a restart", run: runs(Change::NeedsRestart(content(2))), expected: changed, ..live() },
+        Case { name: "back to what runs", run: runs(Change::NeedsRestart(content(1))), expected: changed, ..back() },
+        Case {
+            name: "what rests, too",
+            run: Some(Run { state: RunState::Resting, ..runs(Change::Settled).expect("a run") }),
+            expected: changed,
+            ..live()
+        },
+        Case {
+            name: "not while it stops",
+            run: Some(Run { state: RunState::Stopping, ..runs(Change::Settled).expect("a run") }),
+            ..live()
+        },
+        Case { name: "not without a view", admission: AdmissionState::Stale, ..live() },
+        Case { name: "authority comes first", now: 3750, expected: Some(Action::Stop(Epoch(3), StopWhy::Authority)), ..live() },
+        Case {
+            name: "of another epoch it is no change",
+            assignment: Some(with_content(4, 1, false)),
+            expected: Some(Action::Stop(Epoch(3), StopWhy::Replaced)),
+            ..live()
+        },
+    ]);
+}
+
+#[test]
+fn an_end_that_a_driver_may_contradict_is_not_reported() {
+    let end = || Case { assignment: Some(assigned(3, stop())), all_answered: false, ..BASE };
+    let reported = Some(Action::ReportStopped(Epoch(3)));
+    check(vec![
+        Case { name: "a driver has not answered", ..end() },
+        Case { name: "an earlier agent ran it", ran: ran(3, 0, false), ..end() },
+        Case { name: "this agent ran it, and saw its end", ran: ran(3, 0, true), expected: reported, ..end() },
+        Case { name: "this agent ran another epoch", ran: ran(2, 0, true), ..end() },
+        Case { name: "all have answered", all_answered: true, expected: reported, ..end() },
     ]);
 }
 
@@ -158,6 +255,12 @@ enum Event {
     EndStops,
     Exit(usize),
     Admission(u8),
+    /// The leader gives a running assignment another content.
+    Rewrite(usize, usize),
+    /// A driver answers a change.
+    Answer(usize, bool),
+    /// The agent dies with all that runs; the next one knows what was written of it, or not.
+    NextAgent(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -170,6 +273,9 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Event::EndStops),
         (0..3usize).prop_map(Event::Exit),
         (0..4u8).prop_map(Event::Admission),
+        (0..3usize, 0..3usize).prop_map(|(name, content)| Event::Rewrite(name, content)),
+        (0..3usize, any::<bool>()).prop_map(|(name, taken)| Event::Answer(name, taken)),
+        any::<bool>().prop_map(Event::NextAgent),
     ]
 }
 
@@ -181,14 +287,59 @@ struct World {
     assigned: BTreeMap<usize, DesiredAssignment>,
     runs: BTreeMap<usize, Run>,
     past: BTreeMap<usize, Past>,
+    /// What the agent knows of what was run.
+    ran: BTreeMap<usize, Ran>,
+    /// What each epoch last ran.
+    truth: BTreeMap<Epoch, Hash>,
 }
 
 impl World {
+    fn new() -> Self {
+        Self {
+            now: 0,
+            next_epoch: 0,
+            authority: proved(),
+            admission: AdmissionState::Current,
+            assigned: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            past: BTreeMap::new(),
+            ran: BTreeMap::new(),
+            truth: BTreeMap::new(),
+        }
+    }
+
+    /// This epoch runs this content from now on.
+    fn note_run(&mut self, name: usize, epoch: Epoch, hash: Hash) {
+        self.truth.insert(epoch, hash);
+        self.ran.insert(name, Ran { epoch, hash, is_of_this_agent: true });
+    }
+
     fn apply(&mut self, event: &Event) {
         match *event {
             Event::Assign(name) if !self.assigned.contains_key(&name) => {
                 self.next_epoch += 1;
-                self.assigned.insert(name, assigned(self.next_epoch, Phase::Run));
+                self.assigned.insert(name, with_content(self.next_epoch, 0, false));
+            }
+            Event::Rewrite(name, n) => {
+                if let Some(assigned) = self.assigned.get(&name).filter(|assigned| stop_reason(assigned).is_none()) {
+                    let rewritten = with_content(assigned.epoch.0, n, true);
+                    self.assigned.insert(name, rewritten);
+                }
+            }
+            Event::Answer(name, taken) => {
+                let Some(run) = self.runs.get_mut(&name) else { return };
+                let Change::Offered(hash) = run.change else { return };
+                run.change = if taken { Change::Settled } else { Change::NeedsRestart(hash) };
+                if taken {
+                    run.hash = hash;
+                    let epoch = run.epoch;
+                    self.note_run(name, epoch, hash);
+                }
+            }
+            Event::NextAgent(knows) => {
+                self.runs.clear();
+                self.ran.retain(|_, _| knows);
+                self.ran.values_mut().for_each(|ran| ran.is_of_this_agent = false);
             }
             Event::TellStop(name) if self.assigned.contains_key(&name) => {
                 let epoch = self.assigned[&name].epoch.0;
@@ -221,6 +372,8 @@ impl World {
             admission: self.admission,
             authority: &self.authority,
             grace: GRACE,
+            ran: self.ran.get(&name).copied(),
+            all_answered: true,
         };
         decide(&facts, millis(self.now))
     }
@@ -235,11 +388,27 @@ impl World {
                     prop_assert_eq!(self.admission, AdmissionState::Current, "a start without admission and view");
                     prop_assert!(self.authority.reaches(millis(self.now), GRACE), "a start without authority");
                     prop_assert!(self.past.get(&name).is_none_or(|past| past.epoch() < epoch), "an ended epoch is started again");
-                    self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE });
+                    let hash = self.assigned[&name].hash();
+                    prop_assert!(self.truth.get(&epoch).is_none_or(|before| *before == hash), "an epoch is started with another content");
+                    self.note_run(name, epoch, hash);
+                    self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE, hash, change: Change::Settled });
                 }
                 Action::Rest(epoch) => {
                     prop_assert!(!self.runs.contains_key(&name));
-                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE });
+                    let hash = self.ran.get(&name).map(|ran| ran.hash).unwrap_or_default();
+                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, hash, change: Change::Settled });
+                }
+                Action::Change(epoch) => {
+                    let run = self.runs.get_mut(&name).expect("only what runs is changed");
+                    prop_assert_eq!(run.epoch, epoch);
+                    prop_assert_ne!(run.state, RunState::Stopping, "a stop is final");
+                    let hash = self.assigned[&name].hash();
+                    run.change = if run.state == RunState::Live { Change::Offered(hash) } else { Change::NeedsRestart(hash) };
+                }
+                Action::AskRestart(epoch) => {
+                    prop_assert!(!self.runs.contains_key(&name));
+                    let (hash, change) = (Hash::default(), Change::NeedsRestart(self.assigned[&name].hash()));
+                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, hash, change });
                 }
                 Action::Stop(epoch, _) => {
                     let run = self.runs.get_mut(&name).expect("only what runs is stopped");
@@ -264,10 +433,7 @@ proptest! {
     /// Whatever happens: one run of a name, starts only on good ground, and a decision that was carried out is not made again.
     #[test]
     fn every_course_of_events_is_safe(events in proptest::collection::vec(event(), 1..120)) {
-        let mut world = World {
-            now: 0, next_epoch: 0, authority: proved(), admission: AdmissionState::Current,
-            assigned: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
-        };
+        let mut world = World::new();
         for event in &events {
             world.apply(event);
             for name in 0..3 {
@@ -283,10 +449,7 @@ proptest! {
     /// With authority, admission and a view that stay, everything told to run runs, and nothing else does.
     #[test]
     fn it_settles(events in proptest::collection::vec(event(), 1..60)) {
-        let mut world = World {
-            now: 0, next_epoch: 0, authority: proved(), admission: AdmissionState::Current,
-            assigned: BTreeMap::new(), runs: BTreeMap::new(), past: BTreeMap::new(),
-        };
+        let mut world = World::new();
         for event in &events {
             world.apply(event);
             for name in 0..3 {
