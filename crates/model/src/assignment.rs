@@ -143,6 +143,9 @@ pub struct Status {
     /// or elsewhere. Once said of an epoch, it stays said, whatever the phase is.
     #[serde(default, skip_serializing_if = "is_false")]
     pub finished: bool,
+    /// It did not end when it was told to, and nobody can end it alone: the process that it runs in is ended, with all else in there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub overran: bool,
     /// For people: an exit status, an error.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -180,7 +183,7 @@ impl Status {
     #[must_use]
     pub fn new(phase: Observed, epoch: Epoch, since: i64) -> Self {
         let (hash, restart_for) = (Hash::default(), Hash::default());
-        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, message: String::new() }
+        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, overran: false, message: String::new() }
     }
 
     /// It fails again and again; or it cannot be started on this worker at all, which says nothing of others.

@@ -34,7 +34,18 @@ fn worker(text: &str) -> WorkerId {
 }
 
 fn status(phase: Observed, epoch: Epoch, failures: u32, finished: bool, message: String) -> Status {
-    Status { phase, epoch, since: 0, hash: Hash::default(), restart_for: Hash::default(), restarts: 0, failures, finished, message }
+    Status {
+        phase,
+        epoch,
+        since: 0,
+        hash: Hash::default(),
+        restart_for: Hash::default(),
+        restarts: 0,
+        failures,
+        finished,
+        overran: false,
+        message,
+    }
 }
 
 /// Both are about the same worker, and about no resource.

@@ -244,6 +244,7 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
             since: 0,
             hash: Hash::default(),
             restart_for: Hash::default(),
+            overran: false,
             restarts: 0,
             failures: 1,
             finished: true,

@@ -152,7 +152,8 @@ async fn nothing_is_run_of_which_the_leader_would_conclude_more_than_is_kept() {
     testbed.unassign().await;
     testbed.assign(Phase::Run).await;
     let status = testbed.status_of(Observed::Failed).await;
-    let why = "this worker may not run it: kind probe is loose here, and the assignment was made for strict work; name the kind in the resource";
+    let why =
+        "this worker may not run it: kind probe is loose here, and the assignment was made for strict work; name the kind in the resource";
     assert_eq!(status.message, why);
     assert_eq!(testbed.probe.told().last(), Some(&Told::Stop));
 }

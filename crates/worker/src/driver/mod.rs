@@ -5,8 +5,10 @@
 
 mod backoff;
 pub mod catalog;
+pub mod in_process;
 pub(crate) mod log;
 mod noop;
+mod orders;
 pub(crate) mod process;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
@@ -159,6 +161,8 @@ pub struct Observation {
     pub restarts: u32,
     /// How many runs in a row ended, or could not be started, before they had run well: for 10 s where a process runs.
     pub failures: u32,
+    /// It does not end, and its driver gives up: the agent will end, and with it all that runs inside it.
+    pub overran: bool,
     /// For people.
     pub message: String,
 }
@@ -167,7 +171,7 @@ impl Observation {
     /// Something lives, or may be started; nothing more is known.
     #[must_use]
     pub fn of(phase: Observed) -> Self {
-        Self { phase, lives: Lives::Maybe, pid: 0, root: 0, restarts: 0, failures: 0, message: String::new() }
+        Self { phase, lives: Lives::Maybe, pid: 0, root: 0, restarts: 0, failures: 0, overran: false, message: String::new() }
     }
 }
 

@@ -10,22 +10,21 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use evenkeel_model::{
-    DriverTraits, Holds, Spec, WorkerId,
-    process::{self, ProcessSpec},
-};
-use tokio::sync::watch;
-
 use self::{
     environment::{EnvPass, Inherited},
     keeper::Keeper,
 };
 use super::{
-    Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work,
+    Answer, Driver, Handle, Observer, SpecError, Survivor, Work,
     backoff::{self, Backoff},
     log,
+    orders::{Orders, Run},
 };
 use crate::hold::Containment;
+use evenkeel_model::{
+    DriverTraits, Holds, Spec, WorkerId,
+    process::{self, ProcessSpec},
+};
 
 /// What the driver needs.
 #[derive(Debug)]
@@ -50,17 +49,6 @@ struct Tools {
 /// Runs processes.
 #[derive(Debug)]
 pub struct ProcessDriver(Arc<Tools>);
-
-struct Run(watch::Sender<Orders>);
-
-/// What a keeper is told.
-#[derive(Clone, Debug, Default)]
-struct Orders {
-    /// Stop.
-    stop: Option<StopOrder>,
-    /// The last change, which takes the place of those before.
-    change: Option<Change>,
-}
 
 impl ProcessDriver {
     /// A driver that holds its runs by this containment.
@@ -103,12 +91,12 @@ impl Driver for ProcessDriver {
             Ok(spec) => spec,
             Err(error) => return Err((error, observer)),
         };
-        let (order, orders) = watch::channel(Orders::default());
+        let (run, orders) = Run::new();
         let log = work.log.clone();
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());
-        Ok(Box::new(Run(order)))
+        Ok(Box::new(run))
     }
 
     /// The guard has ended all of it before it starts an agent, and an agent ends all of a session before it begins another.
@@ -118,18 +106,5 @@ impl Driver for ProcessDriver {
 
     fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
-    }
-}
-
-impl Handle for Run {
-    fn stop(&self, order: StopOrder) {
-        self.0.send_modify(|orders| {
-            let earlier = orders.stop.and_then(|stop| stop.kill_by).into_iter().chain(order.kill_by).min();
-            orders.stop = Some(StopOrder { kill_by: earlier });
-        });
-    }
-
-    fn update(&self, change: Change) {
-        self.0.send_modify(|orders| orders.change = Some(change));
     }
 }

@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::*;
 use crate::{
     driver::{
-        Event, EventKind, Observation,
+        Event, EventKind, Observation, StopOrder,
         log::{Log, Logs},
     },
     guard::{Hello, Mark},
