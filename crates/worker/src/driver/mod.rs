@@ -5,6 +5,7 @@
 
 mod backoff;
 pub mod catalog;
+pub mod conformance;
 pub mod in_process;
 pub(crate) mod log;
 mod noop;
@@ -16,7 +17,10 @@ use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 use evenkeel_model::{DefinitionError, DriverTraits, Epoch, Hash, Observed, ResourceName, Spec};
 use tokio::sync::mpsc;
 
-use crate::protocol::authority::{BootTime, Gate};
+use crate::protocol::{
+    authority::{BootTime, Gate},
+    reconcile::StopWhy,
+};
 
 pub use log::Log;
 pub use noop::Noop;
@@ -134,6 +138,8 @@ pub trait Handle: Send {
 pub struct StopOrder {
     /// When the last process is killed at the latest; none: the spec alone says.
     pub kill_by: Option<BootTime>,
+    /// Why it is stopped; none: an order before this one has said that.
+    pub why: Option<StopWhy>,
 }
 
 /// What an observation means for the guard, which ends what lives.

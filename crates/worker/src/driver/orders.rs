@@ -29,8 +29,9 @@ impl Run {
 impl Handle for Run {
     fn stop(&self, order: StopOrder) {
         self.0.send_modify(|orders| {
-            let earlier = orders.stop.and_then(|stop| stop.kill_by).into_iter().chain(order.kill_by).min();
-            orders.stop = Some(StopOrder { kill_by: earlier });
+            let before = orders.stop.unwrap_or_default();
+            let kill_by = before.kill_by.into_iter().chain(order.kill_by).min();
+            orders.stop = Some(StopOrder { kill_by, why: before.why.or(order.why) });
         });
     }
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Kind, NoAuthority, Piece, Update, read,
+    Failure, Kind, NoAuthority, Piece, Stopping, Update, read,
     threads::{Look, Place, Threads},
 };
 use crate::driver::{
@@ -294,7 +294,7 @@ impl<K: Kind> Keeper<K> {
         let at = run.abort_at.unwrap_or(now + grace);
         let at = stop.kill_by.map_or(at, |by| self.work.gate.clock().instant(by).min(at));
         run.abort_at = Some(at);
-        run.piece.stop(at);
+        run.piece.stop(Stopping { deadline: at, why: stop.why });
     }
 
     /// Asks the kind about the last change, if nothing asks it already.

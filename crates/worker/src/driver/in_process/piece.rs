@@ -9,7 +9,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     driver::{Log, Work},
-    protocol::authority::Gate,
+    protocol::{authority::Gate, reconcile::StopWhy},
 };
 
 /// One piece of work while it runs; a copy is the same piece.
@@ -30,6 +30,8 @@ struct Shared<S> {
 pub struct Stopping {
     /// When it is aborted, if it has not returned. It may come earlier still, if authority ends meanwhile.
     pub deadline: Instant,
+    /// Why; none: nobody is left who could say.
+    pub why: Option<StopWhy>,
 }
 
 /// This worker may not run the piece now: authority has ended, or is about to. An effect that was about to happen must not.
@@ -115,8 +117,8 @@ impl<S> Piece<S> {
         self.0.spec.send_replace(spec);
     }
 
-    pub(super) fn stop(&self, deadline: Instant) {
-        self.0.stopping.send_replace(Some(Stopping { deadline }));
+    pub(super) fn stop(&self, stopping: Stopping) {
+        self.0.stopping.send_replace(Some(stopping));
     }
 
     pub(super) fn reports(&self) -> watch::Receiver<String> {

@@ -16,8 +16,11 @@ use tokio::{
 
 use super::*;
 use crate::{
-    driver::{Change, Event, EventKind, Lives, Log, Observation, StopOrder},
-    protocol::authority::{BootTime, Clock, Gate},
+    driver::{Change, Event, EventKind, Lives, Log, Observation, StopOrder, conformance},
+    protocol::{
+        authority::{BootTime, Clock, Gate},
+        reconcile::StopWhy,
+    },
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -55,6 +58,8 @@ struct ProbeSpec {
 struct Probe {
     /// How many lived at the same time, and how many do.
     alive: Arc<AtomicUsize>,
+    /// When and why the one that waits was told to stop.
+    told: Arc<Mutex<Option<Stopping>>>,
     /// What the one that blocks waits for, and where it says that it does.
     blocks: Mutex<Option<(blocking::Receiver<()>, blocking::Sender<()>)>>,
 }
@@ -84,9 +89,7 @@ impl Kind for Probe {
         let _alive = Alive(Arc::clone(&self.alive));
         let spec = piece.spec();
         match &spec.does {
-            Does::Wait => {
-                piece.stopping().await;
-            }
+            Does::Wait => *self.told.lock().expect("one") = Some(piece.stopping().await),
             Does::Ignore => std::future::pending().await,
             Does::Return(ms) => sleep(MS * u32::try_from(*ms)?).await,
             Does::Fail(ms) => {
@@ -142,6 +145,7 @@ impl Clock for Paused {
 struct Testbed {
     driver: InProcess<Probe>,
     alive: Arc<AtomicUsize>,
+    told: Arc<Mutex<Option<Stopping>>>,
     gate: Gate,
     begun: Instant,
 }
@@ -171,8 +175,8 @@ impl Testbed {
         let gate = Gate::shut(Arc::new(Paused(begun)));
         gate.open_until(Some(BootTime(u64::MAX)));
         let probe = Probe::default();
-        let alive = Arc::clone(&probe.alive);
-        Self { driver: InProcess::on("probe", probe, Runtime::current()), alive, gate, begun }
+        let (alive, told) = (Arc::clone(&probe.alive), Arc::clone(&probe.told));
+        Self { driver: InProcess::on("probe", probe, Runtime::current()), alive, told, gate, begun }
     }
 
     fn start(&self, value: Value) -> Started {
@@ -239,8 +243,11 @@ async fn a_piece_runs_until_it_is_told_to_stop() {
     let mut run = testbed.start(json!({"does": "wait"}));
     assert_eq!(run.words().await, (0, "running", String::new(), 0));
     sleep(30_000 * MS).await;
-    run.stop(StopOrder::default());
+    let why = Some(StopWhy::Leaving);
+    run.stop(StopOrder { kill_by: None, why });
     assert_eq!((run.ended().await, testbed.lives()), (30_000, 0));
+    let deadline = testbed.begun + 30_500 * MS;
+    assert_eq!(*testbed.told.lock().expect("one"), Some(Stopping { deadline, why }));
     assert!(run.events.recv().await.is_none(), "that was all");
 }
 
@@ -250,7 +257,7 @@ async fn one_that_does_not_return_is_aborted_at_the_end_of_its_grace_or_at_the_o
         let testbed = Testbed::new();
         let mut run = testbed.start(json!({"does": "ignore"}));
         run.seen().await;
-        run.stop(StopOrder { kill_by: kill_by.map(|ms| testbed.boot(ms * MS)) });
+        run.stop(StopOrder { kill_by: kill_by.map(|ms| testbed.boot(ms * MS)), why: None });
         assert_eq!((run.ended().await, testbed.lives()), (expected, 0));
     }
     let testbed = Testbed::new();
@@ -258,7 +265,7 @@ async fn one_that_does_not_return_is_aborted_at_the_end_of_its_grace_or_at_the_o
     run.seen().await;
     run.stop(StopOrder::default());
     sleep(100 * MS).await;
-    run.stop(StopOrder { kill_by: Some(testbed.boot(100 * MS)) });
+    run.stop(StopOrder { kill_by: Some(testbed.boot(100 * MS)), why: None });
     assert_eq!(run.ended().await, 200, "said again, the earlier time counts");
     let mut run = testbed.start(json!({"does": "ignore"}));
     run.seen().await;
@@ -412,4 +419,15 @@ async fn one_that_blocks_its_thread_is_named_and_the_agent_is_told_that_it_canno
     assert_eq!((at, seen.phase, seen.overran, seen.message.as_str()), (1500, Observed::Stopping, true, message));
     assert_eq!(run.next().await, (2500, EventKind::Broken), "never that it has ended");
     go.send(()).expect("it waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_the_promises_of_a_driver() {
+    let trial = conformance::Trial {
+        good: json!({"does": "ignore"}),
+        bad: json!({"does": "ignore", "even": 1}),
+        change: Some(json!({"does": "ignore", "even": 2})),
+        starts_within: Duration::from_secs(1),
+    };
+    assert_eq!(conformance::check(Arc::new(Testbed::new().driver), trial).await, Ok(()));
 }

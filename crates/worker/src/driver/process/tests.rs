@@ -200,7 +200,7 @@ async fn an_order_can_be_made_more_urgent() {
         testbed.start(json!({"command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"], "stop_grace": "1h"}));
     run.until(Observed::Running).await;
     run.handle.stop(StopOrder::default());
-    run.handle.stop(StopOrder { kill_by: Some(boot_time() + Duration::from_millis(100)) });
+    run.handle.stop(StopOrder { kill_by: Some(boot_time() + Duration::from_millis(100)), why: None });
     run.stop().await;
 }
 
