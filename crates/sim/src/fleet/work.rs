@@ -176,7 +176,7 @@ impl Handle for Orders {
     fn stop(&self, order: StopOrder) {
         self.0.send_modify(|told| {
             let earlier = told.and_then(|before| before.kill_by).into_iter().chain(order.kill_by).min();
-            *told = Some(StopOrder { kill_by: earlier });
+            *told = Some(StopOrder { kill_by: earlier, ..order });
         });
     }
 

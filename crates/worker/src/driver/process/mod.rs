@@ -2,38 +2,35 @@
 //!
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
-mod backoff;
 pub(crate) mod environment;
 mod keeper;
-pub(crate) mod log;
 
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
+use self::{
+    environment::{EnvPass, Inherited},
+    keeper::Keeper,
+};
+use super::{
+    Answer, Driver, Handle, Observer, SpecError, Survivor, Work,
+    backoff::{self, Backoff},
+    log,
+    orders::{Orders, Run},
+};
+use crate::hold::Containment;
 use evenkeel_model::{
     DriverTraits, Holds, Spec, WorkerId,
     process::{self, ProcessSpec},
 };
-use tokio::sync::watch;
-
-use self::{
-    backoff::Backoff,
-    environment::{EnvPass, Inherited},
-    keeper::Keeper,
-    log::Logs,
-};
-use super::{Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work};
-use crate::hold::Containment;
 
 /// What the driver needs.
 #[derive(Debug)]
 pub struct ProcessConfig {
     /// Handed to every process.
     pub worker: WorkerId,
-    /// Where the output is kept.
-    pub(crate) logs: Logs,
     /// What a process gets from the stop signal to the kill, unless its spec says otherwise.
     pub grace: Duration,
     /// What work may have of this process's environment.
@@ -46,7 +43,6 @@ struct Tools {
     worker: WorkerId,
     containment: Arc<Containment>,
     inherited: Inherited,
-    logs: Logs,
     grace: Duration,
 }
 
@@ -54,23 +50,12 @@ struct Tools {
 #[derive(Debug)]
 pub struct ProcessDriver(Arc<Tools>);
 
-struct Run(watch::Sender<Orders>);
-
-/// What a keeper is told.
-#[derive(Clone, Debug, Default)]
-struct Orders {
-    /// Stop.
-    stop: Option<StopOrder>,
-    /// The last change, which takes the place of those before.
-    change: Option<Change>,
-}
-
 impl ProcessDriver {
     /// A driver that holds its runs by this containment.
     #[must_use]
     pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
-        let ProcessConfig { worker, logs, grace, env_pass } = config;
-        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), logs, grace }))
+        let ProcessConfig { worker, grace, env_pass } = config;
+        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), grace }))
     }
 
     /// A spec that this worker can run as it is.
@@ -106,12 +91,12 @@ impl Driver for ProcessDriver {
             Ok(spec) => spec,
             Err(error) => return Err((error, observer)),
         };
-        let (order, orders) = watch::channel(Orders::default());
-        let log = self.0.logs.writer(&work.name).of(work.epoch);
+        let (run, orders) = Run::new();
+        let log = work.log.clone();
         let tools = Arc::clone(&self.0);
         let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
         tokio::spawn(keeper.keep());
-        Ok(Box::new(Run(order)))
+        Ok(Box::new(run))
     }
 
     /// The guard has ended all of it before it starts an agent, and an agent ends all of a session before it begins another.
@@ -121,18 +106,5 @@ impl Driver for ProcessDriver {
 
     fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
-    }
-}
-
-impl Handle for Run {
-    fn stop(&self, order: StopOrder) {
-        self.0.send_modify(|orders| {
-            let earlier = orders.stop.and_then(|stop| stop.kill_by).into_iter().chain(order.kill_by).min();
-            orders.stop = Some(StopOrder { kill_by: earlier });
-        });
-    }
-
-    fn update(&self, change: Change) {
-        self.0.send_modify(|orders| orders.change = Some(change));
     }
 }
