@@ -196,7 +196,7 @@ async fn who_asks_for_output_that_is_not_there_is_told_why() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(logs(&["none", "--follow"]), (Some(1), "error: none: no such resource\n".to_owned()));
-    assert!(stage.cli("master-1", &["add", "silent", "--kind", "noop"]).status.success());
+    assert!(stage.cli("master-1", &["add", "silent", "--kind", "process", "--spec", r#"{"command":["sleep","300"]}"#]).status.success());
     let (status, said) = logs(&["silent"]);
     assert!(status == Some(1) && said.contains("silent: is pending, so no worker has output of it"), "{said}");
     // A follower says what it waits for, and waits.
@@ -212,6 +212,9 @@ async fn who_asks_for_output_that_is_not_there_is_told_why() {
     stage.eventually("it says that nothing was written", async || says("silent has written nothing on worker-1 yet; waiting\n")).await;
     assert_eq!(logs(&["silent"]), (Some(1), "error: silent: has written nothing on worker-1 yet; --follow waits for it\n".to_owned()));
     assert!(follower.try_wait().expect("waited").is_none());
+    assert!(stage.cli("master-1", &["add", "held", "--kind", "noop"]).status.success());
+    let why = "worker-1 keeps no output of held: work of kind noop does nothing";
+    stage.eventually("its kind has no output", async || logs(&["held"]).1.contains(why).then_some(())).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(follower.id().cast_signed()), Signal::SIGINT).expect("signalled");
     let status = stage.eventually("Ctrl+C ends it", async || follower.try_wait().expect("waited")).await;
     assert!(!status.success());

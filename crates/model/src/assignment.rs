@@ -144,6 +144,9 @@ pub struct Status {
     /// or elsewhere. Once said of an epoch, it stays said, whatever the phase is.
     #[serde(default, skip_serializing_if = "is_false")]
     pub finished: bool,
+    /// It did not end when it was told to, and nobody can end it alone: the process that it runs in is ended, with all else in there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub overran: bool,
     /// For people: an exit status, an error.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -181,7 +184,7 @@ impl Status {
     #[must_use]
     pub fn new(phase: Observed, epoch: Epoch, since: i64) -> Self {
         let (hash, restart_for) = (Hash::default(), Hash::default());
-        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, message: String::new() }
+        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, overran: false, message: String::new() }
     }
 
     /// It speaks of work of this hash, which its assignment has: not of what ran before a change that is not taken yet, or that is not taken

@@ -92,6 +92,7 @@ fn nothing_is_taken_for_finished_and_nothing_that_has_finished_is_run_again() {
         since: 0,
         hash: Hash::default(),
         restart_for: Hash::default(),
+        overran: false,
         restarts: 0,
         failures: 0,
         finished: true,

@@ -50,6 +50,7 @@ fn cluster(observed: Observed) -> Cluster {
         since: 0,
         hash: Hash::default(),
         restart_for: Hash::default(),
+        overran: false,
         restarts: 0,
         failures: 0,
         finished: observed == Observed::Exited,

@@ -107,6 +107,7 @@ mod tests {
             since: 5,
             hash: Hash::default(),
             restart_for: Hash::default(),
+            overran: false,
             restarts: 2,
             failures: 1,
             finished: true,

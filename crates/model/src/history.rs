@@ -104,6 +104,8 @@ pub enum EntryKind {
     Ended,
     /// A resource has finished, and is not started again.
     Finished,
+    /// A resource did not end when it was told to, and its worker's process is ended for it.
+    Overran,
     /// A session of a worker was admitted.
     Admitted,
     /// A worker's session is gone.
@@ -141,6 +143,7 @@ impl EntryKind {
             Self::Moved => "moved",
             Self::Ended => "ended",
             Self::Finished => "finished",
+            Self::Overran => "overran",
             Self::Admitted => "admitted",
             Self::Lost => "lost",
             Self::Released => "released",

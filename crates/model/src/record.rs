@@ -269,6 +269,7 @@ mod tests {
             since: i64::MAX,
             hash: Hash::default(),
             restart_for: Hash::default(),
+            overran: false,
             restarts: u32::MAX,
             failures: 0,
             finished: true,

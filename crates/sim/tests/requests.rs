@@ -294,6 +294,7 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
             since: 0,
             hash: Hash::default(),
             restart_for: Hash::default(),
+            overran: false,
             restarts: 0,
             failures: 1,
             finished: true,
@@ -308,4 +309,28 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
     }
     let runs = testbed.etcd.peek(|store| store.get(keys.assignment(&ids[1], &name).as_bytes()).is_some());
     assert!(runs, "the old run has ended, and the new one may begin");
+}
+
+/// Its status says it for a moment only: the worker that comes back knows nothing of it.
+#[tokio::test(start_paused = true)]
+async fn who_made_a_worker_end_its_process_is_told_once_in_the_history() {
+    let testbed = Testbed::start().await;
+    let (keys, hand, name) = (Keys::new(""), testbed.etcd.link("worker").client(SECOND), ResourceName::new("a").unwrap());
+    let id = WorkerId::new("worker-1").unwrap();
+    let registration = Registration { kinds: vec!["sim".into()], ..Registration::bare(id.clone(), "worker-1:1".to_owned()) };
+    hand.put(keys.worker(&id), serde_json::to_vec(&registration).unwrap()).await.unwrap();
+    sleep(SECOND).await;
+    let epoch = testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap().epoch;
+    for restarts in [0, 1] {
+        let message = "it blocks its thread".to_owned();
+        let status = Status { overran: true, restarts, message, ..Status::new(Observed::Stopping, epoch, 0) };
+        hand.put(keys.status(&id, &name), serde_json::to_vec(&status).unwrap()).await.unwrap();
+        sleep(SECOND).await;
+    }
+    let told: Vec<(String, String, String)> = testbed.etcd.peek(|store| {
+        let range = KeyRange::prefix(keys.events());
+        let entries = store.iter(&range).flat_map(|kv| serde_json::from_slice::<Vec<HistoryEntry>>(&kv.value).unwrap());
+        entries.filter(|entry| entry.kind == EntryKind::Overran).map(|entry| (entry.resource, entry.worker, entry.reason)).collect()
+    });
+    assert_eq!(told, [("a".to_owned(), "worker-1".to_owned(), "it blocks its thread".to_owned())]);
 }

@@ -2,12 +2,13 @@
 //!
 //! The wheel: all of worker::guard and worker::agent in two processes. It checks nothing of what it is told: `evenkeel worker` does.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use evenkeel_model::{Labels, WorkerId};
 use evenkeel_store::{Client, Config};
 use evenkeel_worker::{
     ContainmentMode, WorkerConfig, agent,
+    driver::in_process::{Failure, InProcess, Kind, Piece, Update},
     guard::{self, GuardConfig, GuardLink},
     log_writer,
 };
@@ -29,6 +30,50 @@ struct Given {
     catalog: Option<PathBuf>,
     #[serde(default)]
     labels: Labels,
+    /// Whether it has the kind `piece`.
+    #[serde(default)]
+    in_process: bool,
+}
+
+/// A kind that runs inside the worker: it says what it is told to say, and ends when it is told to.
+struct Pieces;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PieceSpec {
+    says: String,
+    /// It keeps its thread, and ends only with its process.
+    #[serde(default)]
+    blocks: bool,
+}
+
+impl Kind for Pieces {
+    type Spec = PieceSpec;
+
+    fn updates(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, piece: Piece<PieceSpec>) -> Result<(), Failure> {
+        let mut spec = piece.spec();
+        piece.log().line(&spec.says);
+        if spec.blocks {
+            loop {
+                std::thread::park();
+            }
+        }
+        loop {
+            tokio::select! {
+                _ = piece.stopping() => return Ok(()),
+                new = piece.changed(&spec) => spec = new,
+            }
+            piece.log().line(&spec.says);
+        }
+    }
+
+    async fn update(&self, _: &Piece<PieceSpec>, _: &PieceSpec) -> Update {
+        Update::Taken
+    }
 }
 
 fn main() -> ExitCode {
@@ -76,6 +121,9 @@ fn run_agent(given: Given, link: GuardLink) -> u8 {
         let mut config = WorkerConfig::new(given.id, client, given.data_dir);
         config.grpc_listen.set_port(given.grpc_port);
         (config.drivers, config.catalog, config.labels) = (given.drivers, given.catalog, given.labels);
+        if given.in_process {
+            config = config.with_driver(Arc::new(InProcess::new("piece", Pieces)))?;
+        }
         agent::run(config, link).await
     });
     runtime.shutdown_timeout(Duration::from_millis(200));

@@ -7,6 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use evenkeel_store as store;
 
 use crate::{
     driver::catalog::CatalogError,
-    driver::{EnvPass, RegistryError},
+    driver::{Driver, EnvPass, Registry, RegistryError},
     guard::{LinkError, STATUS_AGAIN},
     protocol::authority::{Timing, TimingError},
 };
@@ -56,6 +57,8 @@ pub struct WorkerConfig {
     pub catalog: Option<PathBuf>,
     /// The drivers that it offers; empty: all.
     pub drivers: Vec<String>,
+    /// Drivers beside those that each worker has: see [`WorkerConfig::with_driver`].
+    pub more_drivers: Registry,
     /// What work may have of its environment, beside PATH, HOME, USER and LANG.
     pub env_pass: EnvPass,
     /// Where it keeps logs: a folder of its own.
@@ -90,6 +93,7 @@ impl WorkerConfig {
             capacity: None,
             catalog: None,
             drivers: Vec::new(),
+            more_drivers: Registry::default(),
             env_pass: EnvPass::default(),
             data_dir,
             data_dir_is_given: true,
@@ -98,6 +102,15 @@ impl WorkerConfig {
             etcd_wait: ETCD_WAIT,
             version: String::new(),
         }
+    }
+
+    /// With another driver beside those that each worker has. Its kind is offered unless `drivers` leaves it out.
+    ///
+    /// # Errors
+    /// Its kind cannot be one, or a driver that was added before has it. That a worker has one of its own by that name is found out when it runs.
+    pub fn with_driver(mut self, driver: Arc<dyn Driver>) -> Result<Self, RegistryError> {
+        self.more_drivers = self.more_drivers.with(driver)?;
+        Ok(self)
     }
 }
 

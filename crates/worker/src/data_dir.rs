@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{config::WorkerError, driver::process::log::log_folder};
+use crate::{config::WorkerError, driver::log::log_folder};
 
 /// Is locked by the agent that has the folder, and says which process that is.
 const LOCK: &str = "lock";

@@ -90,7 +90,8 @@ async fn what_runs_and_what_it_says_can_be_seen() {
     assert_eq!(logs(&mut client, "known", false, 2).await, "line 2\nline 3\n");
     let request = LogsRequest { name: "unknown".to_owned(), ..LogsRequest::default() };
     let nothing = client.logs(request).await.expect_err("nothing is kept");
-    assert_eq!((nothing.code(), nothing.message()), (Code::NotFound, "unknown has written nothing on svc-seen yet; --follow waits for it"));
+    let why = "worker svc-seen keeps no output of unknown: work of kind noop does nothing and has no output; the worker's own log says when it was held";
+    assert_eq!((nothing.code(), nothing.message()), (Code::FailedPrecondition, why));
     for (name, code) in [("a b", Code::InvalidArgument), ("nobody", Code::NotFound)] {
         let request = LogsRequest { name: name.to_owned(), ..LogsRequest::default() };
         assert_eq!(client.logs(request).await.expect_err(name).code(), code);

@@ -3,7 +3,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use evenkeel_model::{Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Moment, Revision, Standing, WorkerId, check};
+use evenkeel_model::{
+    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, WorkerId, check,
+};
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
     Executor, Finished, Found, KeyChange, LeasedKey, WriteResult,
@@ -129,8 +131,10 @@ impl Term {
 
     /// Takes a change of the cluster into the state, and tells the history what it means.
     pub(super) fn take_change(&mut self, state: &mut State, change: Change, now: Moment) {
-        if let Entry::Worker(id, None) = &change.entry {
-            self.see_loss(state, id, now);
+        match &change.entry {
+            Entry::Worker(id, None) => self.see_loss(state, id, now),
+            Entry::Status(worker, name, Some(status)) if status.overran => self.see_overrun(state, worker, name, status, now),
+            _ => {}
         }
         state.take(change, now);
     }
@@ -143,6 +147,17 @@ impl Term {
         tracing::warn!(worker = %id, resources, "a worker is lost; its resources move when nothing can run there any more");
         let entry = history::entry(EntryKind::Lost, self.clock.unix_ns(), &self.master, "", "its session ended without a release");
         self.history.note(HistoryEntry { worker: id.to_string(), ..entry }, now);
+    }
+
+    /// Who made a worker end its process is to be known when that worker is back, and its status says something else.
+    fn see_overrun(&mut self, state: &State, worker: &WorkerId, name: &ResourceName, status: &Status, now: Moment) {
+        let before = state.cluster.unit(name.as_str()).into_iter().flat_map(|unit| &unit.holders);
+        if before.filter_map(Holder::observed).any(|before| before.overran && before.epoch == status.epoch) {
+            return;
+        }
+        tracing::warn!(resource = %name, worker = %worker, status.message, "it did not end when it was told to");
+        let entry = history::entry(EntryKind::Overran, self.clock.unix_ns(), &self.master, name.as_str(), &status.message);
+        self.history.note(HistoryEntry { worker: worker.to_string(), epoch: status.epoch, ..entry }, now);
     }
 
     /// Adds to the history what tells of no decision.

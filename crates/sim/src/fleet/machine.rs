@@ -31,7 +31,7 @@ use super::{
     link::Line,
     process::{Life, SimProcess},
     sign::Sign,
-    work::{ErringDriver, KNOWS_HOLDS, Kernel, Nowhere, Outside, OutsideDriver, SimCells},
+    work::{ErringDriver, KNOWS_HOLDS, Kernel, Outside, OutsideDriver, SimCells},
 };
 
 /// By how much the guard's timer may be late: a little less than the slack that the protocol grants.
@@ -249,7 +249,7 @@ impl Machine {
         let machine: Arc<str> = site.id.as_str().into();
         let config = ProcessConfig { worker: site.id.clone(), grace: site.timing.grace, env_pass: EnvPass::default() };
         let cells = Arc::new(SimCells::new(system.kernel.clone()));
-        let mut drivers = vec![self.erring(ProcessDriver::new(config, cells, Nowhere), Sign::new(false))];
+        let mut drivers = vec![self.erring(ProcessDriver::new(config, cells), Sign::new(false))];
         if KNOWS_HOLDS {
             drivers.extend(site.outsides.iter().map(|outside| {
                 let (ledger, dice) = (site.ledger.clone(), site.dice.clone());

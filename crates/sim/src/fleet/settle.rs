@@ -43,12 +43,17 @@ async fn settles(world: &Arc<World>, quiet: bool) -> bool {
     let end = Instant::now() + BOUND;
     // Of what happened last the leases tell first.
     sleep(LEASES).await;
+    let mut noted = String::new();
     loop {
         if world.ledger.violation().is_some() {
             return false;
         }
         let wrong = if world.is_busy() { Some("a caller has no answer yet".to_owned()) } else { unsettled(world) };
         let Some(wrong) = wrong else { break };
+        if wrong != noted {
+            world.ledger.note(format_args!("not settled yet: {wrong}"));
+            noted.clone_from(&wrong);
+        }
         if Instant::now() >= end {
             world.ledger.violate(format_args!("not settled {BOUND:?} after the last fault: {wrong}"));
             return false;

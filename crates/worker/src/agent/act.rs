@@ -71,7 +71,7 @@ impl Serving<'_> {
         let end = self.own_kill_at();
         if self.state.table.has_stopping() && end.is_none_or(|at| at <= now) && self.forced_at != end {
             self.forced_at = end;
-            self.state.table.hurry(StopOrder { kill_by: Some(now) });
+            self.state.table.hurry(StopOrder { kill_by: Some(now), why: None });
         }
     }
 
@@ -199,7 +199,10 @@ impl Serving<'_> {
             return;
         }
         let observer = Observer::new(name.clone(), epoch, self.agent.events.clone());
-        match driver.start(Work { name: name.clone(), epoch, spec, gate: self.agent.gate.clone() }, observer) {
+        match driver.start(
+            Work { name: name.clone(), epoch, spec, gate: self.agent.gate.clone(), log: self.agent.board.log(name, epoch) },
+            observer,
+        ) {
             Ok(handle) => {
                 self.agent.board.starts.fetch_add(1, Ordering::Relaxed);
                 if let Some(row) = self.state.table.get_mut(name) {
@@ -288,7 +291,7 @@ impl Serving<'_> {
             StopWhy::Authority | StopWhy::Unadmitted => self.own_kill_at(),
             StopWhy::Told(_) | StopWhy::Gone | StopWhy::Replaced | StopWhy::Leaving => None,
         };
-        let over = self.state.table.stop(name, StopOrder { kill_by }, self.agent.clock.unix_ns());
+        let over = self.state.table.stop(name, StopOrder { kill_by, why: Some(why) }, self.agent.clock.unix_ns());
         // Of an assignment that is gone there is nothing to report, and without authority nobody listens.
         if let (StopWhy::Told(_), Some(row)) = (why, self.state.table.get(name)) {
             self.state.reporter.set(name, row.status.clone());

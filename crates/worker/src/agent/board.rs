@@ -13,12 +13,12 @@ use std::{
 };
 
 use evenkeel_metrics::{counter, gauge};
-use evenkeel_model::{Hash, ResourceName, Status, WorkerId};
+use evenkeel_model::{Epoch, Hash, ResourceName, Status, WorkerId};
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType, registry::Registry};
 
 use crate::{
     agent::table::Row,
-    driver::process::log::Logs,
+    driver::log::{Log, Logs},
     protocol::authority::{BootTime, Clock, Gate},
     usage::Root,
 };
@@ -90,6 +90,11 @@ impl Board {
         Self { logs: Some(logs), ..self }
     }
 
+    /// Where work of this epoch writes its output: nowhere, if no output is kept here.
+    pub(crate) fn log(&self, name: &ResourceName, epoch: Epoch) -> Log {
+        self.logs.as_ref().map_or_else(Log::nowhere, |logs| logs.writer(name).of(epoch))
+    }
+
     fn rows(&self) -> MutexGuard<'_, BTreeMap<ResourceName, Shown>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,6 +126,11 @@ impl Board {
             Some(Root { pid: i32::try_from(pid).ok()?, is_work })
         };
         self.rows().iter().filter_map(|(name, shown)| Some((name.clone(), root(shown)?))).collect()
+    }
+
+    /// The kind of what runs under a name.
+    pub(crate) fn kind(&self, name: &ResourceName) -> Option<String> {
+        self.rows().get(name).map(|shown| shown.kind.clone())
     }
 
     pub(crate) fn has(&self, name: &ResourceName) -> bool {

@@ -35,7 +35,7 @@ use crate::{
     config::{FindHost, WorkerConfig, WorkerError},
     data_dir::{Cluster, DataDir},
     driver::catalog::Catalog,
-    driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, process::log},
+    driver::{Event, Noop, ProcessConfig, ProcessDriver, Registry, log},
     guard::{GuardLink, LinkSender, Registered, STATUS_AGAIN},
     hold::{Containment, means_name, spawner::Spawned},
     log_writer,
@@ -91,8 +91,8 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     evenkeel_net::raise_descriptors();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let gate = Gate::shut(clock.clone());
-    let registry = drivers(&config, &logs, &containment)?;
-    let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry.kinds()))?;
+    let registry = drivers(&config, &containment)?;
+    let catalog = config.catalog.as_deref().map_or_else(|| Ok(Catalog::default()), |path| Catalog::read(path, &registry))?;
     let listeners = Listeners::bind(config.grpc_listen, config.http_listen)?;
     let hello = link.hello;
     let origin = register::origin(link.guard_id());
@@ -120,7 +120,8 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     };
     let names = config.http_names.with(&config.advertise_host);
     let ports = Ports { grpc: registration.address.clone(), http: registration.http.clone() };
-    let _servers = server::serve(listeners, names, ports, &board, &logs, &config.version);
+    let served = server::Served { board: Arc::clone(&board), logs, registry: registry.clone() };
+    let _servers = server::serve(listeners, names, ports, served, &config.version);
 
     let parts = Parts {
         client: config.client,
@@ -213,10 +214,10 @@ fn contain(config: &WorkerConfig, link: &GuardLink, spawned: Spawned) -> Result<
         .map_err(|source| WorkerError::System { what: "hold processes", source })
 }
 
-fn drivers(config: &WorkerConfig, logs: &log::Logs, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
+fn drivers(config: &WorkerConfig, containment: &Arc<Containment>) -> Result<Registry, WorkerError> {
     let process = ProcessConfig { worker: config.id.clone(), grace: config.timing.grace, env_pass: config.env_pass.clone() };
-    let process = ProcessDriver::new(process, Arc::clone(containment), logs.clone());
-    Ok(Registry::default().with(Arc::new(Noop))?.with(Arc::new(process))?.limited_to(&config.drivers)?)
+    let process = ProcessDriver::new(process, Arc::clone(containment));
+    Ok(config.more_drivers.clone().with(Arc::new(Noop))?.with(Arc::new(process))?.limited_to(&config.drivers)?)
 }
 
 /// Hears a request to leave, and the guard's death: then nobody would end the work but this process.

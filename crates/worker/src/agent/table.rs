@@ -199,7 +199,7 @@ impl Table {
             } else if seen.phase != Observed::Stopping {
                 return None;
             }
-            row.status.message = seen.message;
+            (row.status.overran, row.status.message) = (seen.overran, seen.message);
             return Some(&row.status);
         }
         if rests != (run.state == RunState::Resting) {
@@ -209,7 +209,7 @@ impl Table {
         row.enter(seen.phase, now_ns);
         (row.pid, row.root) = (seen.pid, seen.root);
         (row.status.restarts, row.status.failures, row.status.message) = (seen.restarts, seen.failures, seen.message);
-        row.status.finished = rests;
+        (row.status.finished, row.status.overran) = (rests, seen.overran);
         // Its driver has seen the end of what may have been killed, and starts another run.
         row.lapsed &= seen.phase != Observed::Backoff;
         Some(&row.status)

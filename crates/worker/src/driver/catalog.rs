@@ -1,6 +1,7 @@
 //! The catalog: what a name without a kind means on this worker.
 //!
-//! The wheel: beside worker::driver. Read once, at the start. A name that it does not know is held by the driver `noop`.
+//! The wheel: beside worker::driver. Read once, at the start. A name that it does not know is of the registry's default kind. What a spec
+//! may say is not known here: the driver of its kind knows.
 
 use std::{
     collections::BTreeMap,
@@ -8,11 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use evenkeel_model::{
-    Assignment, ResourceName, Spec,
-    process::{self, ProcessSpec},
-};
+use evenkeel_model::{Assignment, ResourceName, Spec};
 use serde::{Deserialize, Deserializer, de};
+
+use super::Registry;
 
 /// What a name means.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -67,11 +67,11 @@ pub enum CatalogError {
 }
 
 impl Catalog {
-    /// Reads a file and checks that this worker has the drivers.
+    /// Reads a file, and asks the drivers of this worker whether they take what it says.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn read(path: &Path, kinds: &[String]) -> Result<Self, CatalogError> {
+    pub fn read(path: &Path, registry: &Registry) -> Result<Self, CatalogError> {
         let path = path.to_owned();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -84,12 +84,10 @@ impl Catalog {
             Err(error) => return Err(CatalogError::Content { path, reason: first_line(&error.to_string()) }),
         };
         for (name, entry) in &entries {
-            if !kinds.contains(&entry.kind) {
-                return Err(CatalogError::Kind { path, name: name.clone(), kind: entry.kind.clone(), known: kinds.join(", ") });
-            }
-            if entry.kind == process::KIND
-                && let Err(error) = ProcessSpec::parse(&entry.spec)
-            {
+            let Some(driver) = registry.get(&entry.kind) else {
+                return Err(CatalogError::Kind { path, name: name.clone(), kind: entry.kind.clone(), known: registry.kinds().join(", ") });
+            };
+            if let Err(error) = driver.grace(&entry.spec) {
                 return Err(CatalogError::Content { path, reason: format!("{name}: {error}") });
             }
         }
@@ -104,7 +102,7 @@ impl Catalog {
         }
         match self.0.get(name) {
             Some(entry) => (entry.kind.clone(), entry.spec.clone()),
-            None => (super::noop::KIND.to_owned(), assignment.spec.clone()),
+            None => (Registry::DEFAULT_KIND.to_owned(), assignment.spec.clone()),
         }
     }
 }
@@ -115,16 +113,47 @@ fn first_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Hash, Phase};
+    use std::{sync::Arc, time::Duration};
+
+    use evenkeel_model::{DriverTraits, Hash, Phase};
     use serde_json::json;
 
     use super::*;
+    use crate::driver::{Answer, Driver, Handle, Noop, Observer, SpecError, Survivor, Work};
+
+    /// It takes no spec that has a field of this name.
+    struct Picky;
+
+    impl Driver for Picky {
+        fn kind(&self) -> &str {
+            "picky"
+        }
+        fn traits(&self) -> DriverTraits {
+            DriverTraits::default()
+        }
+        fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
+            let wrong = spec.as_str().contains("wrong").then(|| SpecError("spec.wrong: unknown field; use right".to_owned()));
+            wrong.map_or(Ok(Duration::ZERO), Err)
+        }
+        fn start(&self, _: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
+            Err((SpecError(String::new()), observer))
+        }
+        fn survivors(&self) -> Answer<'_, Vec<Survivor>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+        fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn registry() -> Registry {
+        Registry::default().with(Arc::new(Noop)).expect("noop").with(Arc::new(Picky)).expect("picky")
+    }
 
     fn read(text: &str) -> Result<Catalog, String> {
         let file = tempfile::NamedTempFile::new().expect("file");
         std::fs::write(file.path(), text).expect("write");
-        let kinds = ["noop".to_owned(), "process".to_owned()];
-        Catalog::read(file.path(), &kinds).map_err(|e| e.to_string().replace(&file.path().display().to_string(), "FILE"))
+        Catalog::read(file.path(), &registry()).map_err(|e| e.to_string().replace(&file.path().display().to_string(), "FILE"))
     }
 
     fn resolve(catalog: &Catalog, name: &str, kind: &str) -> (String, String) {
@@ -142,11 +171,11 @@ mod tests {
 
     #[test]
     fn a_name_without_a_kind_means_what_the_catalog_says() {
-        let yaml = "a:\n  kind: process\n  spec:\n    command: [sleep, '1']\nb: {kind: noop}\n";
-        let json = json!({"a": {"kind": "process", "spec": {"command": ["sleep", "1"]}}, "b": {"kind": "noop"}}).to_string();
+        let yaml = "a:\n  kind: picky\n  spec:\n    command: [sleep, '1']\nb: {kind: noop}\n";
+        let json = json!({"a": {"kind": "picky", "spec": {"command": ["sleep", "1"]}}, "b": {"kind": "noop"}}).to_string();
         assert_eq!(read(yaml), read(&json));
         let catalog = read(yaml).expect("catalog");
-        assert_eq!(resolve(&catalog, "a", ""), ("process".into(), r#"{"command":["sleep","1"]}"#.into()));
+        assert_eq!(resolve(&catalog, "a", ""), ("picky".into(), r#"{"command":["sleep","1"]}"#.into()));
         assert_eq!(resolve(&catalog, "unknown", ""), ("noop".into(), String::new()));
         assert_eq!(resolve(&catalog, "a", "noop"), ("noop".into(), String::new()), "its own kind counts");
         assert_eq!(read(""), Ok(Catalog::default()));
@@ -155,7 +184,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, expected) in [
-            ("a: {kind: docker}", "--catalog FILE: a is of kind \"docker\"; this worker has the drivers noop, process"),
+            ("a: {kind: docker}", "--catalog FILE: a is of kind \"docker\"; this worker has the drivers noop, picky"),
+            ("a: {kind: picky, spec: {wrong: 1}}", "--catalog FILE: a: spec.wrong: unknown field; use right; it is a map"),
             ("a: {kind: noop, sepc: {}}", "unknown field `sepc`"),
             ("a: 3", "--catalog FILE: "),
             ("a: {kind: noop, spec: {n: 9007199254740993}}", "cannot be held exactly by every client"),
@@ -164,7 +194,7 @@ mod tests {
             let error = read(text).expect_err(text);
             assert!(error.contains(expected), "{error}");
         }
-        let missing = Catalog::read(Path::new("/none/x.yaml"), &[]).expect_err("missing").to_string();
+        let missing = Catalog::read(Path::new("/none/x.yaml"), &registry()).expect_err("missing").to_string();
         assert!(missing.starts_with("--catalog /none/x.yaml: No such file"), "{missing}");
     }
 }

@@ -3,8 +3,13 @@
 //! The wheel: worker::reconcile -> **worker::driver** -> worker::report. A driver starts, stops and observes. It decides neither what
 //! runs nor where; before each effect it asks the authority's gate, and it says that a run has ended only when all of it is dead.
 
+mod backoff;
 pub mod catalog;
+pub mod conformance;
+pub mod in_process;
+pub(crate) mod log;
 mod noop;
+mod orders;
 pub mod process;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
@@ -12,8 +17,12 @@ use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 use evenkeel_model::{DefinitionError, DriverTraits, Epoch, Hash, Observed, ResourceName, Spec};
 use tokio::sync::mpsc;
 
-use crate::protocol::authority::{BootTime, Gate};
+use crate::protocol::{
+    authority::{BootTime, Gate},
+    reconcile::StopWhy,
+};
 
+pub use log::Log;
 pub use noop::Noop;
 pub use process::{ProcessConfig, ProcessDriver, environment::EnvPass};
 
@@ -28,6 +37,17 @@ pub struct Work {
     pub spec: Spec,
     /// Asked before each effect: it is open while this worker may run the work.
     pub gate: Gate,
+    /// Keeps its output, for whoever reads the resource's logs.
+    pub log: Log,
+}
+
+/// Where the output of a kind's work can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// In the worker's files, which [`Work::log`] writes.
+    Worker,
+    /// Not from this worker: why, and where it is instead, for people.
+    Elsewhere(String),
 }
 
 /// A change of work that runs.
@@ -95,6 +115,11 @@ pub trait Driver: Send + Sync {
 
     /// Ends a survivor for good: once it has answered, nothing of it lives and nothing of it can start again.
     fn end<'a>(&'a self, survivor: &'a Survivor) -> Answer<'a, ()>;
+
+    /// Where the output of its work can be read.
+    fn logs(&self) -> LogSource {
+        LogSource::Worker
+    }
 }
 
 /// One run.
@@ -113,6 +138,8 @@ pub trait Handle: Send {
 pub struct StopOrder {
     /// When the last process is killed at the latest; none: the spec alone says.
     pub kill_by: Option<BootTime>,
+    /// Why it is stopped; none: an order before this one has said that.
+    pub why: Option<StopWhy>,
 }
 
 /// What an observation means for the guard, which ends what lives.
@@ -140,6 +167,8 @@ pub struct Observation {
     pub restarts: u32,
     /// How many runs in a row ended, or could not be started, before they had run well: for 10 s where a process runs.
     pub failures: u32,
+    /// It does not end, and its driver gives up: the agent will end, and with it all that runs inside it.
+    pub overran: bool,
     /// For people.
     pub message: String,
 }
@@ -148,7 +177,7 @@ impl Observation {
     /// Something lives, or may be started; nothing more is known.
     #[must_use]
     pub fn of(phase: Observed) -> Self {
-        Self { phase, lives: Lives::Maybe, pid: 0, root: 0, restarts: 0, failures: 0, message: String::new() }
+        Self { phase, lives: Lives::Maybe, pid: 0, root: 0, restarts: 0, failures: 0, overran: false, message: String::new() }
     }
 }
 
@@ -253,7 +282,7 @@ pub enum RegistryError {
     #[error("there are two drivers of kind {0:?}; give one of them another kind, or leave it out")]
     Twice(String),
     /// A kind that no resource can have.
-    #[error("{kind:?} cannot be a kind: it {why}")]
+    #[error("{kind:?} cannot be a kind: it {why}; a kind is a name as those of resources are")]
     Kind {
         /// The kind.
         kind: String,
@@ -263,6 +292,9 @@ pub enum RegistryError {
 }
 
 impl Registry {
+    /// What a name means that has no kind and that no catalog knows.
+    pub const DEFAULT_KIND: &'static str = noop::KIND;
+
     /// Adds one.
     ///
     /// # Errors

@@ -9,9 +9,9 @@ use std::{
 
 use evenkeel_model::{DriverTraits, Holds, Observed, Spec};
 
-use super::{Answer, Change, Driver, Handle, Observation, Observer, SpecError, StopOrder, Survivor, Work};
+use super::{Answer, Change, Driver, Handle, LogSource, Observation, Observer, SpecError, StopOrder, Survivor, Work};
 
-/// What it is called. It takes what no catalog knows.
+/// What it is called.
 pub(super) const KIND: &str = "noop";
 
 /// Only logs start and stop.
@@ -49,6 +49,10 @@ impl Driver for Noop {
 
     fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn logs(&self) -> LogSource {
+        LogSource::Elsewhere(format!("work of kind {KIND} does nothing and has no output; the worker's own log says when it was held"))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The wheel: under worker::server.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use evenkeel_model::{Epoch, ResourceName, WorkerId, shown::shown};
 use evenkeel_proto::v1::{ListRunningRequest, ListRunningResponse, LogsRequest, LogsResponse, Running, worker_server::Worker};
@@ -11,8 +11,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    agent::board::{Board, Shown},
-    driver::process::log::{DiskError, From, Logs, Reader},
+    agent::board::Shown,
+    driver::{
+        LogSource,
+        log::{DiskError, From, Reader},
+    },
+    server,
     usage::{Usage, Used},
 };
 
@@ -22,8 +26,7 @@ const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 /// What serves.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
-    pub(super) board: Arc<Board>,
-    pub(super) logs: Logs,
+    pub(super) served: server::Served,
     pub(super) usage: Usage,
 }
 
@@ -37,11 +40,11 @@ impl Worker for Service {
         let reading = read.as_deref().ok();
         let is_asked_for = |row: &(ResourceName, Shown)| !only_totals && (name.is_empty() || row.0.as_str() == name);
         let used = |name: &ResourceName| reading.and_then(|reading| reading.runs.get(name)).copied();
-        let rows = self.board.all().into_iter().filter(is_asked_for);
+        let rows = self.served.board.all().into_iter().filter(is_asked_for);
         let running = rows.map(|(name, shown)| running(&name, shown, used(&name))).collect();
         let total = reading.map(|reading| reading.total);
         Ok(Response::new(ListRunningResponse {
-            worker: self.board.worker.to_string(),
+            worker: self.served.board.worker.to_string(),
             running,
             cpu_ns: total.map(|total| nanos(total.cpu)),
             memory_bytes: total.map(|total| total.memory),
@@ -58,16 +61,23 @@ impl Worker for Service {
             ResourceName::new(&request.name).map_err(|error| Status::invalid_argument(format!("name: {:?} {error}", request.name)))?;
         let from = self.begin(&request)?;
         // Asked first: what a run writes before it ends is found then.
-        let runs = self.board.has(&name);
-        let reader = self.logs.read(&name, from).await.map_err(unreadable)?;
+        let kind = self.served.board.kind(&name);
+        let runs = kind.is_some();
+        if let Some(LogSource::Elsewhere(why)) = kind.and_then(|kind| Some(self.served.registry.get(&kind)?.logs())) {
+            return Err(Status::failed_precondition(format!("worker {} keeps no output of {name}: {why}", self.served.board.worker)));
+        }
+        let reader = self.served.logs.read(&name, from).await.map_err(unreadable)?;
         let note = if reader.has_file() {
             None
         } else if !runs {
-            return Err(Status::not_found(format!("worker {} keeps no output of {name} and does not run it", self.board.worker)));
+            return Err(Status::not_found(format!("worker {} keeps no output of {name} and does not run it", self.served.board.worker)));
         } else if !request.follow {
-            return Err(Status::not_found(format!("{name} has written nothing on {} yet; --follow waits for it", self.board.worker)));
+            return Err(Status::not_found(format!(
+                "{name} has written nothing on {} yet; --follow waits for it",
+                self.served.board.worker
+            )));
         } else {
-            Some(format!("{name} has written nothing on {} yet", self.board.worker))
+            Some(format!("{name} has written nothing on {} yet", self.served.board.worker))
         };
         let (chunks, stream) = mpsc::channel(4);
         let service = self.clone();
@@ -95,7 +105,7 @@ impl Service {
             let unknown =
                 || Status::invalid_argument(format!("position: unknown position {}; give back one of an answer", shown(&request.position)));
             let position = position.ok_or_else(unknown)?;
-            if worker == self.board.worker.as_str() {
+            if worker == self.served.board.worker.as_str() {
                 return Ok(From::Position(position));
             }
         } else if !request.position.is_empty() {
@@ -115,8 +125,8 @@ impl Service {
     async fn send(&self, name: &ResourceName, mut reader: Reader, follow: bool, chunks: &Chunks) -> Result<(), Gone> {
         loop {
             // Asked before the last look: what a run wrote before it ended is sent.
-            let runs = self.board.has(name);
-            let chunk = match self.logs.more(reader).await {
+            let runs = self.served.board.has(name);
+            let chunk = match self.served.logs.more(reader).await {
                 Ok((next, chunk)) => {
                     reader = next;
                     chunk
@@ -127,7 +137,7 @@ impl Service {
                 }
             };
             if !chunk.is_empty() {
-                let position = reader.position().map(|at| format!("{}/{at}", self.board.worker)).unwrap_or_default();
+                let position = reader.position().map(|at| format!("{}/{at}", self.served.board.worker)).unwrap_or_default();
                 chunks.send(Ok(LogsResponse { chunk, position, note: String::new() })).await.map_err(|_| Gone)?;
                 continue;
             }

@@ -1,6 +1,7 @@
 //! The worker's two servers: gRPC for masters and people, HTTP for probes and metrics.
 //!
-//! The wheel: beside it. They show what worker::agent has put on its board, what worker::usage reads, and what is in the logs. Nothing here starts or stops work.
+//! The wheel: beside it. They show what worker::agent has put on its board, what worker::usage reads, and the output of work where the driver of its
+//! kind says that it is. Nothing here starts or stops work.
 
 mod grpc;
 mod http;
@@ -13,7 +14,12 @@ use evenkeel_proto::{DESCRIPTORS, v1::worker_server::WorkerServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::service::Routes;
 
-use crate::{agent::board::Board, config::WorkerError, driver::process::log::Logs, usage::Usage};
+use crate::{
+    agent::board::Board,
+    config::WorkerError,
+    driver::{Registry, log::Logs},
+    usage::Usage,
+};
 
 /// The two ports, taken before anything is registered.
 pub(crate) struct Listeners {
@@ -40,15 +46,24 @@ fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u16), W
     Ok((listener, port))
 }
 
+/// What is served.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub(crate) board: Arc<Board>,
+    pub(crate) logs: Logs,
+    /// Each driver knows where the output of its kind is.
+    pub(crate) registry: Registry,
+}
+
 /// Serves until what is returned is dropped.
-pub(crate) fn serve(listeners: Listeners, names: Names, ports: Ports, board: &Arc<Board>, logs: &Logs, version: &str) -> JoinSet<()> {
+pub(crate) fn serve(listeners: Listeners, names: Names, ports: Ports, served: Served, version: &str) -> JoinSet<()> {
     // Most files are for the work. No call of a worker streams its requests.
     let keeper = Keeper::new(Limits::default().within(descriptors(), 4));
     let front = Front { keeper, ports, names, open_ended: OpenEnded::of([]) };
-    let shown = Arc::clone(board);
-    let usage = Usage::new(move || shown.roots());
-    let worker = grpc::Service { board: Arc::clone(board), logs: logs.clone(), usage: usage.clone() };
-    let web = http::routes(Arc::clone(board), usage, version);
+    let board = Arc::clone(&served.board);
+    let usage = Usage::new(move || board.roots());
+    let web = http::routes(Arc::clone(&served.board), usage.clone(), version);
+    let worker = grpc::Service { served, usage };
     let mut servers = JoinSet::new();
     servers.spawn(async move {
         match grpc_routes(worker).await {

@@ -136,7 +136,7 @@ impl Testbed {
         self.client.txn(Txn { then, ..Txn::default() }, DEADLINE).await.expect("delete");
     }
 
-    async fn write(&self, resource: &str, kind: &str, spec: &Value, phase: Phase) -> Revision {
+    pub async fn write(&self, resource: &str, kind: &str, spec: &Value, phase: Phase) -> Revision {
         self.write_requiring(resource, kind, spec, phase, Selector::EMPTY).await
     }
 

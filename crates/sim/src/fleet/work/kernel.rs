@@ -17,7 +17,7 @@ use std::{
 
 use evenkeel_model::{Epoch, ResourceName};
 use evenkeel_worker::{
-    driver::process::cells::{Cell, Cells, FromShim, Output, Outputs, STUCK_EVERY, Start, ToAgent},
+    driver::process::cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
     protocol::authority::Clock,
 };
 use tokio::{
@@ -555,24 +555,4 @@ fn whose(start: &Start) -> (ResourceName, Epoch) {
     };
     let name = ResourceName::new(&value("EVENKEEL_RESOURCE")).expect("a process knows its resource");
     (name, Epoch(value("EVENKEEL_EPOCH").parse().expect("a process knows its epoch")))
-}
-
-/// Where output goes that nobody reads.
-#[derive(Debug)]
-pub(in crate::fleet) struct Nowhere;
-
-impl Outputs for Nowhere {
-    type Output = Self;
-
-    fn of(&self, _: &ResourceName, _: Epoch) -> Self {
-        Self
-    }
-}
-
-impl Output for Nowhere {
-    fn append(&self, _: &[u8]) {}
-
-    async fn room(&self) {}
-
-    async fn finish(&self) {}
 }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{ledger::AVAILABLE, sharer::is_shared};
 
 pub(super) use erring::ErringDriver;
-pub(super) use kernel::{Kernel, Nowhere, SimCells, fails_on, refuses_on};
+pub(super) use kernel::{Kernel, SimCells, fails_on, refuses_on};
 pub(super) use outside::{Outside, OutsideDriver};
 
 /// The one place that says how much of how work is held the rest of the system knows. Off: all work is held strictly.

@@ -1,15 +1,15 @@
-//! What a driver of processes needs of its surroundings: cells, which hold the processes of runs, and a place for their output.
+//! What the driver of processes needs of its surroundings: cells, which hold the processes of runs. (Output goes to the work's own log, and time
+//! is that of its gate's clock.)
 //!
-//! The wheel: between worker::driver and worker::hold. On a machine, cells are the containment of the worker, and output goes to its logs. A
-//! simulator puts its own there and runs the keeper as it is: its restart policy, its pauses, how it stops and kills, what it does about a shim
-//! that says nothing. Nothing here decides.
+//! The wheel: between worker::driver and worker::hold. On a machine, cells are the containment of the worker. A simulator puts its own there and
+//! runs the keeper as it is: its restart policy, its pauses, how it stops and kills, what it does about a shim that says nothing. Nothing here
+//! decides.
 
 use std::{io, sync::Arc};
 
-use evenkeel_model::{Epoch, ResourceName};
+use evenkeel_model::ResourceName;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::log;
 use crate::hold;
 
 pub use crate::hold::{
@@ -65,27 +65,6 @@ pub trait Cell: Send + 'static {
     fn clear(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Where the output of work goes.
-pub trait Outputs: Send + Sync + 'static {
-    /// Takes the output of one resource.
-    type Output: Output;
-
-    /// For the output of this epoch.
-    fn of(&self, name: &ResourceName, epoch: Epoch) -> Self::Output;
-}
-
-/// Takes the output of the runs of one epoch. Work is never held up or ended by it.
-pub trait Output: Send + Sync + 'static {
-    /// Appends. It neither blocks nor fails.
-    fn append(&self, bytes: &[u8]);
-
-    /// Returns when more should be appended.
-    fn room(&self) -> impl Future<Output = ()> + Send;
-
-    /// Returns when what was appended is kept, or after a while.
-    fn finish(&self) -> impl Future<Output = ()> + Send;
-}
-
 impl Cells for hold::Containment {
     type Cell = hold::Cell;
 
@@ -137,27 +116,5 @@ impl Cell for hold::Cell {
 
     fn clear(self) -> impl Future<Output = ()> + Send {
         self.clear()
-    }
-}
-
-impl Outputs for log::Logs {
-    type Output = log::Log;
-
-    fn of(&self, name: &ResourceName, epoch: Epoch) -> log::Log {
-        self.writer(name).of(epoch)
-    }
-}
-
-impl Output for log::Log {
-    fn append(&self, bytes: &[u8]) {
-        self.append(bytes);
-    }
-
-    fn room(&self) -> impl Future<Output = ()> + Send {
-        self.room()
-    }
-
-    fn finish(&self) -> impl Future<Output = ()> + Send {
-        self.finish()
     }
 }

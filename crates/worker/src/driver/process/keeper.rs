@@ -19,7 +19,8 @@ use tokio::{
 use super::{
     Orders, TRAITS, Tools,
     backoff::{Backoff, WELL},
-    cells::{Cell, Cells, FromShim, Output, Outputs, STUCK_EVERY, Start, ToAgent},
+    cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
+    log::Log,
 };
 use crate::{
     driver::{Change, Lives, Observation, Observer, Work},
@@ -34,11 +35,11 @@ const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("n
 /// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
 const NO_SHIM: Duration = Duration::from_secs(5);
 
-pub(super) struct Keeper<C: Cells, O: Outputs> {
+pub(super) struct Keeper<C: Cells> {
     pub(super) work: Work,
     pub(super) spec: ProcessSpec,
-    pub(super) tools: Arc<Tools<C, O>>,
-    pub(super) output: O::Output,
+    pub(super) tools: Arc<Tools<C>>,
+    pub(super) log: Log,
     pub(super) observer: Observer,
     pub(super) orders: watch::Receiver<Orders>,
     /// The change that was answered last: it stays among the orders.
@@ -158,7 +159,7 @@ impl Attended {
     }
 }
 
-impl<C: Cells, O: Outputs> Keeper<C, O> {
+impl<C: Cells> Keeper<C> {
     pub(super) async fn keep(mut self) {
         loop {
             let outcome = if self.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
@@ -238,7 +239,7 @@ impl<C: Cells, O: Outputs> Keeper<C, O> {
         let run = self.attend(&mut cell, place).await;
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
-        self.output.finish().await;
+        self.log.finish().await;
         run.outcome()
     }
 
@@ -259,7 +260,7 @@ impl<C: Cells, O: Outputs> Keeper<C, O> {
                     }
                 }
                 () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell),
-                heard = hear(&self.output, cell) => match heard {
+                heard = hear(&self.log, cell) => match heard {
                     FromShim::Said(ToAgent::Empty) | FromShim::Gone => return run,
                     FromShim::Said(said) => self.take_in(&mut run, said),
                 },
@@ -307,7 +308,7 @@ impl<C: Cells, O: Outputs> Keeper<C, O> {
                 run.ended_first |= run.ended.is_none() && run.grace_ends.is_none();
                 run.ended.get_or_insert(outcome);
             }
-            ToAgent::Output(bytes) => self.output.append(&bytes),
+            ToAgent::Output(bytes) => self.log.append(&bytes),
             ToAgent::Stuck(what) if run.stuck != what => {
                 let phase = if run.grace_ends.is_some() { Observed::Stopping } else { Observed::Backoff };
                 self.observe(phase, run, what.clone());
@@ -405,9 +406,9 @@ impl<C: Cells, O: Outputs> Keeper<C, O> {
     }
 }
 
-/// What a run says next, once its output has room for what it may be.
-async fn hear(output: &impl Output, cell: &mut impl Cell) -> FromShim {
-    output.room().await;
+/// What a run says next, once its log has room for what it may be.
+async fn hear(log: &Log, cell: &mut impl Cell) -> FromShim {
+    log.room().await;
     cell.next().await
 }
 

@@ -15,11 +15,11 @@ use tokio::{
 };
 
 use super::{
-    cells::{Cell, FromShim, Output, Start, ToAgent},
+    cells::{Cell, FromShim, Start, ToAgent},
     *,
 };
 use crate::{
-    driver::{Event, EventKind},
+    driver::{Change, Event, EventKind, Log, StopOrder},
     protocol::authority::{BootTime, Clock, Gate},
 };
 
@@ -135,24 +135,6 @@ impl Cell for ScriptedCell {
     }
 }
 
-struct Nowhere;
-
-impl Outputs for Nowhere {
-    type Output = Self;
-
-    fn of(&self, _: &ResourceName, _: Epoch) -> Self {
-        Self
-    }
-}
-
-impl Output for Nowhere {
-    fn append(&self, _: &[u8]) {}
-
-    async fn room(&self) {}
-
-    async fn finish(&self) {}
-}
-
 /// A clock that shows tokio's time.
 #[derive(Debug)]
 struct PausedClock(Instant);
@@ -189,13 +171,13 @@ impl Testbed {
         let manners = Mutex::new(manners.iter().copied().collect());
         let script = Arc::new(Script { begun, told: Mutex::default(), manners, places });
         let config = ProcessConfig { worker: WorkerId::new("worker-1").expect("id"), grace: GRACE, env_pass: EnvPass::default() };
-        let driver = ProcessDriver::new(config, Arc::clone(&script), Nowhere);
+        let driver = ProcessDriver::new(config, Arc::clone(&script));
         let gate = Gate::shut(Arc::new(PausedClock(begun)));
         gate.open_until(Some(BootTime(u64::MAX)));
         let (sender, events) = mpsc::unbounded_channel();
         let name = ResourceName::new("a").expect("name");
         let observer = Observer::new(name.clone(), Epoch(7), sender);
-        let work = Work { name, epoch: Epoch(7), spec: spec(fields), gate };
+        let work = Work { name, epoch: Epoch(7), spec: spec(fields), gate, log: Log::nowhere() };
         let handle = driver.start(work, observer).unwrap_or_else(|(error, _)| panic!("{error}"));
         Self { script, handle, events }
     }
@@ -330,7 +312,7 @@ async fn a_shim_that_says_nothing_after_a_kill_is_cleared() {
 async fn an_order_brings_the_kill_forward_and_never_back() {
     let testbed = Testbed::start(&json!({"stop_grace": "9s"}), &[Manner::Stays]);
     sleep(MS).await;
-    let by = |ms: u64| StopOrder { kill_by: Some(BootTime(0) + MS * u32::try_from(ms).expect("short")) };
+    let by = |ms: u64| StopOrder { kill_by: Some(BootTime(0) + MS * u32::try_from(ms).expect("short")), ..StopOrder::default() };
     for order in [StopOrder::default(), by(3000), by(2000), by(4000), StopOrder::default()] {
         testbed.handle.stop(order);
         sleep(MS).await;

@@ -2,11 +2,9 @@
 //!
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
-mod backoff;
 pub mod cells;
 pub(crate) mod environment;
 mod keeper;
-pub(crate) mod log;
 
 #[cfg(test)]
 mod keeper_tests;
@@ -15,19 +13,21 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
+use self::{
+    cells::Cells,
+    environment::{EnvPass, Inherited},
+    keeper::Keeper,
+};
+use super::{
+    Answer, Driver, Handle, Observer, SpecError, Survivor, Work,
+    backoff::{self, Backoff},
+    log,
+    orders::{Orders, Run},
+};
 use evenkeel_model::{
     DriverTraits, Holds, Spec, WorkerId,
     process::{self, ProcessSpec},
 };
-use tokio::sync::watch;
-
-use self::{
-    backoff::Backoff,
-    cells::{Cells, Outputs},
-    environment::{EnvPass, Inherited},
-    keeper::Keeper,
-};
-use super::{Answer, Change, Driver, Handle, Observer, SpecError, StopOrder, Survivor, Work};
 use evenkeel_store::task::of_this_process;
 
 /// How processes are held, and that they take changes.
@@ -46,35 +46,23 @@ pub struct ProcessConfig {
 
 /// What every keeper uses.
 #[derive(Debug)]
-struct Tools<C, O> {
+struct Tools<C> {
     worker: WorkerId,
     cells: Arc<C>,
     inherited: Inherited,
-    outputs: O,
     grace: Duration,
 }
 
 /// Runs processes, held by such cells.
 #[derive(Debug)]
-pub struct ProcessDriver<C, O>(Arc<Tools<C, O>>);
+pub struct ProcessDriver<C>(Arc<Tools<C>>);
 
-struct Run(watch::Sender<Orders>);
-
-/// What a keeper is told.
-#[derive(Clone, Debug, Default)]
-struct Orders {
-    /// Stop.
-    stop: Option<StopOrder>,
-    /// The last change, which takes the place of those before.
-    change: Option<Change>,
-}
-
-impl<C: Cells, O: Outputs> ProcessDriver<C, O> {
-    /// A driver that holds its runs by these cells, and hands over their output.
+impl<C: Cells> ProcessDriver<C> {
+    /// A driver that holds its runs by these cells.
     #[must_use]
-    pub fn new(config: ProcessConfig, cells: Arc<C>, outputs: O) -> Self {
+    pub fn new(config: ProcessConfig, cells: Arc<C>) -> Self {
         let ProcessConfig { worker, grace, env_pass } = config;
-        Self(Arc::new(Tools { worker, cells, inherited: Inherited::take(env_pass), outputs, grace }))
+        Self(Arc::new(Tools { worker, cells, inherited: Inherited::take(env_pass), grace }))
     }
 
     /// A spec that this worker can run as it is.
@@ -92,7 +80,7 @@ impl<C: Cells, O: Outputs> ProcessDriver<C, O> {
     }
 }
 
-impl<C: Cells, O: Outputs> Driver for ProcessDriver<C, O> {
+impl<C: Cells> Driver for ProcessDriver<C> {
     fn kind(&self) -> &str {
         process::KIND
     }
@@ -110,13 +98,13 @@ impl<C: Cells, O: Outputs> Driver for ProcessDriver<C, O> {
             Ok(spec) => spec,
             Err(error) => return Err((error, observer)),
         };
-        let (order, orders) = watch::channel(Orders::default());
-        let output = self.0.outputs.of(&work.name, work.epoch);
+        let (run, orders) = Run::new();
+        let log = work.log.clone();
         let tools = Arc::clone(&self.0);
         let backoff = Backoff::default();
-        let keeper = Keeper { work, spec, tools, output, observer, orders, answered: None, starts: 0, failures: 0, backoff };
+        let keeper = Keeper { work, spec, tools, log, observer, orders, answered: None, starts: 0, failures: 0, backoff };
         tokio::spawn(of_this_process(keeper.keep()));
-        Ok(Box::new(Run(order)))
+        Ok(Box::new(run))
     }
 
     /// The guard has ended all of it before it starts an agent, and an agent ends all of a session before it begins another.
@@ -126,24 +114,5 @@ impl<C: Cells, O: Outputs> Driver for ProcessDriver<C, O> {
 
     fn end<'a>(&'a self, _: &'a Survivor) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
-    }
-}
-
-impl Handle for Run {
-    fn stop(&self, order: StopOrder) {
-        self.0.send_modify(|orders| {
-            let earlier = orders.stop.and_then(|stop| stop.kill_by).into_iter().chain(order.kill_by).min();
-            orders.stop = Some(StopOrder { kill_by: earlier });
-        });
-    }
-
-    fn update(&self, change: Change) {
-        self.0.send_if_modified(|orders| {
-            let takes = orders.stop.is_none();
-            if takes {
-                orders.change = Some(change);
-            }
-            takes
-        });
     }
 }

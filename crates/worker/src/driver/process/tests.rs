@@ -12,9 +12,12 @@ use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{log::Logs, *};
+use super::*;
 use crate::{
-    driver::{Event, EventKind, Observation},
+    driver::{
+        Event, EventKind, Observation, StopOrder,
+        log::{Log, Logs},
+    },
     guard::{Hello, Mark},
     hold::{Containment, spawner},
     protocol::authority::{BootTime, Gate, SystemClock, boot_time},
@@ -32,7 +35,8 @@ fn containment() -> Arc<Containment> {
 
 struct Testbed {
     folder: tempfile::TempDir,
-    driver: ProcessDriver<Containment, Logs>,
+    driver: ProcessDriver<Containment>,
+    logs: Logs,
     gate: Gate,
     epoch: Epoch,
 }
@@ -52,9 +56,9 @@ impl Testbed {
             grace: Duration::from_millis(500),
             env_pass: EnvPass::default(),
         };
+        let driver = ProcessDriver::new(config, containment());
         let logs = Logs::start(log::log_folder(folder.path()), 1 << 20, Duration::MAX).expect("threads");
-        let driver = ProcessDriver::new(config, containment(), logs);
-        Self { folder, driver, gate, epoch: Epoch(42) }
+        Self { folder, driver, logs, gate, epoch: Epoch(42) }
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -70,7 +74,8 @@ impl Testbed {
     }
 
     fn start_spec(&self, spec: Spec) -> Started {
-        let work = Work { name: name(), epoch: self.epoch, spec, gate: self.gate.clone() };
+        let log = self.logs.writer(&name()).of(self.epoch);
+        let work = Work { name: name(), epoch: self.epoch, spec, gate: self.gate.clone(), log };
         let (sender, events) = mpsc::unbounded_channel();
         let observer = Observer::new(name(), self.epoch, sender);
         let handle = self.driver.start(work, observer).map_err(|(error, observer)| {
@@ -195,7 +200,7 @@ async fn an_order_can_be_made_more_urgent() {
         testbed.start(json!({"command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"], "stop_grace": "1h"}));
     run.until(Observed::Running).await;
     run.handle.stop(StopOrder::default());
-    run.handle.stop(StopOrder { kill_by: Some(boot_time() + Duration::from_millis(100)) });
+    run.handle.stop(StopOrder { kill_by: Some(boot_time() + Duration::from_millis(100)), why: None });
     run.stop().await;
 }
 
@@ -419,7 +424,8 @@ async fn nothing_is_started_without_authority() {
 #[tokio::test]
 async fn a_wrong_spec_starts_nothing() {
     let testbed = Testbed::new();
-    let work = Work { name: name(), epoch: Epoch(1), spec: Spec::default(), gate: Gate::shut(Arc::new(SystemClock)) };
+    let gate = Gate::shut(Arc::new(SystemClock));
+    let work = Work { name: name(), epoch: Epoch(1), spec: Spec::default(), gate, log: Log::nowhere() };
     let (sender, _events) = mpsc::unbounded_channel();
     let Err((error, observer)) = testbed.driver.start(work, Observer::new(name(), Epoch(1), sender)) else { panic!("started") };
     observer.unused();

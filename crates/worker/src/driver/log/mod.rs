@@ -1,6 +1,6 @@
 //! The output of work: one file a resource, bounded, with one older generation.
 //!
-//! The wheel: under worker::driver, which writes it, and worker::server, which reads it. It holds bytes, not lines: a line of any length
+//! The wheel: under worker::driver, which writes it by the log of each piece of work, and worker::server, which reads it. It holds bytes, not lines: a line of any length
 //! costs no more than its bytes. Work is never held up or ended by its log.
 //!
 //! [`pending`] decides what is kept while the disk does not take it, [`writer`] is the one thread that writes, [`place`] is what stands on
@@ -49,9 +49,9 @@ struct Shared {
     disk: Disk,
 }
 
-/// The log of one resource, for writing. What it costs while nothing is written is its name.
+/// The log of one piece of work, for writing. What it costs while nothing is written is its name.
 #[derive(Clone, Debug)]
-pub(crate) struct Log(Arc<Output>);
+pub struct Log(Option<Arc<Output>>);
 
 #[derive(Debug)]
 struct Output {
@@ -85,7 +85,7 @@ impl Logs {
 
     /// The log of a resource. Nothing is made before the first byte.
     pub(crate) fn writer(&self, name: &ResourceName) -> Log {
-        Log(Arc::new(Output { name: name.clone(), epoch: None, begun: AtomicBool::new(false), logs: self.clone() }))
+        Log(Some(Arc::new(Output { name: name.clone(), epoch: None, begun: AtomicBool::new(false), logs: self.clone() })))
     }
 
     /// What is kept of a resource, from a point on, and what is written later.
@@ -111,27 +111,40 @@ impl Logs {
 }
 
 impl Log {
+    /// A log that keeps nothing: of a worker without files.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self(None)
+    }
+
     /// The same log; what is written to it is the output of this epoch, so that who follows the resource from worker to worker is shown
     /// nothing that an earlier owner wrote here.
     pub(crate) fn of(self, epoch: Epoch) -> Self {
-        let Output { name, logs, .. } = &*self.0;
-        Self(Arc::new(Output { name: name.clone(), epoch: Some(epoch), begun: AtomicBool::new(false), logs: logs.clone() }))
+        let of = |output: &Arc<Output>| {
+            let Output { name, logs, .. } = &**output;
+            Arc::new(Output { name: name.clone(), epoch: Some(epoch), begun: AtomicBool::new(false), logs: logs.clone() })
+        };
+        Self(self.0.as_ref().map(of))
+    }
+
+    /// Appends a line.
+    pub fn line(&self, text: impl std::fmt::Display) {
+        self.append(format!("{text}\n").as_bytes());
     }
 
     /// Appends. It never blocks and never fails: where the disk does not keep up the oldest is lost, which is counted, and told in the log.
-    pub(crate) fn append(&self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let Output { name, epoch, begun, logs } = &*self.0;
+    pub fn append(&self, bytes: &[u8]) {
+        let Some(output) = self.0.as_ref().filter(|_| !bytes.is_empty()) else { return };
+        let Output { name, epoch, begun, logs } = &**output;
         let begins = epoch.filter(|_| !begun.load(Ordering::Relaxed) && !begun.swap(true, Ordering::Relaxed));
         logs.0.writer.append(name, begins, bytes);
     }
 
     /// Returns when more should be appended: at once, or, where much is pending, when the disk has taken it. It waits for a second at the
     /// most, and not at all for a disk that is full or hangs.
-    pub(crate) async fn room(&self) {
-        let Output { name, logs, .. } = &*self.0;
+    pub async fn room(&self) {
+        let Some(output) = &self.0 else { return };
+        let Output { name, logs, .. } = &**output;
         let Some(waits) = logs.0.writer.pending().wait_for_room(name) else { return };
         if tokio::time::timeout(ROOM, waits).await.is_err() {
             logs.0.writer.pending().stall();
@@ -139,8 +152,9 @@ impl Log {
     }
 
     /// Returns when what was appended is in its file, or after two seconds.
-    pub(crate) async fn finish(&self) {
-        let Output { name, logs, .. } = &*self.0;
+    pub async fn finish(&self) {
+        let Some(output) = &self.0 else { return };
+        let Output { name, logs, .. } = &**output;
         let waits = logs.0.writer.pending().wait_until_done(name);
         if let Some(waits) = waits
             && tokio::time::timeout(LAST_WRITE, waits).await.is_err()

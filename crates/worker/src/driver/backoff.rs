@@ -1,12 +1,12 @@
-//! How long a process that ended waits before it is started again. Pure.
+//! How long work that ended waits before it is started again. Pure.
 //!
-//! The wheel: under worker::driver.
+//! The wheel: under worker::driver. Processes and pieces in this process go by the same pauses.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
-/// A process that ran for so long ran well.
+/// What ran for so long ran well.
 pub(super) const WELL: Duration = Duration::from_secs(10);
 
 /// Counts the runs in a row that were too short.
