@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use evenkeel_sim::fleet::{
-    Plan,
-    fault::{Fault, Host, Planned, Size},
-    ledger::Counts,
-    run,
+use evenkeel_sim::{
+    etcd::Direction,
+    fleet::{
+        Plan,
+        fault::{Fault, Host, Planned, Size},
+        ledger::Counts,
+        run,
+    },
 };
 
 /// Few, since each is a fleet for minutes: what was found by more of them has a test of its own.
@@ -47,6 +50,28 @@ fn a_hiccup_of_etcd_stops_nothing() {
         assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
         assert!(report.counts.faults >= 4 && report.counts.starts >= 4, "seed {seed}: nothing happened");
     }
+}
+
+/// Each of agent and guard ends work without the other: docs/guarantees.md.
+#[test]
+fn a_guard_that_is_stopped_leaves_the_end_of_work_to_its_agent() {
+    let second = Duration::from_secs(1);
+    let at = |number, at, fault| Planned { number, at, fault };
+    let mut counts = Counts::default();
+    for seed in 0..6 {
+        let size = Size { workers: 2, masters: 1, members: 1, resources: 8, shared: 0 };
+        let alone = |worker| {
+            vec![
+                at(2 * worker, 5 * second, Fault::StopGuard(worker, 25 * second)),
+                at(2 * worker + 1, 7 * second, Fault::Cut(Host::Worker(worker), Direction::Both, 20 * second)),
+            ]
+        };
+        let report = run(&Plan { seed, size, quiet: false, rounds: vec![alone(0), alone(1)] });
+        assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
+        counts = counts.and(report.counts);
+    }
+    assert_eq!(counts.guards_stopped, 12);
+    assert!(counts.taken_over > 0, "fenced work goes on elsewhere while its first owner is cut off");
 }
 
 /// Once a leader that had been stopped answered from memory what another leader had changed since.

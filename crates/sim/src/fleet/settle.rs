@@ -5,7 +5,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, Standing, Subject, Undone, Worker, check, process};
-use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
     codec::{self, Meaning},
     keys::Key,
@@ -14,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     judge::{content_of, is_finished},
+    master::planner,
     sharer::is_shared,
     work::{fails_on, is_unheld, kind_of},
     world::World,
@@ -81,7 +81,7 @@ fn unsettled(world: &World) -> Option<String> {
             return Some(format!("{} is {standing:?}", machine.id()));
         }
     }
-    let plan = evenkeel_planner::plan(&cluster, Moment(Duration::ZERO), &PlannerConfig::default());
+    let plan = evenkeel_planner::plan(&cluster, Moment(Duration::ZERO), &planner());
     // What nobody can hold is left undone for good, and the plan says so.
     let is_for_good = |undone: &Undone| matches!(&undone.subject, Subject::Resource(name) if is_unheld(name));
     let undone: Vec<&Undone> = plan.undone.iter().filter(|undone| !is_for_good(undone)).collect();
@@ -112,7 +112,10 @@ fn unsettled(world: &World) -> Option<String> {
         }
         match (stands, runs.get(&name), assigned.get(&name)) {
             (Some(_), None, None) if has_finished(world, &name) || is_unheld(&name) => {}
-            (Some(_), None, _) => return Some(format!("{name} runs nowhere; it is assigned to {:?}", assigned.get(&name))),
+            (Some(_), None, _) => {
+                let status = cluster.unit(name.as_str()).and_then(|unit| unit.holders.first()?.status.clone());
+                return Some(format!("{name} runs nowhere; it is assigned to {:?}, whose status is {status:?}", assigned.get(&name)));
+            }
             (None, _, Some(worker)) => return Some(format!("{name} was deleted, and is assigned to {worker:?}")),
             _ => {}
         }
