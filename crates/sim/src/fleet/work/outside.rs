@@ -274,7 +274,7 @@ impl Keeper {
         if outside.holds == Holds::Loose {
             return outside.put(claim);
         }
-        let is_slow = outside.ledger.is_rough() && dice.per_mille(100);
+        let is_slow = outside.ledger.is_rough() && dice.per_mille(250);
         let takes = dice.span(Duration::ZERO, if is_slow { SLOWEST_ANSWER } else { LONGEST_ANSWER });
         let (answers, answer) = oneshot::channel();
         let (outside, claim) = (outside.clone(), claim.clone());
