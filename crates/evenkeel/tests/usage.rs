@@ -90,11 +90,11 @@ async fn a_file_that_spells_out_defaults_changes_nothing_and_the_dry_run_says_wh
     assert_eq!(said(&stage, &["apply", "-f", &path, "--dry-run"]).0, "to add 0, to change 1, to delete 0, unchanged 0\n~ a (weight)\n");
     said(&stage, &["apply", "-f", &path]);
 
-    write(&format!("- {{name: a, kind: process, weight: 2, {}}}\n", spelled.replace("always", "never")));
+    write(&format!("- {{name: a, kind: process, weight: 2, {}}}\n", spelled.replace("'1000'", "'1001'")));
     let (text, _) = said(&stage, &["apply", "-f", &path, "--dry-run"]);
     assert_eq!(text, "to add 0, to change 1, to delete 0, unchanged 0\n~ a (spec; restarts it)\n");
     let json: Value = serde_json::from_str(&said(&stage, &["apply", "-f", &path, "--dry-run", "-o", "json"]).0).expect("json");
-    assert_eq!(json["change"], serde_json::json!([{"name": "a", "fields": ["spec"], "restarts": true}]));
+    assert_eq!(json["change"], serde_json::json!([{"name": "a", "fields": ["spec"], "restarts": true, "in_place": false}]));
     assert_eq!(stage.settled(1).await, before, "the same assignment all along");
 
     said(&stage, &["apply", "-f", &path]);

@@ -108,6 +108,7 @@ impl Measures {
             Action::Forget { .. } => "forget",
             Action::Place { .. } => "place",
             Action::Stop { .. } => "stop",
+            Action::Update { .. } => "update",
             Action::Move { .. } => "move",
             Action::End { .. } => "end",
             Action::Finish { .. } => "finish",

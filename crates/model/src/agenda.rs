@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Ownership, Phase, Record, ResourceName, Standing, Status, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
+use crate::{Holds, Ownership, Phase, Record, ResourceName, Standing, StopReason, Unit, Worker, WorkerId, fit, standing::Holder};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,9 +100,10 @@ pub(crate) fn due_of(workers: &BTreeMap<WorkerId, Worker>, unit: &Unit) -> Due {
     };
     match (&holder.held.phase, &unit.record) {
         _ if holder.is_stopped() || unit.unnoted_finish().is_some() => Due::Attention,
+        (Phase::Stop { .. }, record) if ends_with_its_session(workers, record.as_deref().map(|r| &r.value), holder) => Due::Attention,
         (Phase::Stop { reason, .. }, _) => Due::Stopping(*reason),
         (Phase::Run, Some(record)) if is_as_wanted(workers, &record.value, holder) => {
-            if holder.observed().is_some_and(Status::is_failing) {
+            if holder.observed().is_some_and(|status| status.is_of(holder.held.hash) && status.is_failing()) {
                 Due::Failing
             } else {
                 Due::Nothing
@@ -119,10 +120,19 @@ fn is_as_wanted(workers: &BTreeMap<WorkerId, Worker>, record: &Record, holder: &
     let Some(worker) = workers.get(&holder.worker) else { return true };
     let standing = worker.standing();
     if matches!(standing, Standing::Lost | Standing::Returning) {
-        return record.definition.ownership == Ownership::Exclusive;
+        return !ends_with_its_session(workers, Some(record), holder);
     }
     // Of a worker that is not ready nothing is known that could be held against it.
     let Some(registration) = worker.registration().filter(|_| standing == Standing::Ready) else { return true };
     fit::may_run(record.definition.needs(), &holder.worker, registration).is_ok()
+        && holder.held.is_held_well_for(&record.definition)
+        && !holder.needs_restart()
         && Record::is_node(&record.assigned_node, &holder.worker, &registration.address)
+}
+
+/// Its worker's session is gone, and its end is known by that alone. All else waits for the end of that session's authority, or for the worker.
+fn ends_with_its_session(workers: &BTreeMap<WorkerId, Worker>, record: Option<&Record>, holder: &Holder) -> bool {
+    let is_gone = |worker: &Worker| matches!(worker.standing(), Standing::Lost | Standing::Returning);
+    let is_available = record.is_some_and(|record| record.definition.ownership == Ownership::Available);
+    (is_available || holder.held.holds == Holds::Fenced) && workers.get(&holder.worker).is_some_and(is_gone)
 }

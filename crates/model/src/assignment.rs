@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cluster, Epoch, Hash, Held, Holds, Needs, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
+use crate::{Cluster, Epoch, Hash, Held, Holds, Needs, Ownership, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
 
 /// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +29,11 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// What the worker checks for itself, before it asks its drivers about the kind. The key says which worker it is for.
+    /// What the worker checks for itself, before it asks its drivers about the kind. The key says which worker it is for, and `holds` what its
+    /// driver has to keep: see [`Holds::may_run`].
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
-        Needs { kind: "", require: &self.require, pin: None }
+        Needs { kind: "", require: &self.require, pin: None, ownership: Ownership::Available }
     }
 }
 
@@ -184,6 +185,13 @@ impl Status {
     pub fn new(phase: Observed, epoch: Epoch, since: i64) -> Self {
         let (hash, restart_for) = (Hash::default(), Hash::default());
         Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, overran: false, message: String::new() }
+    }
+
+    /// It speaks of work of this hash, which its assignment has: not of what ran before a change that is not taken yet, or that is not taken
+    /// without a restart.
+    #[must_use]
+    pub fn is_of(&self, hash: Hash) -> bool {
+        (self.hash.is_empty() || self.hash == hash) && (self.restart_for.is_empty() || self.restart_for != hash)
     }
 
     /// It fails again and again; or it cannot be started on this worker at all, which says nothing of others.

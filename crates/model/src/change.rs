@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Assignment, Definition, Entry, Epoch, Hash, Holds, Key, Phase, Revision, Work};
+use crate::{Assignment, Definition, Entry, Epoch, Hash, Holds, Key, Ownership, Phase, Revision, Work};
 
 /// A point in time by the observer's own monotonic clock, counted from any origin that does not change while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +95,12 @@ impl Held {
     pub fn has_work_of(&self, definition: &Definition) -> bool {
         // The same text is the commonest case, and needs no spec to be read.
         self.hash == definition.hash() || self.work == definition.work()
+    }
+
+    /// What the leader concludes from the loss of its worker is enough for how a definition is to be owned.
+    #[must_use]
+    pub fn is_held_well_for(&self, definition: &Definition) -> bool {
+        self.holds != Holds::Loose || definition.ownership == Ownership::Available
     }
 
     /// The leader wants it to run.

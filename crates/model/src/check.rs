@@ -32,6 +32,12 @@ pub enum Violation {
     /// A stop is final for its epoch.
     #[error("the plan stops {0} on {1} again")]
     StoppedAgain(ResourceName, WorkerId),
+    /// A stop is final for its epoch: nothing is changed in what is told to stop.
+    #[error("the plan changes {0} on {1} in place, which was told to stop")]
+    UpdatedWhileStopping(ResourceName, WorkerId),
+    /// The plan gives work another spec under the same epoch that cannot take it so.
+    #[error("the plan changes {0} on {1} in place, which cannot take it without a restart")]
+    NotInPlace(ResourceName, WorkerId),
     /// The plan places a resource where it may not run.
     #[error("the plan places {0} on {1}, which may not run it")]
     Misplaced(ResourceName, WorkerId),
@@ -242,6 +248,7 @@ impl<'a> PlanChecker<'a> {
                 }
                 self.stop(resource, worker, *epoch);
             }
+            Action::Update { resource, worker, epoch } => self.update(resource, worker, *epoch),
             Action::Finish { resource, worker, epoch, .. } => self.finish(resource, worker, *epoch),
             Action::Move { resource, from, epoch, to, .. } => {
                 self.end(resource, from, *epoch);
@@ -311,6 +318,20 @@ impl<'a> PlanChecker<'a> {
             None => self.found.push(Violation::NotHeld(name.clone(), id.clone(), epoch)),
             Some(holder) if !holder.held.runs() => self.found.push(Violation::StoppedAgain(name.clone(), id.clone())),
             Some(_) => {}
+        }
+    }
+
+    fn update(&mut self, name: &ResourceName, id: &WorkerId, epoch: Epoch) {
+        let Some(holder) = self.holder(name, id, epoch) else {
+            return self.found.push(Violation::NotHeld(name.clone(), id.clone(), epoch));
+        };
+        if !holder.held.runs() {
+            return self.found.push(Violation::UpdatedWhileStopping(name.clone(), id.clone()));
+        }
+        let unit = self.cluster.unit(name.as_str());
+        let definition = unit.filter(|unit| !unit.is_finished()).and_then(Unit::definition);
+        if !definition.is_some_and(|definition| holder.takes_in_place(self.cluster.worker(id.as_str()), definition)) {
+            self.found.push(Violation::NotInPlace(name.clone(), id.clone()));
         }
     }
 

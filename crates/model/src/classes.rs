@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Definition, Labels, Rules, Selector, Spec, WorkerId};
+use crate::{Definition, Labels, Ownership, Rules, Selector, Spec, WorkerId};
 
 /// Identifies a class for as long as a resource is of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +16,7 @@ pub(crate) struct Key {
     weight: u32,
     require: Selector,
     pin: Option<WorkerId>,
+    ownership: Ownership,
     more: Option<Box<Rules>>,
 }
 
@@ -41,6 +42,7 @@ impl Key {
             weight: definition.weight,
             require: definition.require.clone(),
             pin: definition.pin.clone(),
+            ownership: definition.ownership,
             more: definition.more.clone(),
         }
     }
@@ -127,6 +129,10 @@ mod tests {
         assert_eq!((classes.len(), classes.resources(first)), (1, 0));
         assert_ne!(classes.enter(&a), first);
         let name: ResourceName = "x".parse().expect("a name");
+        let available = classes.enter(&Definition { ownership: Ownership::Available, ..a.clone() });
+        assert_ne!(classes.enter(&a), available, "where a kind is loose only one of them may run");
+        classes.leave(available);
+        classes.leave(classes.ids[&Key::of(&a)]);
         assert_eq!(classes.resources(classes.ids[&Key::of(&Definition { name, ..a })]), 1);
     }
 }

@@ -121,6 +121,10 @@ impl Decision {
                     decision.note_failure(cluster, resource, worker)?;
                 }
             }
+            Action::Update { resource, worker, epoch } => {
+                let holder = holder(cluster, resource, worker, *epoch)?;
+                decision.update(&record(cluster, resource)?.value.definition, worker, &holder.held);
+            }
             Action::Move { resource, from, epoch, to, .. } => {
                 decision.end(cluster, resource, from, *epoch)?;
                 decision.create(cluster, resource, to)?;
@@ -139,36 +143,36 @@ impl Decision {
         Ok(decision)
     }
 
-    /// Creates the assignment of a resource to a worker, where none stands.
-    pub fn assign(&mut self, definition: &Definition, worker: &WorkerId) {
-        self.put_assignment(definition, worker, Epoch::default());
+    /// Creates the assignment of a resource to a worker, where none stands. `holds` is how that worker holds its kind.
+    pub fn assign(&mut self, definition: &Definition, worker: &WorkerId, holds: Holds) {
+        self.put_assignment(definition, worker, Epoch::default(), holds);
     }
 
     /// Gives a worker new rules for what it runs; what it runs stays the same.
     pub fn give_rules(&mut self, definition: &Definition, worker: &WorkerId, held: &Held) {
         debug_assert!(held.has_work_of(definition), "what it runs stays the same");
-        self.put_assignment(definition, worker, held.epoch);
+        self.put_assignment(definition, worker, held.epoch, held.holds);
+    }
+
+    /// Gives a worker another spec for what it runs, under the same epoch: see [`crate::Holder::takes_in_place`].
+    pub fn update(&mut self, definition: &Definition, worker: &WorkerId, held: &Held) {
+        debug_assert!(held.runs(), "a stop is final");
+        self.put_assignment(definition, worker, held.epoch, held.holds);
     }
 
     /// Epoch zero: none stands yet.
-    fn put_assignment(&mut self, definition: &Definition, worker: &WorkerId, epoch: Epoch) {
+    fn put_assignment(&mut self, definition: &Definition, worker: &WorkerId, epoch: Epoch, holds: Holds) {
         let name = definition.name.clone();
         let (kind, spec, require) = (definition.kind.to_string(), definition.spec.clone(), definition.require.clone());
-        let assignment = Assignment { kind, spec, require, hash: definition.hash(), holds: Holds::Strict, phase: Phase::Run };
+        let assignment = Assignment { kind, spec, require, hash: definition.hash(), holds, phase: Phase::Run };
         self.guards.push(Guard::epoch(worker, &name, epoch));
         self.writes.push(Write { entry: Entry::Assignment(worker.clone(), name, Some(assignment)), created: Revision(epoch.0) });
     }
 
     /// Tells a worker to stop what it holds. It has what it runs; the hash alone says which content is being stopped.
     pub fn stop(&mut self, name: &ResourceName, worker: &WorkerId, held: &Held, phase: Phase) {
-        let assignment = Assignment {
-            kind: String::new(),
-            spec: Spec::default(),
-            require: Selector::EMPTY,
-            hash: held.hash,
-            holds: Holds::Strict,
-            phase,
-        };
+        let assignment =
+            Assignment { kind: String::new(), spec: Spec::default(), require: Selector::EMPTY, hash: held.hash, holds: held.holds, phase };
         self.guards.push(Guard::epoch(worker, name, held.epoch));
         let entry = Entry::Assignment(worker.clone(), name.clone(), Some(assignment));
         self.writes.push(Write { entry, created: Revision(held.epoch.0) });
@@ -199,7 +203,9 @@ impl Decision {
     }
 
     fn create(&mut self, cluster: &Cluster, name: &ResourceName, id: &WorkerId) -> Result<(), NotYet> {
-        self.assign(&record(cluster, name)?.value.definition, id);
+        let definition = &record(cluster, name)?.value.definition;
+        let registration = cluster.worker(id.as_str()).and_then(|w| w.registration()).ok_or(NotYet)?;
+        self.assign(definition, id, registration.driver(&definition.kind).holds);
         self.view(cluster, name, node(cluster, id)?)
     }
 

@@ -143,3 +143,15 @@ fn where_it_fails_is_written_with_the_order_to_stop_there() {
     assert_eq!(decision.guards, [of_assignment("w", EPOCH), Guard::Modified(Key::Resource(name()), Revision(6))]);
     assert_eq!(written(&decision).1.failed_on(), [id("w")]);
 }
+
+#[test]
+fn other_rules_leave_the_epoch_and_how_it_is_held_as_they_are() {
+    let mut decision = Decision::default();
+    decision.assign(&Definition::named(name()), &id("w"), Holds::Loose);
+    let held = Held::of(EPOCH, decision.writes[0].assignment().expect("an assignment"));
+    let mut decision = Decision::default();
+    decision.give_rules(&Definition { require: "gpu=true".parse().expect("a selector"), ..Definition::named(name()) }, &id("w"), &held);
+    let [write] = decision.writes.as_slice() else { panic!("{decision:?}") };
+    let assignment = write.assignment().expect("an assignment");
+    assert_eq!((write.created, assignment.holds, assignment.require.to_string()), (Revision(7), Holds::Loose, "gpu=true".to_owned()));
+}

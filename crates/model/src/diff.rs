@@ -5,7 +5,7 @@
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt};
 
-use crate::{Definition, ResourceName, Rules, work};
+use crate::{Definition, DriverTraits, ResourceName, Rules, work};
 
 /// What leads from the old set to the new one, each part in the order of the names.
 #[must_use]
@@ -77,10 +77,16 @@ impl Diff<'_> {
 }
 
 impl Change<'_> {
-    /// The work is stopped and started again: another field would at most move it.
+    /// It asks for other work: it is stopped and started again, unless it is taken in place. Another field would at most move it.
     #[must_use]
-    pub fn restarts(&self) -> bool {
+    pub fn changes_work(&self) -> bool {
         !self.old.is_same_work(self.new)
+    }
+
+    /// A worker whose driver has these traits takes it while the work runs.
+    #[must_use]
+    pub fn is_in_place(&self, driver: DriverTraits) -> bool {
+        self.old.work().is_in_place(self.new.work(), driver)
     }
 
     /// The names of the fields that differ.
@@ -190,7 +196,7 @@ mod tests {
         for (fields, expected, restarts) in cases {
             let new = read(fields.clone());
             let diff = diff(&old, &new);
-            assert_eq!((diff.change[0].fields(), diff.change[0].restarts()), (expected, restarts), "{fields}");
+            assert_eq!((diff.change[0].fields(), diff.change[0].changes_work()), (expected, restarts), "{fields}");
         }
     }
 

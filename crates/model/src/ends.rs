@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{EndReason, Holder, Moment, Ownership, Phase, Standing, Worker};
+use crate::{EndReason, Holder, Holds, Moment, Ownership, Phase, Standing, Worker};
 
 /// What is known of an assignment's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum End {
     Known(EndReason),
     /// That will be so from this moment on, unless its worker is admitted again before.
     At(Moment),
-    /// It may run for as long as its worker lives.
+    /// It may run for as long as its worker lives, or, where it is held loosely, until its worker says that it has ended.
     Open,
 }
 
@@ -30,10 +30,16 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, ownership: Ownership, no
         Standing::Absent | Standing::New | Standing::Released => End::Known(EndReason::Released),
         Standing::Ready => End::Open,
         Standing::Lost | Standing::Returning if ownership == Ownership::Available => End::Known(EndReason::Available),
-        Standing::Lost | Standing::Returning => match worker.authority_ends(wait) {
-            Some(until) if until <= now => End::Known(EndReason::Waited),
-            Some(until) => End::At(until),
-            None => End::Open,
+        Standing::Lost | Standing::Returning => match holder.held.holds {
+            Holds::Strict => match worker.authority_ends(wait) {
+                Some(until) if until <= now => End::Known(EndReason::Waited),
+                Some(until) => End::At(until),
+                None => End::Open,
+            },
+            // What it works on refuses the epoch that was, once it has seen the next one.
+            Holds::Fenced => End::Known(EndReason::Fenced),
+            // Its effects outlive the session, its authority and its guard: only the worker itself can say that they have ended.
+            Holds::Loose => End::Open,
         },
     }
 }
@@ -55,10 +61,14 @@ mod tests {
     }
 
     fn holder(phase: Phase, status: Option<(Observed, i64)>) -> Holder {
+        held(Holds::Strict, phase, status)
+    }
+
+    fn held(holds: Holds, phase: Phase, status: Option<(Observed, i64)>) -> Holder {
         let said = |(phase, epoch)| Box::new(Status::new(phase, Epoch(epoch), 0));
         Holder {
             worker: id(),
-            held: Held { epoch: Epoch(7), hash: crate::Hash::default(), work: crate::Work::unknown(), holds: crate::Holds::Strict, phase },
+            held: Held { epoch: Epoch(7), hash: crate::Hash::default(), work: crate::Work::unknown(), holds, phase },
             status: status.map(said),
         }
     }
@@ -89,6 +99,31 @@ mod tests {
             assert_eq!(of(&lost, Ownership::Available, at(GONE)), End::Known(EndReason::Available));
             let unseen = Worker { gone_since: None, ..lost };
             assert_eq!(of(&unseen, Ownership::Exclusive, at(GONE + 50)), End::Open, "nobody has seen it go");
+        }
+    }
+
+    #[test]
+    fn only_what_is_strict_ends_by_waiting() {
+        let stop = || Phase::Stop { reason: StopReason::Changed, to: None };
+        let end =
+            |holds, phase, status, worker: &Worker, ownership, now| end_of(&held(holds, phase, status), Some(worker), ownership, now, G);
+        let running = Some((Observed::Running, 7));
+        for (live, phase) in [(None, Phase::Run), (Some(9), Phase::Run), (None, stop())] {
+            let lost = worker(live, false, None);
+            let of = |holds, ownership, now| end(holds, phase.clone(), running, &lost, ownership, now);
+            for now in [at(GONE), at(GONE + 5), at(GONE + 5_000)] {
+                assert_eq!(of(Holds::Fenced, Ownership::Exclusive, now), End::Known(EndReason::Fenced), "{live:?}");
+                assert_eq!(of(Holds::Loose, Ownership::Exclusive, now), End::Open, "{live:?}");
+                assert_eq!(of(Holds::Loose, Ownership::Available, now), End::Known(EndReason::Available), "{live:?}");
+                assert_eq!(of(Holds::Fenced, Ownership::Available, now), End::Known(EndReason::Available), "{live:?}");
+            }
+        }
+        for holds in [Holds::Fenced, Holds::Loose] {
+            let of = |worker: &Worker, status| end(holds, stop(), status, worker, Ownership::Exclusive, at(GONE));
+            assert_eq!(of(&worker(Some(3), false, None), running), End::Open, "{holds:?}: its worker lives");
+            assert_eq!(of(&worker(Some(3), true, None), running), End::Known(EndReason::Released), "{holds:?}");
+            let stopped = of(&worker(None, false, None), Some((Observed::Stopped, 7)));
+            assert_eq!(stopped, End::Known(EndReason::Stopped(StopReason::Changed)), "{holds:?}: it was the last that it said");
         }
     }
 

@@ -1,8 +1,8 @@
 //! May this worker run that resource? One function that planner and worker share, so that they cannot disagree.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use crate::{Definition, IntentKind, Labels, Needs, Registration, WorkerId};
+use crate::{Definition, DriverTraits, Holds, IntentKind, Labels, Needs, Ownership, Registration, WorkerId};
 
 /// The hard rule that a worker breaks for a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +13,8 @@ pub enum Misfit {
     Pinned(WorkerId),
     /// The worker has no driver of its kind.
     Kind(Box<str>),
+    /// The worker holds its kind loosely, and it is to be owned exclusively.
+    Holds(Box<str>),
     /// A term of its `require` does not hold for the worker's labels.
     Require(String),
     /// Nothing more is to come to the worker.
@@ -40,6 +42,9 @@ impl fmt::Display for Misfit {
             Self::Refused(reason) => write!(f, "its registration cannot be used: {reason}"),
             Self::Pinned(worker) => write!(f, "it is pinned to {worker}"),
             Self::Kind(kind) => write!(f, "no driver for kind {kind}"),
+            Self::Holds(kind) => {
+                write!(f, "holds: kind {kind} is held loosely there, and nobody would know its end; say ownership: available")
+            }
             Self::Require(term) => write!(f, "require: {term} does not hold"),
             Self::Cordoned => f.write_str("it is cordoned"),
             Self::Draining => f.write_str("it is being drained"),
@@ -72,6 +77,7 @@ impl Misfit {
             Self::Refused(_) => "registration",
             Self::Pinned(_) => "pin",
             Self::Kind(_) => "kind",
+            Self::Holds(_) => "holds",
             Self::Require(_) => "require",
             Self::Cordoned => "cordon",
             Self::Draining => "drain",
@@ -94,16 +100,20 @@ pub fn may_run(needs: Needs<'_>, id: &WorkerId, worker: &Registration) -> Result
     if let Some(pin) = needs.pin.filter(|pin| *pin != id) {
         return Err(Misfit::Pinned(pin.clone()));
     }
-    suits(needs, &worker.kinds, &worker.labels)
+    suits(needs, &worker.kinds, &worker.drivers, &worker.labels)
 }
 
 /// The part of [`may_run`] in which all workers of one [`crate::Shape`] are equal.
 ///
 /// # Errors
 /// The rule that they break.
-pub fn suits(needs: Needs<'_>, kinds: &[String], labels: &Labels) -> Result<(), Misfit> {
+pub fn suits(needs: Needs<'_>, kinds: &[String], drivers: &BTreeMap<String, DriverTraits>, labels: &Labels) -> Result<(), Misfit> {
     if !needs.kind.is_empty() && !kinds.iter().any(|k| *k == needs.kind) {
         return Err(Misfit::Kind(needs.kind.into()));
+    }
+    let is_loose = drivers.get(needs.kind).is_some_and(|driver| driver.holds == Holds::Loose);
+    if is_loose && needs.ownership == Ownership::Exclusive {
+        return Err(Misfit::Holds(needs.kind.into()));
     }
     match needs.require.first_miss(labels) {
         None => Ok(()),
@@ -150,5 +160,30 @@ mod tests {
         assert_eq!(may_run(definition.needs(), &id, &Registration::bare(id.clone(), String::new())), Ok(()));
         let refused = Registration::unusable(id.clone(), "why");
         assert_eq!(may_run(definition.needs(), &id, &refused), Err(Misfit::Refused("why".into())));
+    }
+
+    #[test]
+    fn what_is_loose_there_is_owned_by_nobody_alone() {
+        let id = WorkerId::new("w").expect("id");
+        let with = |kind: &str, holds| Registration {
+            kinds: vec!["scrape".into(), "noop".into()],
+            drivers: BTreeMap::from([(kind.to_owned(), DriverTraits { holds, updates: true })]),
+            ..Registration::bare(id.clone(), String::new())
+        };
+        let definition =
+            |kind: &str, ownership| Definition { kind: kind.into(), ownership, ..Definition::named(ResourceName::new("a").expect("name")) };
+        for holds in [Holds::Strict, Holds::Fenced, Holds::Loose] {
+            for ownership in [Ownership::Exclusive, Ownership::Available] {
+                let may = may_run(definition("scrape", ownership).needs(), &id, &with("scrape", holds));
+                let is_refused = (holds, ownership) == (Holds::Loose, Ownership::Exclusive);
+                assert_eq!(may, if is_refused { Err(Misfit::Holds("scrape".into())) } else { Ok(()) }, "{holds:?}, {ownership:?}");
+            }
+        }
+        assert_eq!(may_run(definition("noop", Ownership::Exclusive).needs(), &id, &with("scrape", Holds::Loose)), Ok(()), "another kind");
+        assert_eq!(
+            may_run(definition("", Ownership::Exclusive).needs(), &id, &with("scrape", Holds::Loose)),
+            Ok(()),
+            "the catalog decides"
+        );
     }
 }

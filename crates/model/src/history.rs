@@ -90,6 +90,8 @@ pub enum EntryKind {
     Added,
     /// A resource's definition was replaced.
     Changed,
+    /// The work of a resource was given another spec while it runs.
+    Updated,
     /// A resource was deleted.
     Deleted,
     /// A resource was assigned to a worker.
@@ -134,6 +136,7 @@ impl EntryKind {
         match self {
             Self::Added => "added",
             Self::Changed => "changed",
+            Self::Updated => "updated",
             Self::Deleted => "deleted",
             Self::Assigned => "assigned",
             Self::Stopping => "stopping",

@@ -7,6 +7,7 @@
 
 mod agenda;
 mod assignment;
+pub mod builtin;
 mod change;
 pub mod check;
 mod classes;

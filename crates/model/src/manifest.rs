@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde_json::{Map, Value};
 
 use crate::{
-    Definition, DefinitionError, Draft, ResourceName,
+    Definition, DefinitionError, Draft, ResourceName, builtin,
     limits::MAX_FILE,
     shown::{bare, sentence, shown as text_shown},
 };
@@ -305,14 +305,14 @@ fn check_types(fields: &Map<String, Value>) -> Result<(), String> {
         return Err("name: is missing".to_owned());
     }
     let spec = fields.get("spec").and_then(Value::as_object);
-    match (fields.get("kind").and_then(Value::as_str), spec) {
-        (Some("process"), Some(spec)) => check_process(spec),
+    match (fields.get("kind").and_then(Value::as_str).and_then(builtin::specs_of), spec) {
+        (Some(specs), Some(spec)) => (specs.check_types)(spec),
         _ => Ok(()),
     }
 }
 
 /// What a process is given is text: an argument that YAML reads as a number would be refused by the worker much later.
-fn check_process(spec: &Map<String, Value>) -> Result<(), String> {
+pub(crate) fn check_process(spec: &Map<String, Value>) -> Result<(), String> {
     if let Some(Value::Object(env)) = spec.get("env") {
         want_texts("spec.env", env)?;
     }

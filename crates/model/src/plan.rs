@@ -78,6 +78,15 @@ pub enum Action {
         /// Where it is meant to go next.
         to: Option<WorkerId>,
     },
+    /// Gives a worker another spec for what it runs there, under the same epoch.
+    Update {
+        /// The resource.
+        resource: ResourceName,
+        /// Where it runs.
+        worker: WorkerId,
+        /// The assignment that goes on.
+        epoch: Epoch,
+    },
     /// Deletes an assignment whose end is known, and creates the next one in the same transaction.
     Move {
         /// The resource.
@@ -130,6 +139,7 @@ impl Action {
             Self::Admit { .. } | Self::Forget { .. } => None,
             Self::Place { resource, .. }
             | Self::Stop { resource, .. }
+            | Self::Update { resource, .. }
             | Self::Move { resource, .. }
             | Self::End { resource, .. }
             | Self::Finish { resource, .. }
@@ -149,6 +159,7 @@ impl fmt::Display for Action {
                 to.iter().try_for_each(|to| write!(f, ", for {to}"))?;
                 write!(f, " ({})", reason.as_str())
             }
+            Self::Update { resource, worker, epoch } => write!(f, "change {resource} on {worker} in place, epoch {epoch}"),
             Self::Move { resource, from, epoch, to, reason } => {
                 write!(f, "move {resource} from {from}, epoch {epoch}, to {to} ({})", reason.as_str())
             }
@@ -195,6 +206,8 @@ pub enum EndReason {
     Waited,
     /// The session is gone, and the resource accepts an overlap.
     Available,
+    /// The session is gone, and what the resource works on refuses its epoch once it has seen the next one.
+    Fenced,
 }
 
 /// Something that is wanted and not done.
@@ -247,6 +260,8 @@ pub enum Pending {
         /// The session claimed more than a leader waits for.
         capped: bool,
     },
+    /// The admitted session of this worker is gone, and it held this loosely: nobody knows whether it still runs.
+    Loose(WorkerId),
     /// More is due than one plan takes on; the next one goes on.
     Budget,
     /// As many as may be are on their way already.
@@ -293,6 +308,7 @@ impl Pending {
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
             Self::PreviousRun(worker)
+            | Self::Loose(worker)
             | Self::Authority { worker, .. }
             | Self::Drain { worker, .. }
             | Self::Stays { worker, .. }
@@ -347,6 +363,10 @@ impl fmt::Display for Pending {
             Self::Authority { worker, capped: true, .. } => {
                 write!(f, "{worker} is lost; it claimed more authority than {MAX_AUTHORITY} seconds, and no more than that is waited for")
             }
+            Self::Loose(worker) => write!(
+                f,
+                "{worker} is lost and held it loosely, so nobody knows whether it still runs; start {worker} again, or say ownership: available"
+            ),
             Self::Budget => f.write_str("its turn comes with the next plan"),
             Self::InFlight(limit) => write!(f, "{limit} are on their way already, and no more may be at a time"),
             Self::Cooling(_) => f.write_str("it was moved for balance lately, and is left alone for a while"),
@@ -398,7 +418,7 @@ impl EndReason {
     /// It is known only from a session that is gone.
     #[must_use]
     pub fn is_of_lost(self) -> bool {
-        matches!(self, Self::Waited | Self::Available)
+        matches!(self, Self::Waited | Self::Available | Self::Fenced)
     }
 
     /// For people.
@@ -410,6 +430,7 @@ impl EndReason {
             Self::Released => "its worker left",
             Self::Waited => "its worker was lost",
             Self::Available => "its worker was lost, and it accepts an overlap",
+            Self::Fenced => "its worker was lost, and its epoch is fenced off",
         }
     }
 }

@@ -1,18 +1,30 @@
 //! What a resource of kind `process` says, read by one function, so that whoever takes it in and the worker that runs it cannot disagree.
 //! Limits are judged where it is taken in, and never again. Each error names the field and the rule.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, hash::Hash as _, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
     DefinitionError, Spec,
+    builtin::{Digest, Specs},
     limits::{MAX_ARGUMENTS, MAX_ENV, MAX_GRACE, MAX_PATH},
     shown::{bare, cut, shown},
 };
 
 /// The kind of these specs.
 pub const KIND: &str = "process";
+
+/// The fields of which a change is taken while a process runs: they say how it is watched and stopped, and nothing of what it is.
+pub const IN_PLACE: &[&str] = &["restart", "stop_signal", "stop_grace"];
+
+/// How these specs are read, for the table of kinds.
+pub(crate) const SPECS: Specs = Specs {
+    check: |spec| ProcessSpec::parse(spec).map(drop),
+    check_types: crate::manifest::check_process,
+    is_same: |old, new| ProcessSpec::stored(old).is_ok_and(|old| ProcessSpec::stored(new).is_ok_and(|new| new == old)),
+    feed,
+};
 
 /// What a spec may have, for people.
 const FIELDS: &str = "command, env, env_pass, cwd, restart, stop_signal, stop_grace, allow_privilege_escalation";
@@ -121,6 +133,11 @@ impl ProcessSpec {
         Ok(parsed)
     }
 
+    /// The same with the fields of [`IN_PLACE`] as if they were left out.
+    fn without_in_place(self) -> Self {
+        Self { restart: Restart::default(), stop_signal: StopSignal::default(), stop_grace: None, ..self }
+    }
+
     fn check_limits(&self) -> Checked<()> {
         if self.command.len() > MAX_ARGUMENTS {
             return wrong("command", format!("{} arguments are more than {MAX_ARGUMENTS}; put them in a file", self.command.len()));
@@ -138,6 +155,13 @@ impl ProcessSpec {
         }
         Ok(())
     }
+}
+
+fn feed(spec: &Spec, digest: &mut Digest) -> bool {
+    let Ok(process) = ProcessSpec::stored(spec) else { return false };
+    process.hash(&mut digest.all);
+    process.without_in_place().hash(&mut digest.fixed);
+    true
 }
 
 fn command(value: &Value) -> Checked<Vec<String>> {

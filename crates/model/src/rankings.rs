@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use crate::{Labels, Registration, WorkerId};
+use crate::{DriverTraits, Labels, Registration, WorkerId};
 
 /// How full a worker is: its payload for each unit of its share. Equal loads may have different payloads.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,8 @@ pub struct Rank {
 pub struct Shape {
     /// The drivers that it has.
     pub kinds: Vec<String>,
+    /// What it says of them.
+    pub drivers: BTreeMap<String, DriverTraits>,
     /// Its labels.
     pub labels: Labels,
     /// Its capacity.
@@ -105,6 +107,7 @@ impl Shape {
     fn of(registration: &Registration) -> Self {
         Self {
             kinds: registration.kinds.clone(),
+            drivers: registration.drivers.clone(),
             labels: registration.labels.clone(),
             capacity: registration.capacity,
             refused: registration.refused.clone(),

@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Hash, Labels, NameError, ResourceName, Selector, SelectorError, Spec, WorkerId,
+    Hash, Holds, Labels, NameError, ResourceName, Selector, SelectorError, Spec, WorkerId, builtin,
     limits::{MAX_LABEL, MAX_LABELS, MAX_WEIGHT},
-    process::{self, ProcessSpec},
     rules::{self, Rules},
     shown::shown,
     work::{self, Work},
@@ -56,6 +55,8 @@ pub struct Needs<'a> {
     pub require: &'a Selector,
     /// See [`Definition::pin`].
     pub pin: Option<&'a WorkerId>,
+    /// See [`Definition::ownership`].
+    pub ownership: Ownership,
 }
 
 /// The shape of a resource in files and in the API, before it is checked.
@@ -174,7 +175,7 @@ impl Definition {
     /// What a worker checks for itself.
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
-        Needs { kind: &self.kind, require: &self.require, pin: self.pin.as_ref() }
+        Needs { kind: &self.kind, require: &self.require, pin: self.pin.as_ref(), ownership: self.ownership }
     }
 
     /// Covers what matters to the worker, as it is spelled.
@@ -253,8 +254,12 @@ impl Draft {
         let more = self.rules().check()?.boxed();
         let ownership = ownership(&self.ownership)?;
         let spec = self.spec.map(Spec::from_value).transpose()?.unwrap_or_default();
-        if self.kind == process::KIND {
-            ProcessSpec::parse(&spec)?;
+        if let Some(builtin) = builtin::of(&self.kind) {
+            if builtin.holds == Holds::Loose && ownership == Ownership::Exclusive {
+                let rule = format!("kind {} cannot be held exclusively; say ownership: available", self.kind);
+                return Err(field_error("ownership", rule));
+            }
+            builtin.specs.as_ref().map_or(Ok(()), |specs| (specs.check)(&spec))?;
         }
         Ok(Definition { name, kind: self.kind.into(), weight, labels: self.labels, require, pin, ownership, spec, more })
     }
@@ -363,6 +368,7 @@ mod tests {
                 json!({"spec": {"a": 9_007_199_254_740_993_i64}}),
                 "spec: 9007199254740993 cannot be held exactly by every client; write it as a string",
             ),
+            (json!({"kind": "scrape"}), "ownership: kind scrape cannot be held exclusively; say ownership: available"),
             (json!({"kind": "process"}), "spec.command: is missing; give the program and its arguments as a list of strings"),
             (
                 json!({"kind": "process", "spec": {"command": ["a"], "stop_grace": 2}}),

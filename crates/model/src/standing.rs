@@ -114,7 +114,9 @@ impl Unit {
         let status = holder.observed().filter(|status| status.finished)?;
         // An end that was noted already, or came before the resource was deleted, says nothing of what was added since.
         let is_of_past = matches!(holder.held.phase, Phase::Stop { reason: StopReason::Deleted | StopReason::Finished, .. });
-        (!is_of_past && record.finish().is_none() && holder.held.has_work_of(&record.definition)).then_some((holder, status))
+        // What has ended before it took a change is not what is wanted now.
+        let is_wanted = holder.held.has_work_of(&record.definition) && status.is_of(holder.held.hash);
+        (!is_of_past && record.finish().is_none() && is_wanted).then_some((holder, status))
     }
 
     /// Nothing stands under the name.
@@ -156,6 +158,33 @@ impl Holder {
             Phase::Stop { to, .. } => to.as_ref(),
             Phase::Run => None,
         }
+    }
+
+    /// The worker runs what the assignment said before: a change in place is not taken yet.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.held.runs() && self.observed().is_some_and(|status| !status.hash.is_empty() && status.hash != self.held.hash)
+    }
+
+    /// The worker cannot take what the assignment says now without a restart, which needs another epoch.
+    #[must_use]
+    pub fn needs_restart(&self) -> bool {
+        let asks = |status: &Status| !status.restart_for.is_empty() && status.restart_for == self.held.hash;
+        self.held.runs() && self.observed().is_some_and(asks)
+    }
+
+    /// The work that `worker` runs may be given this definition under the same epoch: it runs, and its driver takes such a change. What rests is started
+    /// anew instead, with another epoch.
+    #[must_use]
+    pub fn takes_in_place(&self, worker: Option<&Worker>, definition: &Definition) -> bool {
+        let rests = |status: &Status| {
+            status.finished || matches!(status.phase, Observed::Exited | Observed::Failed | Observed::Stopping | Observed::Stopped)
+        };
+        if !self.held.runs() || self.observed().is_some_and(rests) || !self.held.is_held_well_for(definition) {
+            return false;
+        }
+        let registration = worker.filter(|worker| worker.standing() == Standing::Ready).and_then(Worker::registration);
+        registration.is_some_and(|registration| self.held.work.is_in_place(definition.work(), registration.driver(&definition.kind)))
     }
 
     /// What the worker says of this very epoch.

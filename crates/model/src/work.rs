@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     DriverTraits, Spec,
-    process::{self, ProcessSpec, Restart, StopSignal},
+    builtin::{self, Digest},
 };
 
 /// Names the work of a kind and a spec, with its defaults filled in. Made anew by each process, and never stored.
@@ -21,29 +21,23 @@ pub struct Work {
     fixed: u64,
 }
 
-/// The fields of a process of which a change is taken while it runs: they say how it is watched and stopped, and nothing of what it is.
-pub const IN_PLACE: &[&str] = &["restart", "stop_signal", "stop_grace"];
-
 impl Work {
     /// The work of a kind and a spec.
     #[must_use]
     pub fn of(kind: &str, spec: &Spec) -> Self {
         let mut fixed = Xxh3::new();
         kind.hash(&mut fixed);
-        let mut all = fixed.clone();
-        match filled_in(kind, spec) {
-            Some(process) => {
-                process.hash(&mut all);
-                without_in_place(process).hash(&mut fixed);
-            }
-            // The model does not know its specs: the driver finds out.
-            None if is_opaque(kind) => spec.as_str().hash(&mut all),
-            None => {
-                spec.as_str().hash(&mut all);
-                spec.as_str().hash(&mut fixed);
+        let mut digest = Digest { all: fixed.clone(), fixed };
+        let specs = builtin::specs_of(kind);
+        if !specs.is_some_and(|specs| (specs.feed)(spec, &mut digest)) {
+            spec.as_str().hash(&mut digest.all);
+            // Where only the driver knows what a spec asks for, it finds out what it can take. Of what the worker's catalog names, and of a spec that
+            // cannot be read, nobody knows what a change changes.
+            if kind.is_empty() || specs.is_some() {
+                spec.as_str().hash(&mut digest.fixed);
             }
         }
-        let [all, fixed] = [all, fixed].map(|hasher| hasher.finish().min(u64::MAX - 1));
+        let [all, fixed] = [digest.all, digest.fixed].map(|hasher| hasher.finish().min(u64::MAX - 1));
         Self { all, fixed }
     }
 
@@ -65,24 +59,7 @@ impl Work {
 /// else by their text.
 #[must_use]
 pub fn is_same(kind: &str, old: &Spec, new: &Spec) -> bool {
-    old == new || filled_in(kind, old).is_some_and(|old| filled_in(kind, new) == Some(old))
-}
-
-/// Only the driver knows what a spec of this kind asks for. Of one that the worker's catalog names nobody knows what it changes.
-fn is_opaque(kind: &str) -> bool {
-    !kind.is_empty() && kind != process::KIND
-}
-
-fn without_in_place(process: ProcessSpec) -> ProcessSpec {
-    ProcessSpec { restart: Restart::default(), stop_signal: StopSignal::default(), stop_grace: None, ..process }
-}
-
-/// The spec as its driver reads it. None: only the text says what it asks for.
-fn filled_in(kind: &str, spec: &Spec) -> Option<ProcessSpec> {
-    if kind != process::KIND {
-        return None;
-    }
-    ProcessSpec::stored(spec).ok()
+    old == new || builtin::specs_of(kind).is_some_and(|specs| (specs.is_same)(old, new))
 }
 
 #[cfg(test)]
@@ -91,6 +68,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::process::{IN_PLACE, ProcessSpec};
 
     fn spec(value: Value) -> Spec {
         Spec::stored(value).expect("an object")

@@ -264,7 +264,7 @@ mod tests {
             (|r| drop(r.labels.insert("one".into(), String::new())), "Labels: 65 labels are more than 64; leave some out"),
             (|r| drop(r.labels.insert("l0".into(), "a b".into())), "Labels: invalid value \"a b\" of l0: at most 253"),
             (|r| r.kinds.push("k".into()), "Kinds: 65 kinds are more than 64"),
-            (|r| _ = r.drivers.insert("k64".into(), DriverTraits::default()), "Drivers: 65 kinds are more than 64"),
+            (|r| r.drivers.extend([("k64".into(), DriverTraits::default())]), "Drivers: 65 kinds are more than 64"),
             (|r| drop(r.kinds.pop()), "Drivers: \"k63\" is not among the kinds"),
             (|r| r.kinds[0] = "a b".into(), "Kinds: \"a b\" has ' ' at position 2"),
             (|r| r.authority_ms = Some(3_600_001), "AuthorityMs: 3600001 are more than 3600 seconds"),

@@ -74,7 +74,7 @@ impl Stage {
         let mut decision = Decision::default();
         let mut node: Box<str> = Box::default();
         if let Ok((worker, _)) = &chosen {
-            decision.assign(&definition, worker);
+            decision.assign(&definition, worker, evenkeel_model::Holds::Strict);
             let address = self.cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone());
             node = Record::node(worker, &address.unwrap_or_default());
         }

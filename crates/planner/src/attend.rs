@@ -48,12 +48,28 @@ fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holde
             turn.send(on, StopReason::Unfit, None);
         }
     } else if !holder.held.has_work_of(definition) {
-        let leaves = turn.loads.intent_kind(&holder.worker).is_some_and(IntentKind::is_drain);
-        if !leaves || turn.relocate(on, StopReason::Changed).is_err() {
-            turn.stop(name, holder, StopReason::Changed, Some(holder.worker.clone()));
+        if holder.takes_in_place(worker, definition) {
+            turn.update(name, holder);
+        } else {
+            restart(turn, on);
         }
+    } else if holder.needs_restart() || !holder.held.is_held_well_for(definition) {
+        // Nobody has asked for this at this moment, and what runs goes on meanwhile: as many wait as at a loss.
+        if turn.restarts_enough() {
+            return turn.undone(Subject::Resource(name.clone()), Pending::InFlight(turn.config.recovery_in_flight));
+        }
+        restart(turn, on);
     } else if *record.value.assigned_node != *Record::node(&holder.worker, &registration.address) {
         turn.plan.actions.push(Action::View { resource: name.clone(), worker: Some(holder.worker.clone()) });
+    }
+}
+
+/// Stops what is to go on with another epoch: where it is, or elsewhere if its worker is being drained.
+fn restart<'a>(turn: &mut Turn<'a>, on: crate::turn::Settled<'a>) {
+    let worker = &on.holder.worker;
+    let leaves = turn.loads.intent_kind(worker).is_some_and(IntentKind::is_drain);
+    if !leaves || turn.relocate(on, StopReason::Changed).is_err() {
+        turn.stop(on.name, on.holder, StopReason::Changed, Some(worker.clone()));
     }
 }
 

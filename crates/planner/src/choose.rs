@@ -149,7 +149,7 @@ impl<'q, 'l> Ask<'q, 'l> {
     fn best_of_shapes(&self, policy: &dyn Policy, pick: fn(&Self, Shape<'q>) -> Vec<&'q WorkerId>) -> Option<WorkerId> {
         let shapes = self.loads.cluster.rankings().shapes();
         let picked = shapes.filter_map(|(id, shaped)| {
-            fit::suits(self.definition.needs(), &shaped.shape.kinds, &shaped.shape.labels).ok()?;
+            fit::suits(self.definition.needs(), &shaped.shape.kinds, &shaped.shape.drivers, &shaped.shape.labels).ok()?;
             Some(pick(self, Shape { id, shaped }))
         });
         self.best_of(policy, picked.flatten().chain(self.loads.unshaped()))
@@ -269,7 +269,7 @@ pub(crate) fn why_none(loads: &Loads<'_>, definition: &Definition) -> Pending {
         let shape = &shaped.shape;
         let least = loads.of_shape(id, shaped).next().and_then(|rank| loads.place(&rank.worker));
         let of_all = shape.refused.clone().map(Misfit::Refused);
-        let of_all = of_all.or_else(|| fit::suits(definition.needs(), &shape.kinds, &shape.labels).err());
+        let of_all = of_all.or_else(|| fit::suits(definition.needs(), &shape.kinds, &shape.drivers, &shape.labels).err());
         // Where the least loaded has no room, none has.
         let of_all = of_all.or_else(|| least.and_then(|place| fit::has_room(definition, &place).err()));
         match of_all {

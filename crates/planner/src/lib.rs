@@ -19,7 +19,7 @@ mod suppose;
 mod turn;
 mod workers;
 
-use evenkeel_model::{Cluster, Definition, Moment, Pending, PlaceReason, Plan, WorkerId};
+use evenkeel_model::{Cluster, Definition, Holds, Moment, Pending, PlaceReason, Plan, Standing, WorkerId};
 
 pub use config::{BrakeConfig, Flapping, PlannerConfig};
 pub use explain::{Considered, Explainer, Explanation, Looked, Penalty, Verdict, explain};
@@ -51,7 +51,9 @@ pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerC
     let definition = unit.definition().filter(|_| !unit.is_finished())?;
     let Some(holder) = unit.holders.first() else { return choose(cluster, definition, now, config).err() };
     let worker = cluster.worker(holder.worker.as_str());
+    let is_gone = worker.is_some_and(|w| matches!(w.standing(), Standing::Lost | Standing::Returning));
     match evenkeel_model::ends::end_of(holder, worker, definition.ownership, now, config.wait) {
+        evenkeel_model::End::Open if is_gone && holder.held.holds == Holds::Loose => Some(Pending::Loose(holder.worker.clone())),
         evenkeel_model::End::At(until) => {
             let capped = worker.is_some_and(evenkeel_model::Worker::claims_too_much);
             Some(Pending::Authority { worker: holder.worker.clone(), until, capped })

@@ -264,7 +264,7 @@ fn recipient(turn: &Turn<'_>, definition: &Definition, donor: &Rank, scope: Scop
     };
     let suiting = turn.cluster.rankings().shapes().filter(|(_, shaped)| {
         let shape = &shaped.shape;
-        fit::suits(definition.needs(), &shape.kinds, &shape.labels).is_ok()
+        fit::suits(definition.needs(), &shape.kinds, &shape.drivers, &shape.labels).is_ok()
     });
     // Within a shape all are worth the same, so that one that gains nothing is followed by none that does.
     let firsts = suiting.filter_map(|(id, shaped)| {

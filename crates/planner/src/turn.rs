@@ -29,6 +29,10 @@ pub(crate) struct Turn<'a> {
     pub(crate) seen: BTreeSet<ResourceName>,
     /// How many resources are on their way because they may not stay, those of this plan included.
     pub(crate) recovering: usize,
+    /// How many are on their way because they ask for other work, those of this plan included.
+    restarting: usize,
+    /// Workers that are lost for good, and still hold what only they could end.
+    pub(crate) holding: BTreeSet<WorkerId>,
     /// Why a class of resources that looks the same to the planner fits nowhere, so that each class is tried once.
     hopeless: BTreeMap<FitClass<'a>, Pending>,
 }
@@ -56,6 +60,8 @@ impl<'a> Turn<'a> {
             admitted: BTreeSet::new(),
             seen: BTreeSet::new(),
             recovering: RECOVERY.iter().filter_map(|reason| stopping.get(reason)).sum(),
+            restarting: stopping.get(&StopReason::Changed).copied().unwrap_or_default(),
+            holding: BTreeSet::new(),
             hopeless: BTreeMap::new(),
         }
     }
@@ -84,7 +90,7 @@ impl<'a> Turn<'a> {
     /// Recovery goes first: as long as anything of a worker that is gone waits for its end, or something more is sent on its way, a balance
     /// would be struck too early. What is on its way already counts where it goes.
     fn recovery_is_done(&self) -> bool {
-        let waits = |id: &WorkerId| self.cluster.worker(id.as_str()).is_some_and(|w| !w.names.is_empty());
+        let waits = |id: &WorkerId| self.cluster.worker(id.as_str()).is_some_and(|w| !w.names.is_empty() && !self.holding.contains(id));
         let sends = self.plan.actions.iter().any(|action| matches!(action, Action::Stop { reason, .. } if RECOVERY.contains(reason)));
         !self.is_full() && !sends && !self.recovers_enough() && !self.cluster.agenda().workers.iter().any(waits)
     }
@@ -134,6 +140,7 @@ impl<'a> Turn<'a> {
     pub(crate) fn stop(&mut self, name: &ResourceName, holder: &Holder, reason: StopReason, to: Option<WorkerId>) {
         self.seen.insert(name.clone());
         self.recovering += usize::from(RECOVERY.contains(&reason));
+        self.restarting += usize::from(reason == StopReason::Changed);
         self.plan.actions.push(Action::Stop {
             resource: name.clone(),
             worker: holder.worker.clone(),
@@ -141,6 +148,13 @@ impl<'a> Turn<'a> {
             reason,
             to,
         });
+    }
+
+    /// Gives a worker what is wanted now of what it runs.
+    pub(crate) fn update(&mut self, name: &ResourceName, holder: &Holder) {
+        self.seen.insert(name.clone());
+        let (resource, worker) = (name.clone(), holder.worker.clone());
+        self.plan.actions.push(Action::Update { resource, worker, epoch: holder.held.epoch });
     }
 
     /// Writes down that a resource has finished. It counts nowhere from then on.
@@ -181,6 +195,11 @@ impl<'a> Turn<'a> {
     /// As many as may be are on their way because they may not stay.
     pub(crate) fn recovers_enough(&self) -> bool {
         self.recovering >= self.config.recovery_in_flight
+    }
+
+    /// As many as may be are on their way, those included that were changed.
+    pub(crate) fn restarts_enough(&self) -> bool {
+        self.recovering + self.restarting >= self.config.recovery_in_flight
     }
 
     /// The plan has done something with it, or something that was decided before is under way.

@@ -1,8 +1,14 @@
 //! Workers that come and go: who is admitted, who is waited for, and whose assignments have ended. DESIGN.md section 5, rules 2, 3 and 5.
 
-use evenkeel_model::{Action, AdmitReason, EndReason, Moment, Pending, Standing, Subject, Worker, WorkerId};
+use evenkeel_model::{
+    Action, AdmitReason, EndReason, Holder, Holds, Moment, Ownership, Pending, Standing, Subject, Unit, Worker, WorkerId,
+};
 
 use crate::{attend, loads::Assumed, turn::Turn};
+
+/// So many of what a lost worker holds loosely are told one by one: as much as a person reads of one worker. They stay as long as it is lost, so each
+/// plan tells them again.
+const TOLD: usize = 16;
 
 /// Looks at each worker that is not ready, and at those that are taken to be gone.
 pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) {
@@ -106,16 +112,34 @@ fn wait_for(turn: &mut Turn<'_>, id: &WorkerId, until: Moment) {
     turn.undone(Subject::Worker(id.clone()), Pending::Authority { worker: id.clone(), until, capped });
 }
 
-/// Nothing runs on this worker any more: all of its assignments end.
+/// Its effects may outlive its worker's session and guard, and nothing else may begin while they do.
+fn is_open(unit: &Unit, holder: &Holder) -> bool {
+    let is_exclusive = unit.definition().is_none_or(|definition| definition.ownership == Ownership::Exclusive);
+    holder.held.holds == Holds::Loose && is_exclusive && !holder.is_stopped()
+}
+
+/// Nothing runs on this worker any more: all of its assignments end, but for those of which only the worker itself could say so.
 fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: EndReason) {
+    let mut open = 0;
     for name in &worker.names {
         if turn.is_full() {
             return turn.undone(Subject::Worker(id.clone()), Pending::Budget);
         }
         let Some(unit) = turn.cluster.unit(name.as_str()) else { continue };
         let Some(holder) = unit.holders.iter().find(|h| h.worker == *id) else { continue };
-        if unit.holders.len() == 1 {
+        if reason == EndReason::Waited && is_open(unit, holder) {
+            open += 1;
+            if open <= TOLD {
+                turn.undone(Subject::Resource(name.clone()), Pending::Loose(id.clone()));
+            }
+        } else if unit.holders.len() == 1 {
             attend::ended(turn, name, unit, holder, reason);
         }
+    }
+    if open > TOLD {
+        turn.undone(Subject::More(open - TOLD), Pending::Loose(id.clone()));
+    }
+    if open == worker.names.len() && open > 0 {
+        turn.holding.insert(id.clone());
     }
 }

@@ -1,15 +1,15 @@
 //! Scripts that read like a story: what happens to a cluster, and under each plan what the leader does and why. A script holds commands,
 //! lines that begin with `$`, and under each what it prints; running it gives the same text with the answers that really come.
 //!
-//! Commands: `join W [label=value...] [capacity=N] [refused=WHY]`, `return W` (a new session that attests), `crash W`, `leave W`,
+//! Commands: `join W [label=value...] [capacity=N] [refused=WHY] [updates=KIND,...] [fenced=KIND,...] [loose=KIND,...]`, `return W` (a new session that attests), `crash W`, `leave W`,
 //! `put R [field=value...]`, `delete R`, `fail R [times=N]` (it has failed so often in a row where it runs, and waits), `refuse R` (it cannot be
 //! started there), `exit R [status=N]` (it has ended, and is not to be started again), `acknowledge`, `pass SECONDS`, `turn`, `settle` (turns until nothing is left to do, told as where
-//! everything is then), `term`, `cordon W`, `drain W [deadline=SECONDS]`, `uncordon W`, `release`, `set SETTING=VALUE...`,
+//! everything is then), `take R` (its worker takes the change in place), `refuse-change R` (it cannot without a restart), `term`, `cordon W`, `drain W [deadline=SECONDS]`, `uncordon W`, `release`, `set SETTING=VALUE...`,
 //! `suppose drain|cordon|uncordon|lose W`, `suppose rebalance`, `suppose add R [field=value...]`, `explain R`. Everything else is prose.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
-use evenkeel_model::{Action, Draft, IntentKind, Labels, Observed, Origin, Plan, Registration, Subject, WorkerId};
+use evenkeel_model::{Action, Draft, DriverTraits, Holds, IntentKind, Labels, Observed, Origin, Plan, Registration, Subject, WorkerId};
 use evenkeel_planner::{Penalty, Supposition, Verdict, explain, suppose};
 
 use crate::world::World;
@@ -71,6 +71,8 @@ fn answer(world: &mut World, command: &str) -> Result<String, String> {
             world.observe(subject, Observed::Backoff, times, "exit status 1");
         }
         "refuse" => world.observe(subject, Observed::Failed, 1, "spec.command: is missing"),
+        "take" => world.take(subject),
+        "refuse-change" => world.refuse_change(subject),
         "exit" => world.exit(subject, &format!("exit status {}", fields.get("status").map_or("0", String::as_str))),
         "acknowledge" => world.acknowledge(),
         "pass" => world.pass(Duration::from_secs_f64(subject.parse().map_err(|_| format!("{subject} is no number of seconds"))?)),
@@ -86,6 +88,19 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
     if let Some(why) = fields.remove("refused") {
         return Ok(Registration::unusable(WorkerId::new(id).map_err(|e| e.to_string())?, why));
     }
+    let mut kinds = vec!["noop".to_owned(), "process".to_owned()];
+    let mut drivers = BTreeMap::<String, DriverTraits>::new();
+    let mut said = |field: &str, say: fn(&mut DriverTraits)| {
+        for kind in fields.remove(field).iter().flat_map(|kinds| kinds.split(',')) {
+            say(drivers.entry(kind.to_owned()).or_default());
+            if !kinds.iter().any(|known| known == kind) {
+                kinds.push(kind.to_owned());
+            }
+        }
+    };
+    said("updates", |driver| driver.updates = true);
+    said("fenced", |driver| driver.holds = Holds::Fenced);
+    said("loose", |driver| driver.holds = Holds::Loose);
     let admitted = world.cluster.worker(id).and_then(|w| w.admission.as_ref()).map(|a| a.value.session);
     Ok(Registration {
         id: WorkerId::new(id).map_err(|e| e.to_string())?,
@@ -93,9 +108,9 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
         http: String::new(),
         labels: fields,
         capacity,
-        kinds: vec!["noop".to_owned(), "process".to_owned()],
+        kinds,
         version: String::new(),
-        drivers: std::collections::BTreeMap::new(),
+        drivers,
         containment: String::new(),
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: id.to_owned() },
@@ -167,6 +182,7 @@ fn set(world: &mut World, word: &str) -> Result<(), String> {
         "move-failing-after" => config.move_failing_after = number()?,
         "in-flight" => config.moves_in_flight = number()? as usize,
         "brake-percent" => config.brake.percent = number()?,
+        "recovery-in-flight" => config.recovery_in_flight = number()? as usize,
         "brake-least" => config.brake.least = number()? as usize,
         _ => return Err(format!("{key}: no such setting")),
     }
@@ -259,6 +275,7 @@ fn tell(action: &Action) -> String {
             let to = to.as_ref().map(|to| format!(", to go on on {to}")).unwrap_or_default();
             format!("stop {resource} on {worker}: {}{to}", reason.as_str())
         }
+        Action::Update { resource, worker, .. } => format!("change {resource} on {worker} in place"),
         Action::Move { resource, from, to, reason, .. } => format!("move {resource} from {from} to {to}: {}", reason.as_str()),
         Action::End { resource, worker, reason, .. } => format!("end {resource} on {worker}: {}", reason.as_str()),
         Action::Finish { resource, worker, message, .. } => format!("finish {resource} on {worker}: {message}"),

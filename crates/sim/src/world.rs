@@ -1,11 +1,11 @@
 //! A world for the planner: a store that only counts revisions, workers that do as they are told, and a leader that carries out each plan
 //! after checking it. It finds faults by panicking: it is for tests alone.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use evenkeel_model::{
-    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Hash, Intent, IntentKind, Key, Moment, Observed, Phase, Plan, Record,
-    Registration, ResourceName, Revision, Standing, Status, WorkerId, check,
+    Change, Cluster, Decision, Definition, Entry, Epoch, Guard, Hash, Holder, Holds, Intent, IntentKind, Key, Moment, Observed, Phase,
+    Plan, Record, Registration, ResourceName, Revision, Standing, Status, WorkerId, Write, check,
 };
 use evenkeel_planner::{PlannerConfig, plan};
 
@@ -23,6 +23,8 @@ pub struct World {
     pub moves: usize,
     /// What is decided and neither written nor refused yet.
     under_way: Vec<Decision>,
+    /// What the workers run: of each name the latest epoch, and the hash that it runs with.
+    runs: BTreeMap<ResourceName, (Epoch, Hash)>,
 }
 
 fn name(text: &str) -> ResourceName {
@@ -34,18 +36,7 @@ fn worker(text: &str) -> WorkerId {
 }
 
 fn status(phase: Observed, epoch: Epoch, failures: u32, finished: bool, message: String) -> Status {
-    Status {
-        phase,
-        epoch,
-        since: 0,
-        hash: Hash::default(),
-        restart_for: Hash::default(),
-        restarts: 0,
-        failures,
-        finished,
-        overran: false,
-        message,
-    }
+    Status { failures, finished, message, ..Status::new(phase, epoch, 0) }
 }
 
 /// Both are about the same worker, and about no resource.
@@ -139,11 +130,14 @@ impl World {
         self.apply(Change::at(revision, Entry::WrittenOff(Some(sessions))));
     }
 
-    /// Every live worker stops what it was told to stop.
+    /// Every live worker stops what it was told to stop, and takes what was changed in place.
     ///
     /// # Panics
     /// When the cluster violates an invariant.
     pub fn acknowledge(&mut self) {
+        for name in self.all_untaken() {
+            self.take(name.as_str());
+        }
         let stopping: Vec<ResourceName> = self.cluster.agenda().stopping.keys().cloned().collect();
         for name in stopping {
             let unit = self.cluster.unit(name.as_str()).expect("unit").clone();
@@ -160,6 +154,8 @@ impl World {
     }
 
     fn say(&mut self, name: &ResourceName, id: &WorkerId, status: Status) {
+        let hash = self.runs.get(name).filter(|(epoch, _)| *epoch == status.epoch).map(|(_, hash)| *hash);
+        let status = Status { hash: hash.unwrap_or_default(), ..status };
         let revision = self.next();
         self.apply(Change::at(revision, Entry::Status(id.clone(), name.clone(), Some(status))));
     }
@@ -176,6 +172,45 @@ impl World {
         if let Some((id, epoch)) = self.runs_on(text) {
             self.say(&name(text), &id, status(Observed::Exited, epoch, 0, true, message.to_owned()));
         }
+    }
+
+    /// Its worker takes the change that it was given; where nothing of it runs any more, that needs another epoch.
+    pub fn take(&mut self, text: &str) {
+        let Some((id, holder)) = self.untaken(text) else { return };
+        let before = holder.observed().cloned().unwrap_or_else(|| Status::new(Observed::Running, holder.held.epoch, 0));
+        if before.finished || matches!(before.phase, Observed::Exited | Observed::Failed | Observed::Stopped) {
+            return self.refuse_change(text);
+        }
+        self.runs.insert(name(text), (holder.held.epoch, holder.held.hash));
+        self.say(&name(text), &id, Status { restart_for: Hash::default(), ..before });
+    }
+
+    /// Its worker cannot take the change that it was given without a restart.
+    pub fn refuse_change(&mut self, text: &str) {
+        let Some((id, holder)) = self.untaken(text) else { return };
+        let before = holder.observed().cloned().unwrap_or_else(|| Status::new(Observed::Running, holder.held.epoch, 0));
+        self.say(&name(text), &id, Status { restart_for: holder.held.hash, ..before });
+    }
+
+    /// A live worker is to run it with another spec than it does, and has not said that it cannot.
+    fn untaken(&self, text: &str) -> Option<(WorkerId, Holder)> {
+        let holder = self.cluster.unit(text)?.holders.first()?;
+        let is_ready = self.cluster.worker(holder.worker.as_str()).is_some_and(|w| w.standing() == Standing::Ready);
+        let differs = self.runs.get(text).is_some_and(|runs| *runs != (holder.held.epoch, holder.held.hash));
+        (is_ready && holder.held.runs() && differs && !holder.needs_restart()).then(|| (holder.worker.clone(), holder.clone()))
+    }
+
+    fn all_untaken(&self) -> Vec<ResourceName> {
+        let names = self.cluster.units_after(None).map(|(name, _)| name);
+        names.filter(|name| self.untaken(name.as_str()).is_some()).cloned().collect()
+    }
+
+    /// What is written is what workers go by.
+    fn write(&mut self, write: &Write, revision: Revision) {
+        if let (Some(name), Some(assignment), true) = (write.resource(), write.assignment(), write.creates_assignment()) {
+            self.runs.insert(name.clone(), (Epoch(revision.0), assignment.hash));
+        }
+        self.apply(write.change(revision));
     }
 
     /// Where it may run, told to stop or not: a live worker that has not said that it ended.
@@ -203,7 +238,7 @@ impl World {
             let revision = self.next();
             self.moves += usize::from(matches!(action, evenkeel_model::Action::Move { .. }));
             for write in &decision.writes {
-                self.apply(write.change(revision));
+                self.write(write, revision);
             }
         }
         plan
@@ -250,7 +285,7 @@ impl World {
         if is_taken && decision.guards.iter().all(|guard| self.holds(guard)) {
             let revision = self.next();
             for write in &decision.writes {
-                self.apply(write.change(revision));
+                self.write(write, revision);
             }
         }
         self.cluster.release(&decision.writes, self.now);
@@ -290,7 +325,7 @@ impl World {
             // Whoever is not back by now does not come back, and a person says so.
             if plan.brake.is_some() && plan.actions.is_empty() {
                 self.release_brake();
-            } else if plan.actions.is_empty() && plan.wake.is_none() && self.cluster.agenda().stopping.is_empty() {
+            } else if plan.actions.is_empty() && plan.wake.is_none() && !self.is_any_stopping() && self.all_untaken().is_empty() {
                 return plan;
             }
             self.acknowledge();
@@ -299,6 +334,16 @@ impl World {
             }
         }
         panic!("does not settle: {:?}", self.cluster.agenda());
+    }
+
+    /// Something that was told to stop may be heard of again: not what a worker held loosely that is gone.
+    fn is_any_stopping(&self) -> bool {
+        let is_open = |holder: &Holder| {
+            let standing = self.cluster.worker(holder.worker.as_str()).map(|w| w.standing());
+            holder.held.holds == Holds::Loose && matches!(standing, Some(Standing::Lost | Standing::Returning))
+        };
+        let unit = |name: &ResourceName| self.cluster.unit(name.as_str());
+        self.cluster.agenda().stopping.keys().filter_map(unit).any(|unit| !unit.holders.iter().all(is_open))
     }
 
     /// Where a resource is, or is going.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use evenkeel_model::{
-    Action, Change, Definition, Draft, Entry, FailedOn, IntentKind, Moment, Observed, Origin, Pending, Record, Registration, Revision,
-    Standing, StopReason, Subject, WorkerId, fit,
+    Action, Change, Definition, Draft, DriverTraits, Entry, FailedOn, Holder, Holds, IntentKind, Moment, Observed, Origin, Ownership,
+    Pending, Record, Registration, Revision, Standing, StopReason, Subject, Undone, Unit, WorkerId, fit,
 };
 use evenkeel_planner::plan;
 use evenkeel_sim::world::World;
@@ -19,6 +19,9 @@ enum Step {
         zone: Option<u8>,
         pin: Option<u8>,
         version: u8,
+        /// Of which of [`KINDS`], and whether it accepts an overlap.
+        kind: u8,
+        available: bool,
     },
     Delete(u8),
     Garble(u8),
@@ -28,6 +31,8 @@ enum Step {
         guard: u8,
         capacity: Option<u64>,
         attests: bool,
+        /// Which of [`drivers`] it has.
+        drivers: u8,
     },
     Leave(u8),
     Crash(u8),
@@ -39,10 +44,27 @@ enum Step {
     Fail(u8, Option<u8>),
     /// It ends by itself, and is not to be started again.
     Exit(u8),
+    /// Its worker takes what was changed in place, or (false) cannot without a restart.
+    Take(u8, bool),
     /// What is planned is reserved, and written or refused later.
     Decide,
     Ask(u8, Option<bool>),
     Finish(u8, bool),
+}
+
+/// What may be asked for; the first two have drivers everywhere.
+const KINDS: [&str; 4] = ["", "noop", "object", "file"];
+
+/// How a worker may hold these kinds: none does all of it well.
+fn drivers(which: u8) -> BTreeMap<String, DriverTraits> {
+    let of = |holds, updates| DriverTraits { holds, updates };
+    let (object, file) = match which % 4 {
+        0 => (of(Holds::Fenced, true), of(Holds::Loose, true)),
+        1 => (of(Holds::Fenced, false), of(Holds::Loose, false)),
+        2 => (of(Holds::Loose, true), of(Holds::Strict, true)),
+        _ => (of(Holds::Strict, false), of(Holds::Fenced, false)),
+    };
+    [("noop", of(Holds::Strict, which % 4 != 1)), ("object", object), ("file", file)].map(|(kind, traits)| (kind.to_owned(), traits)).into()
 }
 
 fn step(plain: bool) -> impl Strategy<Value = Step> {
@@ -54,11 +76,14 @@ fn step(plain: bool) -> impl Strategy<Value = Step> {
     let times = prop::option::weighted(0.8, 0..20_u8);
     let fail = (0..40_u8, times).prop_map(|(name, times)| Step::Fail(name, times));
     let fail = if plain { Just(Step::Turn).boxed() } else { fail.boxed() };
+    let kind = if plain { 0..2_u8 } else { 0..4_u8 };
+    let put = (0..40_u8, weight, zone, pin, 0..3_u8, kind, prop::bool::weighted(0.3));
+    let join = (0..5_u8, 0..3_u8, 0..2_u8, capacity, any::<bool>(), 0..4_u8);
     prop_oneof![
-        6 => (0..40_u8, weight, zone, pin, 0..3_u8).prop_map(|(name, weight, zone, pin, version)| Step::Put { name, weight, zone, pin, version }),
+        6 => put.prop_map(|(name, weight, zone, pin, version, kind, available)| Step::Put { name, weight, zone, pin, version, kind, available }),
         2 => (0..40_u8).prop_map(Step::Delete),
         1 => (0..40_u8).prop_map(Step::Garble),
-        3 => (0..5_u8, 0..3_u8, 0..2_u8, capacity, any::<bool>()).prop_map(|(worker, zone, guard, capacity, attests)| Step::Join { worker, zone, guard, capacity, attests }),
+        3 => join.prop_map(|(worker, zone, guard, capacity, attests, drivers)| Step::Join { worker, zone, guard, capacity, attests, drivers }),
         1 => (0..5_u8).prop_map(Step::Leave),
         1 => (0..5_u8).prop_map(Step::Crash),
         3 => Just(Step::Acknowledge),
@@ -66,6 +91,7 @@ fn step(plain: bool) -> impl Strategy<Value = Step> {
         5 => Just(Step::Turn),
         1 => Just(Step::Term),
         2 => (0..40_u8).prop_map(Step::Exit),
+        3 => (0..40_u8, prop::bool::weighted(0.6)).prop_map(|(name, takes)| Step::Take(name, takes)),
         3 => fail,
     ]
 }
@@ -112,11 +138,16 @@ fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registrat
 
 fn happen(world: &mut World, step: &Step) {
     match *step {
-        Step::Put { name, weight, zone, pin, version } => world.put(definition(name, weight, zone, pin, version)),
+        Step::Put { name, weight, zone, pin, version, kind, available } => {
+            let ownership = if available { Ownership::Available } else { Ownership::Exclusive };
+            let kind = KINDS[usize::from(kind)].into();
+            world.put(Definition { kind, ownership, ..definition(name, weight, zone, pin, version) });
+        }
         Step::Delete(name) => world.delete(&format!("r{name}")),
         Step::Garble(name) => world.garble(&format!("r{name}")),
-        Step::Join { worker, zone, guard, capacity, attests } => {
-            let mut registration = registration(worker, zone, guard, capacity);
+        Step::Join { worker, zone, guard, capacity, attests, drivers: which } => {
+            let kinds = KINDS[1..].iter().map(ToString::to_string).collect();
+            let mut registration = Registration { kinds, drivers: drivers(which), ..registration(worker, zone, guard, capacity) };
             let known = world.cluster.worker(registration.id.as_str());
             registration.attests = known.and_then(|w| w.admission.as_ref()).map(|a| a.value.session).filter(|_| attests);
             world.join(registration);
@@ -129,6 +160,8 @@ fn happen(world: &mut World, step: &Step) {
         Step::Term => world.cluster.begin_term(world.now),
         Step::Fail(name, Some(times)) => world.observe(&format!("r{name}"), Observed::Backoff, times.into(), "exit status 1"),
         Step::Fail(name, None) => world.observe(&format!("r{name}"), Observed::Failed, 1, "unknown here"),
+        Step::Take(name, true) => world.take(&format!("r{name}")),
+        Step::Take(name, false) => world.refuse_change(&format!("r{name}")),
         Step::Exit(name) => world.exit(&format!("r{name}"), "exit status 0"),
         Step::Decide => world.decide(),
         Step::Ask(id, intent) => {
@@ -139,9 +172,23 @@ fn happen(world: &mut World, step: &Step) {
     }
 }
 
+/// Its worker is gone and held it loosely, so that only that worker could say that it has ended.
+fn is_left_open(world: &World, unit: &Unit, holder: &Holder) -> bool {
+    let is_gone = world.cluster.worker(holder.worker.as_str()).is_some_and(|w| w.standing() != Standing::Ready);
+    let is_exclusive = unit.definition().is_none_or(|definition| definition.ownership == Ownership::Exclusive);
+    is_gone && is_exclusive && holder.held.holds == Holds::Loose
+}
+
 /// Every resource is on a ready worker that may run it, or the plan says why not.
-fn everything_is_placed_or_explained(world: &World, undone: &[evenkeel_model::Undone]) {
+fn everything_is_placed_or_explained(world: &World, undone: &[Undone]) {
     for (name, unit) in world.cluster.units_after(None) {
+        if let [holder] = unit.holders.as_slice()
+            && is_left_open(world, unit, holder)
+        {
+            let told = |u: &Undone| matches!(&u.reason, Pending::Loose(worker) if *worker == holder.worker);
+            assert!(undone.iter().any(told), "nobody says that {name} may still run on {}", holder.worker);
+            continue;
+        }
         let Some(record) = &unit.record else {
             assert!(unit.unreadable.is_some(), "{name}: what is settled is wanted, or cannot be read");
             continue;
@@ -156,6 +203,8 @@ fn everything_is_placed_or_explained(world: &World, undone: &[evenkeel_model::Un
                 assert_eq!(at.standing(), Standing::Ready, "{name}");
                 assert_eq!(fit::may_run(definition.needs(), &holder.worker, at.registration().expect("registered")), Ok(()), "{name}");
                 assert!(holder.held.has_work_of(definition), "{name}");
+                assert!(!holder.is_changing() && !holder.needs_restart(), "{name} does not run what is wanted");
+                assert!(definition.ownership == Ownership::Available || holder.held.holds != Holds::Loose, "{name} is not held well");
             }
             _ => panic!("{name} has two owners"),
         }
@@ -467,4 +516,149 @@ fn a_worker_is_waited_for_as_long_as_its_own_authority_asks_for_whoever_leads() 
     assert!(waiting.wake.is_some_and(|wake| wake <= until), "{:?}", waiting.wake);
     world.pass(Duration::from_millis(1));
     assert!(moves(&world.turn()));
+}
+
+/// Two workers that take changes, and `resources` of kind noop on them.
+fn taking(resources: u8) -> World {
+    let mut world = World::default();
+    for id in 0..2 {
+        let kinds = vec!["noop".to_owned()];
+        world.join(Registration {
+            kinds,
+            drivers: BTreeMap::from([("noop".to_owned(), drivers(0)["noop"])]),
+            ..registration(id, 0, 0, None)
+        });
+    }
+    drop(world.settle());
+    for name in 0..resources {
+        world.put(noop(name, 0));
+    }
+    drop(world.settle());
+    world
+}
+
+fn noop(name: u8, version: u8) -> Definition {
+    Definition { kind: "noop".into(), ..definition(name, 1, None, None, version) }
+}
+
+#[test]
+fn a_change_in_place_is_planned_once_and_keeps_its_epoch() {
+    let mut world = taking(1);
+    let epoch = |world: &World| world.cluster.unit("r0").map(|unit| unit.holders[0].held.epoch);
+    let before = epoch(&world);
+    world.put(noop(0, 1));
+    assert!(matches!(world.turn().actions.as_slice(), [Action::Update { .. }]));
+    assert_eq!(world.turn().actions, [], "it is not taken yet, and nothing is left to say");
+    assert!(!world.cluster.unit("r0").expect("it is there").holders[0].is_changing(), "its worker has said nothing of it");
+    world.observe("r0", Observed::Running, 0, "");
+    assert!(world.cluster.unit("r0").expect("it is there").holders[0].is_changing());
+    assert_eq!(world.turn().actions, []);
+    world.take("r0");
+    assert!(!world.cluster.unit("r0").expect("it is there").holders[0].is_changing());
+    assert_eq!(world.turn().actions, []);
+    assert_eq!(epoch(&world), before);
+}
+
+/// How a run under the spec of before has ended says nothing of the work that is wanted now.
+#[test]
+fn what_ends_before_it_has_taken_a_change_has_not_finished_and_is_run_anew() {
+    let mut world = taking(1);
+    world.put(noop(0, 1));
+    drop(world.turn());
+    world.exit("r0", "exit status 0");
+    assert_eq!(world.turn().actions, [], "its worker has not said yet what becomes of the change");
+    world.take("r0");
+    let is_stop =
+        |action: &Action| matches!(action, Action::Stop { reason: StopReason::Changed, worker, to: Some(to), .. } if worker == to);
+    assert!(matches!(world.turn().actions.as_slice(), [action] if is_stop(action)));
+    drop(world.settle());
+    let unit = world.cluster.unit("r0").expect("it is wanted");
+    assert!(!unit.is_finished() && unit.holders[0].held.runs(), "{unit:?}");
+    // One that ends with what is wanted now has finished.
+    world.exit("r0", "exit status 0");
+    drop(world.settle());
+    assert!(world.cluster.unit("r0").is_some_and(|unit| unit.is_finished()));
+}
+
+/// What fails under the spec of before may be just what the change mends.
+#[test]
+fn what_fails_before_it_has_taken_a_change_is_not_moved_for_it() {
+    let mut world = taking(1);
+    world.put(noop(0, 1));
+    drop(world.turn());
+    world.observe("r0", Observed::Backoff, 12, "exit status 1");
+    assert_eq!(world.turn().actions, []);
+    world.take("r0");
+    assert!(matches!(world.turn().actions.as_slice(), [Action::Stop { reason: StopReason::Failing, .. }]));
+}
+
+/// Who asks for a restart waits for its turn, whatever else is on its way for a change.
+#[test]
+fn no_more_are_restarted_at_a_time_than_may_recover() {
+    let mut world = taking(40);
+    world.config.recovery_in_flight = 4;
+    for name in 0..40 {
+        world.put(noop(name, 1));
+    }
+    drop(world.turn());
+    for name in 0..40 {
+        world.refuse_change(&format!("r{name}"));
+    }
+    let mut rounds = 0;
+    while !world.cluster.agenda().attention.is_empty() || !world.cluster.agenda().stopping.is_empty() {
+        let plan = world.turn();
+        let stopping = world.cluster.agenda().stopping.len();
+        assert!(stopping <= 4, "{stopping} are on their way");
+        if !world.cluster.agenda().attention.is_empty() {
+            assert!(plan.undone.iter().any(|u| u.reason == Pending::InFlight(4)), "it is said why the others wait");
+        }
+        world.acknowledge();
+        rounds += 1;
+        assert!(rounds < 100, "it does not end");
+    }
+    let last = world.settle();
+    everything_is_placed_or_explained(&world, &last.undone);
+}
+
+/// What only a lost worker could end keeps nobody from anything else.
+#[test]
+fn what_was_held_loosely_stays_and_all_else_goes_on() {
+    let mut world = World::default();
+    let with = |id: u8| Registration {
+        kinds: KINDS[1..].iter().map(ToString::to_string).collect(),
+        drivers: drivers(0),
+        ..registration(id, 0, 0, None)
+    };
+    for id in 0..3 {
+        world.join(with(id));
+    }
+    drop(world.settle());
+    let file = |ownership| Definition {
+        kind: "file".into(),
+        ownership,
+        pin: Some(WorkerId::new("w0").expect("id")),
+        ..definition(0, 1, None, None, 0)
+    };
+    world.put(file(Ownership::Available));
+    for name in 1..7 {
+        world.put(definition(name, 1, None, None, 0));
+    }
+    drop(world.settle());
+    world.crash("w0");
+    // Now nobody but w0 can say that it has ended.
+    world.put(Definition { pin: None, ..file(Ownership::Exclusive) });
+    let last = world.settle();
+    everything_is_placed_or_explained(&world, &last.undone);
+    assert_eq!(world.home("r0").as_deref(), Some("w0"));
+    let pending = evenkeel_planner::why_pending(&world.cluster, "r0", world.now, &world.config);
+    assert_eq!(pending, Some(Pending::Loose(WorkerId::new("w0").expect("id"))));
+    world.join(with(3));
+    drop(world.settle());
+    assert_eq!(world.payloads(), [2, 2, 2], "balance is struck all the same");
+    assert_eq!(world.cluster.worker("w0").map(|w| w.standing()), Some(Standing::Lost), "it is not forgotten");
+    // It may overlap after all.
+    world.put(Definition { pin: None, ..file(Ownership::Available) });
+    drop(world.settle());
+    assert_ne!(world.home("r0").as_deref(), Some("w0"));
+    assert!(world.cluster.worker("w0").is_none());
 }

@@ -9,8 +9,8 @@ use evenkeel_master::{
     engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
 };
 use evenkeel_model::{
-    Definition, Draft, EntryKind, Hash, HistoryEntry, IntentKind, MasterId, MasterRecord, Observed, Record, Registration, ResourceName,
-    Status, WorkerId,
+    Assignment, Definition, Draft, DriverTraits, EntryKind, Hash, HistoryEntry, Holds, IntentKind, MasterId, MasterRecord, Observed, Phase,
+    Record, Registration, ResourceName, Status, StopReason, WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
@@ -161,6 +161,55 @@ async fn a_spec_that_spells_out_its_defaults_is_the_same_again() {
     let stopping =
         testbed.put(process(2, serde_json::json!({"command": ["./a"], "stop_grace": "3001ms"})), PutMode::Add).await.unwrap().unwrap();
     assert_eq!((stopping.effect, stopping.node), (Effect::Unchanged, None), "it is told to stop");
+}
+
+/// What a driver can take while the work runs is given to it together with the change, under the same epoch; what has ended is run anew.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_is_taken_in_place_is_one_transaction_and_keeps_its_epoch() {
+    let testbed = Testbed::start().await;
+    let (keys, hand, name) = (Keys::new(""), testbed.etcd.link("worker").client(SECOND), ResourceName::new("a").unwrap());
+    let id = WorkerId::new("worker-1").unwrap();
+    let drivers = [("process".to_owned(), DriverTraits { holds: Holds::Fenced, updates: true })].into();
+    let registration = Registration { kinds: vec!["process".into()], drivers, ..Registration::bare(id.clone(), "worker-1:1".to_owned()) };
+    hand.put(keys.worker(&id), serde_json::to_vec(&registration).unwrap()).await.unwrap();
+    sleep(SECOND).await;
+    let spec = |restart: &str| process(1, serde_json::json!({"command": ["./a"], "restart": restart}));
+    let created = testbed.put(spec("always"), PutMode::Add).await.unwrap().unwrap();
+    assert_eq!((created.node.is_some(), created.holds), (true, Holds::Fenced));
+    sleep(SECOND).await;
+    let stored = || {
+        testbed.etcd.peek(|store| {
+            let [record, assignment] = [keys.resource(&name), keys.assignment(&id, &name)].map(|key| store.get(key.as_bytes()).unwrap());
+            let read: Assignment = serde_json::from_slice(&assignment.value).unwrap();
+            ((record.modified, assignment.modified, assignment.created), read)
+        })
+    };
+    let changed = testbed.put(spec("never"), PutMode::Update).await.unwrap().unwrap();
+    assert_eq!((changed.effect, changed.epoch), (Effect::Changed, created.epoch));
+    let ((record, written, epoch), assignment) = stored();
+    assert_eq!((record, epoch.0), (written, created.epoch.0), "one transaction, and the same epoch");
+    assert_eq!((assignment.hash, assignment.holds, assignment.phase), (spec("never").hash(), Holds::Fenced, Phase::Run));
+    sleep(SECOND).await;
+    let told = testbed.etcd.peek(|store| {
+        let range = KeyRange::prefix(keys.events());
+        store.iter(&range).flat_map(|kv| serde_json::from_slice::<Vec<HistoryEntry>>(&kv.value).unwrap()).collect::<Vec<_>>()
+    });
+    let updated: Vec<&HistoryEntry> = told.iter().filter(|entry| entry.kind == EntryKind::Updated).collect();
+    assert!(matches!(updated.as_slice(), [entry] if entry.worker == "worker-1" && entry.epoch == created.epoch), "{told:?}");
+
+    // It ends by itself, and rests: nothing of it could take a change.
+    let status = Status { hash: spec("never").hash(), ..Status::new(Observed::Failed, created.epoch, 0) };
+    hand.put(keys.status(&id, &name), serde_json::to_vec(&status).unwrap()).await.unwrap();
+    sleep(SECOND).await;
+    testbed.put(spec("on-failure"), PutMode::Update).await.unwrap().unwrap();
+    sleep(SECOND).await;
+    let (_, assignment) = stored();
+    assert!(matches!(assignment.phase, Phase::Stop { reason: StopReason::Changed, .. }), "{assignment:?}");
+    assert_eq!((assignment.hash, assignment.holds), (spec("never").hash(), Holds::Fenced));
+    // A stop is final.
+    testbed.put(spec("always"), PutMode::Update).await.unwrap().unwrap();
+    sleep(SECOND).await;
+    assert_eq!(stored().1, assignment);
 }
 
 /// A delete that was asked twice, and came late the second time, deleted what had been added meanwhile.

@@ -50,7 +50,7 @@ fn the_largest_resource_fits_a_transaction_with_its_assignment() {
     assert!(codec::json(&record).len() < MAX_RECORD, "{} bytes", codec::json(&record).len());
     let guards = vec![Guard::Modified(Key::Resource(definition.name.clone()), Revision::default())];
     let mut decision = Decision { guards, writes: vec![Wanted::new(Entry::Resource(definition.name.clone(), Some(record)))] };
-    decision.assign(&definition, &worker);
+    decision.assign(&definition, &worker, evenkeel_model::Holds::Strict);
     let (compares, ops) = codec::encode(&Keys::new("/prefix"), &decision);
     let write = Write { token: 1, compares, ops, entry: None };
     let mut pipeline = Pipeline::new(PipelineConfig {

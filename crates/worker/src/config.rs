@@ -193,6 +193,9 @@ pub enum WorkerError {
     /// A driver has lost track of what runs.
     #[error("the driver of {0} has failed, and nobody knows what runs: the guard is to end all work")]
     Broken(evenkeel_model::ResourceName),
+    /// It has panicked, and nobody knows what it ran.
+    #[error("a worker in this process has panicked, and nobody knows what it ran")]
+    Panicked,
     /// The guard cannot be told what it must know.
     #[error("the guard does not hear: nothing may be run")]
     GuardDeaf,
@@ -206,7 +209,7 @@ impl WorkerError {
         match self {
             Self::IdTaken { .. } => 1,
             _ if has_registered => STATUS_AGAIN,
-            Self::Broken(_) | Self::GuardDeaf | Self::System { .. } => STATUS_AGAIN,
+            Self::Broken(_) | Self::Panicked | Self::GuardDeaf | Self::System { .. } => STATUS_AGAIN,
             Self::Drivers(_) | Self::Timing(_) => 2,
             _ => 1,
         }

@@ -2,9 +2,12 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use evenkeel_model::{Admission, Observed, Session};
+use evenkeel_model::{Admission, Hash, Observed, Session, Spec};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{Testbed, dead, eventually, http_get, is_dead, signal};
@@ -373,4 +376,60 @@ async fn killed_agents_are_back_soon(id: &str, given: Value) {
         let at = |percent: usize| spans[(spans.len() - 1) * percent / 100];
         println!("{id}: {what} after ms: min {} p50 {} p90 {} max {} of {}", at(0), at(50), at(90), at(100), spans.len());
     }
+}
+
+/// How it is stopped is changed while it runs: the process and its epoch stay. What it is is not.
+#[tokio::test]
+async fn a_process_that_runs_is_stopped_as_its_assignment_says_by_then() {
+    let testbed = Testbed::start("changed").await;
+    let _worker = testbed.worker(json!({}));
+    testbed.admit_after(Session(0)).await;
+    let spec =
+        testbed.script("a", "trap 'echo int > $DIR/got; exit' INT; trap 'echo term > $DIR/got; exit' TERM; while :; do sleep 0.05; done");
+    let epoch = testbed.assign("a", "process", &spec).await;
+    let pid = testbed.started("a", 1).await;
+    let first = testbed.phase("a", epoch, Observed::Running).await.hash;
+    let mut changed = spec.clone();
+    (changed["stop_signal"], changed["stop_grace"]) = (json!("INT"), json!("2s"));
+    testbed.assign("a", "process", &changed).await;
+    let status = eventually("taken", async || testbed.status("a").await.filter(|status| status.hash != first)).await;
+    assert_eq!((status.phase, status.epoch, status.restarts), (Observed::Running, epoch, 0));
+    assert_eq!(testbed.number("a.pid").await, pid);
+    // Another command is other work: it is asked for another epoch, and goes on.
+    let mut other = changed.clone();
+    other["command"] = json!(["true"]);
+    testbed.assign("a", "process", &other).await;
+    eventually("asked for", async || {
+        testbed.status("a").await.filter(|s| s.restart_for == Hash::of("process", &Spec::from_value(other.clone()).expect("spec")))
+    })
+    .await;
+    assert!(!is_dead(pid));
+    testbed.tell_stop("a", &other).await;
+    testbed.phase("a", epoch, Observed::Stopped).await;
+    assert_eq!(fs::read_to_string(testbed.path("got")).expect("a signal").trim(), "int");
+    assert_eq!(testbed.starts("a"), 1);
+}
+
+/// The next agent does not know with what the last one ran an epoch but from its status: what was changed meanwhile is not started with that epoch.
+#[tokio::test]
+async fn an_epoch_is_not_started_again_with_another_command() {
+    let testbed = Testbed::start("other-command").await;
+    let worker = testbed.worker(json!({}));
+    let (session, _) = testbed.admit_after(Session(0)).await;
+    let (old, new) = (testbed.script("a", "exec sleep 300"), testbed.script("a", "touch $DIR/new; exec sleep 300"));
+    let epoch = testbed.assign("a", "process", &old).await;
+    let pid = testbed.started("a", 1).await;
+    testbed.phase("a", epoch, Observed::Running).await;
+    signal(worker.agent_pid().await, Signal::SIGKILL);
+    dead(pid).await;
+    testbed.assign("a", "process", &new).await;
+    testbed.admit_after(session).await;
+    let status = eventually("asked for", async || testbed.status("a").await.filter(|status| !status.restart_for.is_empty())).await;
+    assert_eq!((status.epoch, status.phase), (epoch, Observed::Starting));
+    assert!(!testbed.path("new").exists() && testbed.starts("a") == 1);
+    testbed.tell_stop("a", &new).await;
+    testbed.phase("a", epoch, Observed::Stopped).await;
+    testbed.unassign("a").await;
+    testbed.assign("a", "process", &new).await;
+    testbed.started("a", 2).await;
 }

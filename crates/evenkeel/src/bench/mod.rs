@@ -30,6 +30,9 @@ pub(crate) struct BenchArgs {
     /// How many resources are placed on them
     #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     resources: u32,
+    /// Real agents in this process, of kind noop, which hold what is added and report it, instead of workers that only register
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    agents: Option<u32>,
     /// Only the placement, which needs no etcd
     #[arg(long)]
     placement_only: bool,
@@ -49,6 +52,8 @@ struct Report {
     etcd: Option<String>,
     etcd_flags: &'static str,
     cores: usize,
+    /// Real agents that report; none: workers that only register.
+    agents: Option<u32>,
     calls: Vec<Comparison>,
     placement: Vec<Placement>,
 }
@@ -89,6 +94,7 @@ fn measure(args: &BenchArgs) -> Result<Report, String> {
         etcd: None,
         etcd_flags: "defaults, one member, fsync on",
         cores: std::thread::available_parallelism().map_or(1, usize::from),
+        agents: args.agents,
         calls: Vec::new(),
         placement: Vec::new(),
     };
@@ -100,7 +106,7 @@ fn measure(args: &BenchArgs) -> Result<Report, String> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
     runtime.block_on(async {
-        let stage = Stage::start(args.etcd_binary.clone()).await?;
+        let stage = Stage::start(args.etcd_binary.clone(), args.agents).await?;
         report.etcd = Some(stage.etcd_version().to_owned());
         for callers in &args.callers {
             report.calls.push(compare(&stage, args, *callers).await?);
@@ -148,7 +154,8 @@ fn print(args: &BenchArgs, report: &Report) {
         println!("{:>9} {:>14.0} {:>18.0} {:>9.0} {:>10}", p.workers, p.ns_per_placement, p.ns_linear_scan, p.ratio, p.spread);
     }
     let Some(etcd) = &report.etcd else { return };
-    println!("\netcd {etcd} ({}); {} s a measurement, median of {}", report.etcd_flags, args.seconds, args.rounds);
+    let workers = report.agents.map_or_else(|| "workers only register".to_owned(), |count| format!("{count} agents run and report"));
+    println!("\netcd {etcd} ({}); {} s a measurement, median of {}; {workers}", report.etcd_flags, args.seconds, args.rounds);
     println!("{:>8} {:<22} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}", "callers", "what", "per s", "p50 us", "p99 us", "rate", "p50", "p99");
     for c in &report.calls {
         let line = |what: &str, s: &Sample, ratios: [String; 3]| {

@@ -61,7 +61,7 @@ fn place(cluster: &mut Cluster, definition: Definition, revision: Revision) {
     let Ok((worker, _)) = evenkeel_planner::choose(cluster, &definition, Moment::default(), &PlannerConfig::default()) else { return };
     let name = definition.name.clone();
     let mut decision = Decision::default();
-    decision.assign(&definition, &worker);
+    decision.assign(&definition, &worker, evenkeel_model::Holds::Strict);
     let address = cluster.worker(worker.as_str()).and_then(|w| w.registration()).map(|r| r.address.clone()).unwrap_or_default();
     let value = Record {
         id: 1,

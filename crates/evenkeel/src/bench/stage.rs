@@ -1,9 +1,13 @@
-//! What the measurements run on: an etcd of their own in a temporary folder, a master as a child process, and workers that only register.
+//! What the measurements run on: an etcd of their own in a temporary folder, a master as a child process, and workers, which only register, or are
+//! real agents in this process that hold what they are given and report it.
 
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,9 +15,14 @@ use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{Registration, WorkerId};
 use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
 use evenkeel_store::{Client, Config, KeyName, LeasedKey, NewLeasedKey, codec, keys::Keys};
+use evenkeel_worker::{
+    agent::many::{Agents, AgentsConfig},
+    driver::{Noop, Registry},
+    protocol::authority::Timing,
+};
 use tonic::transport::{Channel, Endpoint};
 
-/// How many workers there are.
+/// How many workers there are that only register.
 const WORKERS: usize = 10;
 /// How long all may take to come up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,8 +33,16 @@ pub(super) struct Stage {
     master: Child,
     address: String,
     numbers: AtomicU64,
-    _workers: Vec<LeasedKey>,
+    /// How many there are.
+    count: usize,
+    _workers: Workers,
     _folder: tempfile::TempDir,
+}
+
+/// They last as long as this.
+enum Workers {
+    Registered { _keys: Vec<LeasedKey> },
+    Agents { _agents: Agents },
 }
 
 impl Drop for Stage {
@@ -37,17 +54,24 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    pub(super) async fn start(binary: Option<PathBuf>) -> Result<Self, String> {
+    /// With so many real agents; none: with workers that only register.
+    pub(super) async fn start(binary: Option<PathBuf>, agents: Option<u32>) -> Result<Self, String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let folder = tempfile::tempdir().map_err(|e| text(&e))?;
         let options = LocalOptions { binary, ..LocalOptions::new(folder.path()) };
         let etcd = LocalCluster::start(options).await.map_err(|e| text(&e))?;
         let endpoint = etcd.endpoint(0);
         let client = Client::new(Config::new([endpoint.clone()])).map_err(|e| text(&e))?;
-        let mut workers = Vec::new();
-        for number in 0..WORKERS {
-            workers.push(register(&client, number).await?);
-        }
+        let (count, workers) = match agents {
+            Some(count) => (count as usize, Workers::Agents { _agents: start_agents(&client, count)? }),
+            None => {
+                let mut keys = Vec::new();
+                for number in 0..WORKERS {
+                    keys.push(register(&client, number).await?);
+                }
+                (WORKERS, Workers::Registered { _keys: keys })
+            }
+        };
         let grpc = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| text(&e))?;
         let master = Command::new(std::env::current_exe().map_err(|e| text(&e))?)
             .args(["master", "--id", "bench", "--http", "127.0.0.1:0", "--etcd", &endpoint, "--grpc", &grpc.to_string()])
@@ -55,7 +79,7 @@ impl Stage {
             .stdin(Stdio::null())
             .spawn()
             .map_err(|e| text(&e))?;
-        let stage = Self { etcd, master, address: grpc.to_string(), numbers: AtomicU64::new(0), _workers: workers, _folder: folder };
+        let stage = Self { etcd, master, address: grpc.to_string(), numbers: AtomicU64::new(0), count, _workers: workers, _folder: folder };
         tokio::time::timeout(PATIENCE, stage.ready()).await.map_err(|_| "the master did not come up".to_owned())?;
         Ok(stage)
     }
@@ -93,8 +117,16 @@ impl Stage {
         let Ok(mut client) = self.connect().await else { return false };
         let leads = client.list_masters(ListMastersRequest {}).await.is_ok_and(|m| m.into_inner().masters.iter().any(|m| m.leader));
         let workers = client.list_workers(ListWorkersRequest::default()).await.map(|w| w.into_inner().workers).unwrap_or_default();
-        leads && workers.iter().filter(|w| w.phase == "ready").count() == WORKERS
+        leads && workers.iter().filter(|w| w.phase == "ready").count() == self.count
     }
+}
+
+/// Workers that hold what they are given, and share a client.
+fn start_agents(client: &Client, count: u32) -> Result<Agents, String> {
+    let registry = Registry::default().with(Arc::new(Noop)).map_err(|e| e.to_string())?;
+    let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: Timing::default() };
+    let ids: Result<Vec<_>, _> = (0..count).map(|number| WorkerId::new(&format!("agent-{number}"))).collect();
+    Ok(Agents::start(&config, ids.map_err(|e| e.to_string())?))
 }
 
 /// A worker that registers and runs nothing.

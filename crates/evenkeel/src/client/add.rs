@@ -1,15 +1,12 @@
 //! `evenkeel add`: one resource from flags.
 
 use clap::{Args, CommandFactory};
-use evenkeel_model::{Definition, Draft, ResourceName, Selector, WorkerId};
+use evenkeel_model::{Definition, Draft, ResourceName, Selector, WorkerId, process::KIND as PROCESS};
 use evenkeel_proto::v1::{AddResourceRequest, ResourceState};
 use serde_json::{Map, Value, json};
 
 use super::{ClientArgs, ClientError, convert, print_one, selector};
 use crate::{cli::Cli, output::printable, settings};
-
-/// The kind that a command implies.
-const PROCESS: &str = "process";
 
 #[derive(Debug, Args)]
 pub(crate) struct AddArgs {

@@ -3,17 +3,17 @@
 //! The diff is the one that every source shares. Adds and changes go as one stream, deletes side by side.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use clap::Args;
 use evenkeel_model::{
-    Definition, ResourceName, Selector,
+    Definition, DriverTraits, ResourceName, Selector,
     diff::{Change, Counts, Diff, diff},
 };
-use evenkeel_proto::v1::{AddResourcesRequest, AddResourcesResponse};
+use evenkeel_proto::v1::{AddResourcesRequest, AddResourcesResponse, ResourceState, WorkerState};
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{
     ClientArgs, ClientError, convert,
     delete::delete,
-    error, get, selector,
+    error, get, nodes, selector,
     session::{Ended, Session},
 };
 use crate::{
@@ -73,7 +73,8 @@ pub(crate) async fn run(args: ApplyArgs) -> Result<(), ClientError> {
             "--prune with an empty -l would delete every resource that is not in the files; name a label".to_owned(),
         ));
     }
-    let stands = standing(&session).await?;
+    let states = get::list(&session, "").await?;
+    let stands = standing(&states)?;
     let mut diff = diff(&stands, &wanted);
     let prune = args.selector.filter(|_| args.prune);
     diff.delete.retain(|definition| prune.as_ref().is_some_and(|selector| selector.matches(&definition.labels)));
@@ -81,7 +82,9 @@ pub(crate) async fn run(args: ApplyArgs) -> Result<(), ClientError> {
         println_flushed(&diff.counts().to_string())?;
     }
     if args.dry_run {
-        return show(&diff, format);
+        let changes_work = diff.change.iter().any(Change::changes_work);
+        let workers = if changes_work { nodes::list_workers(&session).await?.workers } else { Vec::new() };
+        return show(&diff, &Runs::of(&states, &workers), format);
     }
     let started = Instant::now();
     let done = carry_out(&session, &diff).await?;
@@ -92,23 +95,51 @@ fn println_flushed(line: &str) -> Result<(), ClientError> {
     Ok(output::write(format!("{line}\n").as_bytes())?)
 }
 
-async fn standing(session: &Session) -> Result<BTreeMap<ResourceName, Definition>, ClientError> {
-    let states = get::list(session, "").await?;
+fn standing(states: &[ResourceState]) -> Result<BTreeMap<ResourceName, Definition>, ClientError> {
     let definitions = states.iter().filter_map(|state| state.resource.as_ref()).map(convert::to_definition);
     definitions.map(|definition| definition.map(|d| (d.name.clone(), d))).collect::<Result<_, _>>().map_err(ClientError::from)
 }
 
+/// What runs, and on which worker: that says what a change does to it.
+struct Runs<'a> {
+    states: HashMap<&'a str, &'a ResourceState>,
+    workers: HashMap<&'a str, &'a WorkerState>,
+}
+
+impl<'a> Runs<'a> {
+    fn of(states: &'a [ResourceState], workers: &'a [WorkerState]) -> Self {
+        let states = states.iter().filter_map(|state| Some((state.resource.as_ref()?.name.as_str(), state))).collect();
+        Self { states, workers: workers.iter().map(|worker| (worker.id.as_str(), worker)).collect() }
+    }
+
+    /// Its worker takes the change while the work runs, by what is known now. The leader decides when it is asked to.
+    fn takes_in_place(&self, change: &Change<'_>) -> bool {
+        let state =
+            self.states.get(change.new.name.as_str()).filter(|state| !matches!(state.phase.as_str(), "exited" | "failed" | "stopping"));
+        let worker = state.and_then(|state| self.workers.get(state.worker.as_str())).filter(|worker| worker.phase == "ready");
+        let driver = worker.and_then(|worker| worker.drivers.get(&*change.new.kind));
+        driver.is_some_and(|driver| change.is_in_place(DriverTraits { updates: driver.updates, ..DriverTraits::default() }))
+    }
+
+    fn restarts(&self, change: &Change<'_>) -> bool {
+        change.changes_work() && !self.takes_in_place(change)
+    }
+}
+
 /// `--dry-run`: each name with what would be done.
-fn show(diff: &Diff<'_>, format: Format) -> Result<(), ClientError> {
+fn show(diff: &Diff<'_>, runs: &Runs<'_>, format: Format) -> Result<(), ClientError> {
     let names = |definitions: &[&Definition]| definitions.iter().map(|d| d.name.to_string()).collect::<Vec<_>>();
-    let change = |change: &Change<'_>| json!({"name": change.new.name.as_str(), "fields": change.fields(), "restarts": change.restarts()});
+    let change = |change: &Change<'_>| {
+        let in_place = change.changes_work() && runs.takes_in_place(change);
+        json!({"name": change.new.name.as_str(), "fields": change.fields(), "restarts": runs.restarts(change), "in_place": in_place})
+    };
     let value = json!({
         "add": names(&diff.add), "change": diff.change.iter().map(change).collect::<Vec<_>>(), "delete": names(&diff.delete), "unchanged": diff.unchanged,
     });
     let text = match format {
         Format::Json => output::json(&value),
         Format::Yaml => output::yaml(&value),
-        Format::Table | Format::Wide => plan_text(diff),
+        Format::Table | Format::Wide => plan_text(diff, runs),
         Format::Name => touched(diff).map(|name| format!("{name}\n")).collect(),
     };
     Ok(output::write(text.as_bytes())?)
@@ -119,10 +150,14 @@ fn touched<'a>(diff: &'a Diff<'_>) -> impl Iterator<Item = &'a ResourceName> {
     diff.add.iter().map(|d| &d.name).chain(changed).chain(diff.delete.iter().map(|d| &d.name))
 }
 
-fn plan_text(diff: &Diff<'_>) -> String {
+fn plan_text(diff: &Diff<'_>, runs: &Runs<'_>) -> String {
     let added = diff.add.iter().map(|d| format!("+ {}\n", d.name));
-    let restarts = |change: &Change<'_>| if change.restarts() { "; restarts it" } else { "" };
-    let changed = diff.change.iter().map(|c| format!("~ {} ({}{})\n", c.new.name, c.fields().join(", "), restarts(c)));
+    let effect = |change: &Change<'_>| match (change.changes_work(), runs.takes_in_place(change)) {
+        (false, _) => "",
+        (true, true) => "; taken in place",
+        (true, false) => "; restarts it",
+    };
+    let changed = diff.change.iter().map(|c| format!("~ {} ({}{})\n", c.new.name, c.fields().join(", "), effect(c)));
     let deleted = diff.delete.iter().map(|d| format!("- {}\n", d.name));
     added.chain(changed).chain(deleted).collect()
 }
@@ -276,7 +311,7 @@ mod tests {
     #[test]
     fn a_dry_run_lists_each_name() {
         let (old, new) = (set(&[("a", 1), ("b", 1), ("c", 1)]), set(&[("b", 2), ("c", 1), ("d", 1)]));
-        assert_eq!(plan_text(&diff(&old, &new)), "+ d\n~ b (weight)\n- a\n");
+        assert_eq!(plan_text(&diff(&old, &new), &Runs::of(&[], &[])), "+ d\n~ b (weight)\n- a\n");
     }
 
     #[test]
@@ -287,8 +322,35 @@ mod tests {
             BTreeMap::from([(definition.name.clone(), definition)])
         };
         let old = set(r#"{"command":["./a"]}"#);
-        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"never"}"#))), "~ a (spec; restarts it)\n");
-        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"always"}"#))), "");
+        let none = Runs::of(&[], &[]);
+        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"never"}"#)), &none), "~ a (spec; restarts it)\n");
+        assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"always"}"#)), &none), "");
+        // phase of the resource, phase of its worker, what its driver says; what is said
+        let cases = [
+            ("running", "ready", true, "; taken in place"),
+            ("backoff", "ready", true, "; taken in place"),
+            ("running", "ready", false, "; restarts it"),
+            ("exited", "ready", true, "; restarts it"),
+            ("failed", "ready", true, "; restarts it"),
+            ("stopping", "ready", true, "; restarts it"),
+            ("unknown", "lost", true, "; restarts it"),
+        ];
+        for (phase, standing, updates, said) in cases {
+            let resource = Some(convert::to_resource(old.values().next().expect("one")).expect("a resource"));
+            let state = ResourceState { resource, worker: "w".to_owned(), phase: phase.to_owned(), ..ResourceState::default() };
+            let traits = evenkeel_proto::v1::DriverTraits { holds: "strict".to_owned(), updates };
+            let drivers = [("process".to_owned(), traits)].into();
+            let worker = WorkerState { id: "w".to_owned(), phase: standing.to_owned(), drivers, ..WorkerState::default() };
+            let (states, workers) = ([state], [worker]);
+            let runs = Runs::of(&states, &workers);
+            let text = |spec: &str| plan_text(&diff(&old, &set(spec)), &runs);
+            assert_eq!(
+                text(r#"{"command":["./a"],"restart":"never"}"#),
+                format!("~ a (spec{said})\n"),
+                "{phase} on a worker that is {standing}"
+            );
+            assert_eq!(text(r#"{"command":["./b"]}"#), "~ a (spec; restarts it)\n", "it is another program");
+        }
     }
 
     #[test]

@@ -94,9 +94,9 @@ fn workers_table(workers: &[WorkerState], used: Option<&Usage>, colour: bool) ->
     // Before the labels, which may be long.
     let at = headers.iter().position(|header| *header == "LABELS").unwrap_or_default();
     if let Some(used) = used {
-        headers.splice(at..at, usage::HEADERS);
+        headers.splice(at..at, usage::HEADERS.into_iter().chain(["KINDS"]));
         for (row, worker) in rows.iter_mut().zip(workers) {
-            row.cells.splice(at..at, used.of_worker(&worker.id));
+            row.cells.splice(at..at, used.of_worker(&worker.id).into_iter().chain([kinds(worker)]));
         }
     }
     output::table(&headers, &rows, colour)
@@ -123,6 +123,22 @@ fn worker_row(worker: &WorkerState) -> Row {
         or_dash(&worker.version),
     ];
     Row { cells, tone }
+}
+
+/// `file(loose),noop,process(updates)`: of each kind what is not the usual. A master of an earlier version says no more than the names.
+fn kinds(worker: &WorkerState) -> String {
+    let mut kinds: Vec<String> = worker
+        .kinds
+        .iter()
+        .map(|kind| {
+            let driver = worker.drivers.get(kind);
+            let holds = driver.map(|driver| driver.holds.as_str()).filter(|holds| *holds != "strict");
+            let said: Vec<&str> = holds.into_iter().chain(driver.filter(|driver| driver.updates).map(|_| "updates")).collect();
+            if said.is_empty() { kind.clone() } else { format!("{kind}({})", said.join(" ")) }
+        })
+        .collect();
+    kinds.sort();
+    or_dash(&kinds.join(","))
 }
 
 /// `ready,cordoned`, as kubectl has it.
@@ -155,6 +171,8 @@ fn masters_table(masters: &[MasterState], colour: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use evenkeel_proto::v1::DriverTraits;
+
     use super::*;
 
     #[test]
@@ -185,10 +203,25 @@ worker-2   -                lost,cordoned (waiting 5.1 s)           0         0 
 ";
         assert_eq!(workers_table(&[worker, lost.clone()], None, false), expected);
         let expected = "\
-ID         ADDRESS   PHASE                           RESOURCES   PAYLOAD   CAPACITY   CONTAINMENT   CPU   MEMORY   PROCESSES   LABELS   VERSION
-worker-2   -         lost,cordoned (waiting 5.1 s)           0         0         10   -               -        -           -   -        -
+ID         ADDRESS   PHASE                           RESOURCES   PAYLOAD   CAPACITY   CONTAINMENT   CPU   MEMORY   PROCESSES   KINDS   LABELS   VERSION
+worker-2   -         lost,cordoned (waiting 5.1 s)           0         0         10   -               -        -           -   -       -        -
 ";
         assert_eq!(workers_table(&[lost], Some(&Usage::default()), false), expected);
+        let driver = |holds: &str, updates| DriverTraits { holds: holds.to_owned(), updates };
+        let drivers = [
+            ("process", driver("strict", true)),
+            ("file", driver("loose", true)),
+            ("noop", driver("strict", false)),
+            ("k8s", driver("fenced", false)),
+        ];
+        let drivers: std::collections::HashMap<String, DriverTraits> = drivers.map(|(kind, driver)| (kind.to_owned(), driver)).into();
+        let of_kinds = |drivers| WorkerState {
+            kinds: ["process", "noop", "k8s", "file"].map(str::to_owned).into(),
+            drivers,
+            ..WorkerState::default()
+        };
+        assert_eq!(kinds(&of_kinds(drivers)), "file(loose updates),k8s(fenced),noop,process(updates)");
+        assert_eq!(kinds(&of_kinds(std::collections::HashMap::new())), "file,k8s,noop,process");
         let master = |id: &str, leader| MasterState {
             id: id.to_owned(),
             grpc_address: "h:9091".to_owned(),

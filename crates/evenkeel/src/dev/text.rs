@@ -76,7 +76,8 @@ fn try_this(cluster: &Cluster, view: &View) -> String {
     let master = if grpc == USUAL_MASTER { String::new() } else { format!(" --master http://127.0.0.1:{grpc}") };
     // One that writes something.
     let resources = || view.resources.iter().filter_map(|r| r.resource.as_ref());
-    let name = resources().find(|r| r.kind == "process").or_else(|| resources().next()).map_or("NAME", |r| r.name.as_str());
+    let name =
+        resources().find(|r| r.kind == evenkeel_model::process::KIND).or_else(|| resources().next()).map_or("NAME", |r| r.name.as_str());
     let etcd = cluster.etcd_urls.join(",");
     let prefix = &cluster.prefix;
     let lines = [

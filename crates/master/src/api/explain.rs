@@ -116,6 +116,11 @@ fn summary(state: &v1::ResourceState, explanation: &Explanation, events: &[v1::E
         Some(Verdict::Misfit(misfit)) => format!(" It would not be chosen again: {misfit}."),
         Some(Verdict::NotReady(_)) | None => String::new(),
     };
+    let held = match state.holds.as_str() {
+        "fenced" => " Its epoch fences it: if its worker is lost, it goes on elsewhere at once.",
+        "loose" => " Its worker holds it loosely: it may outlive its worker, and nobody would know.",
+        _ => "",
+    };
     let reason = if state.reason.is_empty() { String::new() } else { format!(" It is {}: {}.", state.phase, state.reason) };
-    format!("{name} is on {}: {why}. {eligible} of {all} workers can run it.{now}{reason}", state.worker)
+    format!("{name} is on {}: {why}. {eligible} of {all} workers can run it.{now}{held}{reason}", state.worker)
 }

@@ -76,8 +76,7 @@ fn supposition(supposed: Supposed, cluster: &Cluster) -> Result<Supposition, Sta
     let supposed = match supposed {
         Supposed::Added(definition) => {
             if cluster.unit(definition.name.as_str()).is_some_and(|unit| unit.record.is_some() || unit.unreadable.is_some()) {
-                let name = &definition.name;
-                return Err(Status::already_exists(format!("add: resource {name} already exists; see `evenkeel explain {name}`")));
+                return Err(Status::already_exists(already_exists(&definition, cluster)));
             }
             return Ok(Supposition::Add(definition));
         }
@@ -91,6 +90,21 @@ fn supposition(supposed: Supposed, cluster: &Cluster) -> Result<Supposition, Sta
         Suppose::Rebalance(_) => Supposition::Rebalance,
         Suppose::Add(_) => return Err(Status::internal("add: was not checked")),
     })
+}
+
+/// To add it would be refused; what `apply` would do to the work that runs is said all the same.
+fn already_exists(definition: &Definition, cluster: &Cluster) -> String {
+    let name = &definition.name;
+    let unit = cluster.unit(name.as_str());
+    let holder = unit.and_then(|unit| unit.holders.first()).filter(|holder| holder.held.runs() && !holder.held.has_work_of(definition));
+    let Some(holder) = holder else { return format!("add: resource {name} already exists; see `evenkeel explain {name}`") };
+    let worker = &holder.worker;
+    let change = if holder.takes_in_place(cluster.worker(worker.as_str()), definition) {
+        format!("this is taken in place on {worker}")
+    } else {
+        format!("this restarts it on {worker}")
+    };
+    format!("add: resource {name} already exists with a different definition; by `evenkeel apply` {change}")
 }
 
 fn action(action: &Action) -> v1::PlannedAction {
@@ -108,11 +122,61 @@ fn action(action: &Action) -> v1::PlannedAction {
         Action::Stop { worker, reason, to, .. } => {
             shown("stop", worker.to_string(), to.as_ref().map(ToString::to_string).unwrap_or_default(), reason.as_str())
         }
+        Action::Update { worker, .. } => shown("update", worker.to_string(), String::new(), "changed in place"),
         Action::Move { from, to, reason, .. } => shown("move", from.to_string(), to.to_string(), reason.as_str()),
         Action::End { worker, reason, .. } => shown("remove", worker.to_string(), String::new(), reason.as_str()),
         Action::Finish { worker, message, .. } => shown("finish", worker.to_string(), String::new(), message),
         Action::View { worker, .. } => {
             shown("view", worker.as_ref().map(ToString::to_string).unwrap_or_default(), String::new(), "the view for people is out of date")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{
+        Admission, Change, Decision, Draft, DriverTraits, Entry, Holds, Moment, Origin, Record, Registration, Revision, Session, WorkerId,
+    };
+
+    use super::*;
+
+    fn process(command: &str, restart: &str) -> Definition {
+        let spec = Some(serde_json::json!({"command": [command], "restart": restart}));
+        Draft { name: "a".to_owned(), kind: "process".to_owned(), spec, ..Draft::default() }.check().expect("a definition")
+    }
+
+    #[test]
+    fn who_would_add_what_there_is_hears_what_a_change_would_do() {
+        let id = WorkerId::new("w").expect("id");
+        let definition = process("a", "always");
+        let record = Record {
+            id: 1,
+            creation_time: 1,
+            assigned_node: "".into(),
+            source: "".into(),
+            finished: None,
+            failed: None,
+            definition: definition.clone(),
+        };
+        let drivers = [("process".to_owned(), DriverTraits { updates: true, ..DriverTraits::default() })].into();
+        let registration = Registration { kinds: vec!["process".to_owned()], drivers, ..Registration::bare(id.clone(), String::new()) };
+        let mut decision = Decision::default();
+        decision.assign(&definition, &id, Holds::Strict);
+        let mut entries = vec![
+            Entry::Worker(id.clone(), Some(registration)),
+            Entry::Admission(id, Some(Admission { session: Session(3), authority_ms: None, origin: Origin::default() })),
+            Entry::Resource(definition.name.clone(), Some(record)),
+        ];
+        let cluster =
+            |entries: &[Entry]| Cluster::from_list(entries.iter().cloned().map(|entry| Change::at(Revision(3), entry)), Moment::default());
+        let said = |cluster: &Cluster, definition: &Definition| already_exists(definition, cluster);
+        let plain = "add: resource a already exists; see `evenkeel explain a`";
+        assert_eq!(said(&cluster(&entries), &process("b", "never")), plain, "it runs nowhere");
+        entries.extend(decision.writes.into_iter().map(|write| write.entry));
+        let cluster = cluster(&entries);
+        assert_eq!(said(&cluster, &definition), plain);
+        let differs = "add: resource a already exists with a different definition; by `evenkeel apply` this";
+        assert_eq!(said(&cluster, &process("a", "never")), format!("{differs} is taken in place on w"));
+        assert_eq!(said(&cluster, &process("b", "never")), format!("{differs} restarts it on w"));
     }
 }

@@ -155,6 +155,7 @@ impl Service {
         if let Some((worker, address)) = &answer.node {
             state.worker = worker.to_string();
             state.address.clone_from(address);
+            answer.holds.as_str().clone_into(&mut state.holds);
         }
         state.phase = if answer.node.is_some() { "starting" } else { "pending" }.to_owned();
         state.reason = answer.pending.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -1,8 +1,8 @@
 //! What people and programs are shown: resources and workers, read from what the master knows. It changes nothing.
 
 use evenkeel_model::{
-    Cluster, FAILING, Finish, Holder, IntentKind, Moment, Phase, Record, Standing, StopReason, Unit, Worker, WorkerId,
-    limits::MAX_AUTHORITY,
+    Cluster, DriverTraits, FAILING, Finish, Holder, IntentKind, Moment, Phase, Record, Registration, Standing, StopReason, Unit, Worker,
+    WorkerId, limits::MAX_AUTHORITY,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_proto::v1;
@@ -38,6 +38,7 @@ fn state_of(cluster: &Cluster, unit: &Unit, name: &str, now: Moment, planner: &P
     state.worker = holder.worker.to_string();
     state.address = address.or_else(|| record.assigned_node.split_once('|').map(|(_, a)| a.to_owned())).unwrap_or_default();
     state.epoch = holder.held.epoch.0;
+    holder.held.holds.as_str().clone_into(&mut state.holds);
     observe(&mut state, holder, worker);
     if state.phase != "running" && state.reason.is_empty() {
         state.reason = reason(cluster);
@@ -74,6 +75,9 @@ fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worke
         state.restarts = status.restarts;
         state.failures = status.failures;
         state.message.clone_from(&status.message);
+        if holder.is_changing() {
+            state.running_hash = status.hash.to_string();
+        }
     }
     let is_ready = worker.is_some_and(|w| w.standing() == Standing::Ready);
     let phase = match (&holder.held.phase, status) {
@@ -85,6 +89,10 @@ fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worke
         (Phase::Run, Some(status)) => {
             if status.is_failing() && status.failures >= FAILING {
                 state.reason = format!("failing on {}: {}", holder.worker, status.failure());
+            } else if holder.needs_restart() {
+                state.reason = format!("changing: {} cannot take the change while it runs, and restarts it", holder.worker);
+            } else if holder.is_changing() {
+                state.reason = format!("changing: {} has not taken the change yet", holder.worker);
             }
             status.phase.as_str()
         }
@@ -143,12 +151,20 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         cordoned: intent.is_some(),
         draining: intent.is_some_and(IntentKind::is_drain),
         containment: registration.map(|r| r.containment.clone()).unwrap_or_default(),
+        drivers: registration.into_iter().flat_map(drivers).collect(),
     }
+}
+
+fn drivers(registration: &Registration) -> impl Iterator<Item = (String, v1::DriverTraits)> {
+    registration.kinds.iter().map(|kind| {
+        let DriverTraits { holds, updates } = registration.driver(kind);
+        (kind.clone(), v1::DriverTraits { holds: holds.as_str().to_owned(), updates })
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{Change, Definition, Entry, Epoch, Hash, Observed, Origin, Registration, ResourceName, Revision, Session, Status};
+    use evenkeel_model::{Change, Definition, Entry, Epoch, Hash, Observed, Origin, ResourceName, Revision, Session, Status};
 
     use super::*;
 
@@ -167,13 +183,17 @@ mod tests {
         }
     }
 
+    fn noop() -> Definition {
+        Definition { kind: "noop".into(), ..Definition::named(ResourceName::new("a").expect("name")) }
+    }
+
     /// A resource that is assigned to a ready worker, which says this of it; or one that has finished there.
     fn shown(status: &Status) -> v1::ResourceState {
         let (name, id) = (ResourceName::new("a").expect("name"), WorkerId::new("worker-1").expect("id"));
-        let finish = status.finished.then(|| Box::new(Finish::of(Hash::default(), &id, status)));
-        let definition = Definition::named(name.clone());
+        let definition = noop();
+        let finish = status.finished.then(|| Box::new(Finish::of(definition.hash(), &id, status)));
         let mut decision = evenkeel_model::Decision::default();
-        decision.assign(&definition, &id);
+        decision.assign(&definition, &id, evenkeel_model::Holds::Strict);
         let record =
             Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: finish, failed: None, definition };
         let registration = Registration::bare(id.clone(), "worker-1:9090".to_owned());
@@ -190,6 +210,24 @@ mod tests {
         let changes = entries.into_iter().map(|(at, entry)| Change::at(Revision(at), entry));
         let cluster = Cluster::from_list(changes, Moment::default());
         resource(&cluster, "a", Moment::default(), &PlannerConfig::default()).expect("it is wanted")
+    }
+
+    #[test]
+    fn a_change_that_is_not_taken_yet_is_shown_and_so_is_how_it_is_held() {
+        let running = status(Observed::Running, 0, false, "");
+        let held = noop().hash();
+        let of = |hash, restart_for| {
+            let state = shown(&Status { hash, restart_for, ..running.clone() });
+            (state.running_hash, state.reason)
+        };
+        let none = Hash::default();
+        let before = Hash::of("process", &evenkeel_model::Spec::default());
+        assert_eq!(of(none, none), (String::new(), String::new()));
+        assert_eq!(of(held, before), (String::new(), String::new()), "that was another change");
+        assert_eq!(of(before, none), (before.to_string(), "changing: worker-1 has not taken the change yet".to_owned()));
+        let restart = "changing: worker-1 cannot take the change while it runs, and restarts it";
+        assert_eq!(of(before, held), (before.to_string(), restart.to_owned()));
+        assert_eq!(shown(&running).holds, "strict");
     }
 
     #[test]

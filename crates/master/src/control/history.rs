@@ -97,6 +97,9 @@ pub(super) fn of_action(action: &Action, cluster: &Cluster, time: i64, master: &
         Action::Stop { worker, epoch, reason, .. } => {
             HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Stopping, reason.as_str()) }
         }
+        Action::Update { worker, epoch, .. } => {
+            HistoryEntry { worker: worker.to_string(), epoch: *epoch, ..entry(EntryKind::Updated, StopReason::Changed.as_str()) }
+        }
         Action::Move { from, to, reason, .. } => {
             HistoryEntry { worker: to.to_string(), from: from.to_string(), ..entry(EntryKind::Moved, reason.as_str()) }
         }

@@ -1,8 +1,8 @@
 //! The commands about a resource: the one place where adding, changing and deleting are judged.
 
 use evenkeel_model::{
-    Decision, Definition, Entry, EntryKind, Epoch, Guard, HistoryEntry, Holder, Key, Pending, Phase, PlaceReason, Record, ResourceName,
-    Revision, StopReason, Unit, Versioned, WorkerId, Write,
+    Decision, Definition, Entry, EntryKind, Epoch, Guard, HistoryEntry, Holder, Holds, Key, Pending, Phase, PlaceReason, Record,
+    ResourceName, Revision, StopReason, Unit, Versioned, WorkerId, Write,
 };
 
 use super::{
@@ -31,6 +31,8 @@ pub struct PutAnswer {
     pub record: Record,
     /// Where it is assigned to run, with that worker's address.
     pub node: Option<(WorkerId, String)>,
+    /// How that worker holds it.
+    pub holds: Holds,
     /// Why there, if that was chosen just now.
     pub reason: Option<PlaceReason>,
     /// The epoch of that assignment.
@@ -157,16 +159,19 @@ impl Put {
             guards: vec![Guard::Modified(Key::Resource(name.clone()), Revision::default())],
             writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
+        let mut holds = Holds::default();
         if let Some((worker, _)) = &node {
-            decision.assign(&record.definition, worker);
+            let registration = by.cluster.worker(worker.as_str()).and_then(|w| w.registration());
+            holds = registration.map(|registration| registration.driver(&record.definition.kind).holds).unwrap_or_default();
+            decision.assign(&record.definition, worker, holds);
         }
         let worker = node.as_ref().map(|(worker, _)| worker.to_string()).unwrap_or_default();
         let entry = HistoryEntry { worker, ..by.entry(EntryKind::Added, name.as_str(), &why) };
-        let answer = PutAnswer { effect: Effect::Created, record, node, reason, epoch: Epoch::default(), pending };
+        let answer = PutAnswer { effect: Effect::Created, record, node, holds, reason, epoch: Epoch::default(), pending };
         Ruling::Write(Box::new(decision), Some(entry), answer)
     }
 
-    /// Only the resource is written; the planner sees what follows from it.
+    /// The resource is written, and what its worker can take of it while the work runs; the planner sees what else follows from it.
     fn change(&self, by: &Judge<'_>, old: &Versioned<Record>) -> Ruling<PutAnswer> {
         let name = &self.definition.name;
         let rules_changed = old.value.definition.require != self.definition.require;
@@ -175,13 +180,19 @@ impl Put {
             guards: vec![Guard::Modified(Key::Resource(name.clone()), old.revision)],
             writes: vec![Write::new(Entry::Resource(name.clone(), Some(record.clone())))],
         };
-        let holder = by.cluster.unit(name.as_str()).and_then(|u| u.holders.first());
-        let goes_on = |h: &&Holder| h.held.runs() && h.held.has_work_of(&record.definition);
-        if let Some(holder) = holder.filter(goes_on).filter(|_| rules_changed) {
-            // The worker checks them too, and it is to check those that are in force.
-            decision.give_rules(&record.definition, &holder.worker, &holder.held);
+        let mut entry = by.entry(EntryKind::Changed, name.as_str(), shown(&self.source));
+        let unit = by.cluster.unit(name.as_str());
+        // Of two assignments, which the protocol never makes, the planner knows which goes on.
+        if let Some([holder]) = unit.map(|unit| unit.holders.as_slice()) {
+            let has_work = holder.held.runs() && holder.held.has_work_of(&record.definition);
+            if has_work && rules_changed {
+                // The worker checks them too, and it is to check those that are in force.
+                decision.give_rules(&record.definition, &holder.worker, &holder.held);
+            } else if !has_work && holder.takes_in_place(by.cluster.worker(holder.worker.as_str()), &record.definition) {
+                decision.update(&record.definition, &holder.worker, &holder.held);
+                entry = HistoryEntry { kind: EntryKind::Updated, worker: holder.worker.to_string(), epoch: holder.held.epoch, ..entry };
+            }
         }
-        let entry = by.entry(EntryKind::Changed, name.as_str(), shown(&self.source));
         let mut answer = standing(by, name, record, Effect::Changed);
         if answer.record.finish().is_none() && by.cluster.unit(name.as_str()).is_some_and(|u| u.holders.is_empty()) {
             answer.pending = evenkeel_planner::choose(by.cluster, &answer.record.definition, by.now, by.planner).err();
@@ -236,7 +247,8 @@ fn standing(by: &Judge<'_>, name: &ResourceName, record: Record, effect: Effect)
         Some(_) => None,
         None => evenkeel_planner::why_pending(by.cluster, name.as_str(), by.now, by.planner),
     };
-    PutAnswer { effect, record, node, reason: None, epoch: holder.map(|h| h.held.epoch).unwrap_or_default(), pending }
+    let (holds, epoch) = holder.map(|h| (h.held.holds, h.held.epoch)).unwrap_or_default();
+    PutAnswer { effect, record, node, holds, reason: None, epoch, pending }
 }
 
 fn of_another(name: &ResourceName, record: &Record) -> Refusal {

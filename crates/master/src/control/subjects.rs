@@ -30,6 +30,7 @@ impl Subject {
             Action::Admit { worker, .. } | Action::Forget { worker, .. } => Self::Worker(worker.clone()),
             Action::Place { resource, .. }
             | Action::Stop { resource, .. }
+            | Action::Update { resource, .. }
             | Action::Move { resource, .. }
             | Action::End { resource, .. }
             | Action::Finish { resource, .. }

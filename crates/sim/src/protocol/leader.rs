@@ -1,4 +1,4 @@
-//! What a master does: rules 3, 4, 5 and 7 of the protocol, one step at a time.
+//! What a master does: rules 3, 4, 5, 7, 8 and 9 of the protocol, one step at a time.
 //!
 //! A leader decides on what it knows, which may be old; its writes may arrive late. Which of several things that it may do it does, the
 //! checker chooses: all of them.
@@ -6,7 +6,7 @@
 use super::{
     etcd::{self, Outcome},
     rules::{Rules, Weakening},
-    state::{IDS, Keys, Master, NAMES, Sent, Standing, State, Write},
+    state::{FIRST, Holds, IDS, Keys, Master, NAMES, OTHER, Sent, Standing, State, Write},
 };
 
 /// Takes in what it sees, and notes whose session is gone.
@@ -32,8 +32,8 @@ pub(super) fn campaign(state: &mut State, m: usize) -> bool {
     true
 }
 
-/// The first candidate takes office, catches up with etcd, and begins every wait anew.
-pub(super) fn take_office(state: &mut State, m: usize, rules: &Rules) -> bool {
+/// The first candidate becomes the leader, catches up with etcd, and begins every wait anew.
+pub(super) fn become_leader(state: &mut State, m: usize, rules: &Rules) -> bool {
     let first = state.election.iter().copied().filter(|key| *key != 0).min();
     let master = &mut state.masters[m];
     if master.leads != 0 || first.is_none() || first != Some(state.election[m]) {
@@ -77,7 +77,7 @@ pub(super) fn decide(state: &mut State, m: usize, write: Write) {
     master.sent = Some(Sent { fence: master.leads, write });
 }
 
-/// Its write reaches etcd, and it hears what became of it. It may have lost its office in between.
+/// Its write reaches etcd, and it hears what became of it. It may have lost the leadership in between.
 pub(super) fn commit(state: &mut State, m: usize, rules: &Rules) -> bool {
     let Some(sent) = state.masters[m].sent.take() else { return false };
     let outcome = etcd::commit(state, &sent, rules);
@@ -111,12 +111,12 @@ pub(super) fn choices(master: &Master, rules: &Rules) -> Choices {
     for id in 0..IDS {
         writes.extend(about_worker(master, id, rules));
     }
-    let mut wished = Vec::new();
+    let mut requested = Vec::new();
     for name in 0..NAMES {
-        about_resource(master, name, rules, &mut writes, &mut wished);
+        about_resource(master, name, rules, &mut writes, &mut requested);
     }
     let needed = writes.len();
-    writes.append(&mut wished);
+    writes.append(&mut requested);
     Choices { writes, needed }
 }
 
@@ -136,7 +136,9 @@ fn about_worker(master: &Master, id: usize, rules: &Rules) -> Option<Write> {
                 && (registration.origin == admission.origin || rules.weak(Weakening::AttestsForOthers))
                 && admission.session < registration.session;
             let waited = waited(master, id, rules) && !rules.weak(Weakening::NeverReadmits);
-            let may = attests || waited || rules.weak(Weakening::AdmitsUnattested);
+            // The next session of another guard would start it again beside the one that goes on, with an epoch that is not refused.
+            let fenced = keys.assignments.iter().flatten().any(|a| a.holds == Holds::Fenced) && !rules.weak(Weakening::FencedEpochKept);
+            let may = attests || waited && !fenced || rules.weak(Weakening::AdmitsUnattested);
             admit.filter(|_| may && !registration.released)
         }
         Standing::Released => Some(Write::Forget { id, admitted: keys.admitted(), released: keys.session() }),
@@ -153,7 +155,7 @@ fn about_worker(master: &Master, id: usize, rules: &Rules) -> Option<Write> {
 fn end_of(master: &Master, id: usize, name: usize, rules: &Rules) -> Option<Option<u8>> {
     let keys = &master.view.workers[id];
     let assignment = keys.assignments[name]?;
-    let stopped = keys.stopped[name];
+    let stopped = keys.statuses[name].stopped();
     if stopped == assignment.epoch || stopped != 0 && rules.weak(Weakening::AnyEpochsStatus) {
         return Some(None);
     }
@@ -162,23 +164,34 @@ fn end_of(master: &Master, id: usize, name: usize, rules: &Rules) -> Option<Opti
     }
     match keys.standing() {
         Standing::Absent | Standing::New | Standing::Released => Some(Some(keys.admitted())),
-        Standing::Lost | Standing::Returning if waited(master, id, rules) => Some(Some(keys.admitted())),
-        Standing::Lost | Standing::Returning | Standing::Ready => None,
+        Standing::Lost | Standing::Returning => {
+            let known = match assignment.holds {
+                Holds::Strict => waited(master, id, rules),
+                Holds::Fenced => true,
+                Holds::Loose => rules.weak(Weakening::LooseAsStrict) && waited(master, id, rules),
+            };
+            known.then_some(Some(keys.admitted()))
+        }
+        Standing::Ready => (assignment.holds == Holds::Fenced && rules.weak(Weakening::FencedAtAnyTime)).then_some(Some(keys.admitted())),
     }
 }
 
-fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<Write>, wished: &mut Vec<Write>) {
+fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<Write>, requested: &mut Vec<Write>) {
     let view = &master.view;
-    let wanted = view.wanted[name];
+    let spec = view.wanted[name];
+    let wanted = spec != 0;
     let ready = |id: &usize| view.workers[*id].standing() == Standing::Ready;
     let holder = (0..IDS).find_map(|id| view.workers[id].assignments[name].map(|a| (id, a)));
-    let place = |to: usize| Write::Place { name, id: to };
+    let holds_at = |id: usize| view.workers[id].registration.map(|r| r.holds[name]).unwrap_or_default();
+    let copied = |to: usize| if rules.weak(Weakening::HoldsNotCopied) { Holds::Strict } else { holds_at(to) };
+    let place = |to: usize| Write::Place { name, id: to, spec, holds: copied(to) };
     let Some((id, assignment)) = holder else {
         if wanted {
             writes.extend((0..IDS).filter(ready).map(place));
-            wished.push(Write::Delete { name, holder: None });
+            requested.push(change(name, spec));
+            requested.push(Write::Delete { name, holder: None });
         } else {
-            wished.push(Write::Add { name });
+            requested.push(Write::Add { name });
         }
         return;
     };
@@ -190,23 +203,38 @@ fn about_resource(master: &Master, name: usize, rules: &Rules, writes: &mut Vec<
         Some(admitted) => {
             let before = writes.len();
             let others = (0..IDS).filter(|to| wanted && *to != id).filter(ready);
-            writes.extend(others.map(|to| Write::Move { name, from: id, epoch, admitted, to }));
+            writes.extend(others.map(|to| Write::Move { name, from: id, epoch, admitted, to, spec, holds: copied(to) }));
             if writes.len() == before || ready(&id) {
                 writes.push(Write::End { name, id, epoch, admitted });
             }
         }
         None if !assignment.stop && ready(&id) => {
+            let status = &view.workers[id].statuses[name];
+            let differs = wanted && assignment.spec != spec;
+            let restart = status.epoch == epoch && status.restart_for == assignment.spec && !rules.weak(Weakening::RestartIgnored);
+            let unfit = !holds_at(id).may_run(assignment.holds) && !rules.weak(Weakening::UnfitKept);
+            if differs {
+                writes.push(Write::Update { name, id, epoch, spec });
+            }
             let stop = Write::Stop { name, id, epoch };
-            if wanted { wished.push(stop) } else { writes.push(stop) }
+            if wanted && !differs && !restart && !unfit { requested.push(stop) } else { writes.push(stop) }
         }
         None => {}
     }
     if assignment.stop && rules.weak(Weakening::StopTakenBack) && wanted {
         writes.push(Write::Resume { name, id, epoch });
     }
-    if wanted {
-        wished.push(Write::Delete { name, holder: Some((id, epoch)).filter(|_| !assignment.stop) });
-    } else {
-        wished.push(Write::Add { name });
+    if assignment.stop && rules.weak(Weakening::UpdatesStopping) && wanted && assignment.spec != spec {
+        writes.push(Write::Update { name, id, epoch, spec });
     }
+    if wanted {
+        requested.push(change(name, spec));
+        requested.push(Write::Delete { name, holder: Some((id, epoch)).filter(|_| !assignment.stop) });
+    } else {
+        requested.push(Write::Add { name });
+    }
+}
+
+fn change(name: usize, spec: u8) -> Write {
+    Write::Change { name, spec: if spec == FIRST { OTHER } else { FIRST } }
 }

@@ -1,8 +1,9 @@
 //! A model of the ownership protocol, for all interleavings of small instances: leaders, workers, leases, proofs, admissions and moves,
-//! with what can go wrong. It stands beside the wheel: the real code is not in it, only its rules.
+//! with what can go wrong. It is beside the wheel: its rules are written anew here, and of the real code it uses only [`evenkeel_model::Holds`].
 //!
 //! `docs/verification.md` says what is modelled, what is left out, and what was found.
 
+mod change;
 mod etcd;
 pub mod instances;
 mod leader;

@@ -8,22 +8,24 @@ use std::{
 use stateright::{Checker, HasDiscoveries, Model, Path, Property};
 
 use super::{
-    rules::Rules,
+    rules::{Rules, Weakening},
     seen::Seen,
     settle::Settling,
-    state::{NAMES, State},
+    state::{Holds, NAMES, Process, Revision, State},
     step::{Step, all, carry_out},
 };
 
-/// I1: no two processes run the same resource.
+/// I1: no two processes run the same resource; of fenced work, no two have an epoch that is not refused.
 pub const ONE_OWNER: &str = "one owner";
-/// I3: a leader's write is applied only while its key stands.
+/// I3: a leader's write is applied only while its key exists.
 pub const FENCED: &str = "the leader writes with its fence";
-/// I4: from every state, without further faults, each resource comes to run.
+/// An epoch that ran is started again only with what it last ran with.
+pub const SAME_SPEC: &str = "an epoch keeps its spec";
+/// I4: from every state, without further faults, each resource comes to run, with the spec that is wanted.
 pub const SETTLES: &str = "it settles";
 
 /// All of them.
-pub const PROPERTIES: &[&str] = &[ONE_OWNER, FENCED, SETTLES];
+pub const PROPERTIES: &[&str] = &[ONE_OWNER, FENCED, SAME_SPEC, SETTLES];
 
 /// An instance of the protocol.
 #[derive(Debug)]
@@ -67,19 +69,23 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let all = [
-            Property::<Self>::always(ONE_OWNER, |_, state| has_one_owner(state)),
+            Property::<Self>::always(ONE_OWNER, |model, state| has_one_owner(state, &model.rules)),
             Property::<Self>::always(FENCED, |_, state| !state.unfenced),
+            Property::<Self>::always(SAME_SPEC, |_, state| !state.respecified),
             Property::<Self>::always(SETTLES, |model, state| model.settling.settles(state, &model.rules)),
         ];
         all.into_iter().filter(|property| self.checks.contains(&property.name)).collect()
     }
 }
 
-fn has_one_owner(state: &State) -> bool {
+fn has_one_owner(state: &State, rules: &Rules) -> bool {
     (0..NAMES).all(|name| {
-        let runs = |p: &&super::state::Process| p.runs[name] != 0 || p.strays[name] != 0;
-        let twice = |p: &super::state::Process| p.runs[name] != 0 && p.strays[name] != 0;
-        state.processes.iter().filter(runs).count() <= 1 && !state.processes.iter().any(twice)
+        let counts = |process: &Process, epoch: Revision| {
+            let fenced = process.holds[name] == Holds::Fenced && !rules.weak(Weakening::OutsideAccepts);
+            epoch != 0 && !(fenced && epoch < state.outside[name])
+        };
+        let of = |p: &Process| usize::from(counts(p, p.runs[name])) + usize::from(counts(p, p.strays[name]));
+        state.processes.iter().map(of).sum::<usize>() <= 1
     })
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     instances::SMALL,
-    model::{Found, ONE_OWNER, PROPERTIES, SETTLES, Until, check},
+    model::{Found, ONE_OWNER, PROPERTIES, SAME_SPEC, SETTLES, Until, check},
     rules::Weakening::{self, *},
 };
 
@@ -27,6 +27,16 @@ const fn mutant(rule: u8, words: &'static str, weakened: &'static [Weakening], i
     Mutant { weakened, rule, words, instance, breaks: Some(ONE_OWNER) }
 }
 
+/// One that starts an epoch with another spec.
+const fn respecified(words: &'static str, weakened: &'static [Weakening], instance: &'static str) -> Mutant {
+    Mutant { breaks: Some(SAME_SPEC), ..mutant(8, words, weakened, instance) }
+}
+
+/// One that keeps work from running as it is wanted.
+const fn unsettled(rule: u8, words: &'static str, weakened: &'static [Weakening], instance: &'static str) -> Mutant {
+    Mutant { breaks: Some(SETTLES), ..mutant(rule, words, weakened, instance) }
+}
+
 /// A weakening that another rule makes up for.
 const fn backed(rule: u8, words: &'static str, weakened: &'static [Weakening], instance: &'static str) -> Mutant {
     Mutant { breaks: None, ..mutant(rule, words, weakened, instance) }
@@ -46,7 +56,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(3, "the leader waits a tick less than the clocks' difference asks for", &[WaitTooShort], "revocation"),
     mutant(3, "a wait goes on when another session has come and gone", &[WaitNotReset], "revocations"),
     mutant(3, "the admission of a lost worker is removed without a wait", &[ForgetsTooEarly], "revocation"),
-    mutant(3, "an assignment is created while another stands", &[PlacesWhileHeld], "start"),
+    mutant(3, "an assignment is created while there is another", &[PlacesWhileHeld], "start"),
     mutant(4, "work is moved without being told to stop", &[MovesWithoutStop], "move"),
     mutant(4, "work that was told to stop is moved without an answer", &[MovesWithoutAck], "move"),
     mutant(4, "work is reported as stopped before it is", &[AckBeforeStop], "move"),
@@ -56,7 +66,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(5, "a session attests while work of the last one runs", &[AttestWithoutReaping], "move"),
     mutant(5, "a registration is put over another", &[SessionOverwritten], "twin"),
     mutant(5, "an id is given up while work runs", &[ReleaseBeforeStop], "leave"),
-    Mutant { breaks: Some(SETTLES), ..mutant(5, "a session whose predecessor is gone is never admitted", &[NeverReadmits], "leave") },
+    unsettled(5, "a session whose predecessor is gone is never admitted", &[NeverReadmits], "leave"),
     mutant(6, "the guard does not end the work of an agent that hangs", &[GuardSleeps], "freeze"),
     mutant(7, "writes do not compare the leader's key", &[FenceLeftOut], "leader"),
     mutant(7, "a new leader takes the waits as done", &[NewLeaderDoesNotWait], "takeover"),
@@ -81,6 +91,29 @@ pub const MUTANTS: &[Mutant] = &[
     backed(4, "a status does not compare the assignment", &[StatusWithoutAssignment], "move"),
     backed(4, "any epoch's status counts", &[AnyEpochsStatus], "move"),
     backed(1, "what was seen before authority ended counts after it", &[ViewKept], "freeze"),
+    // Change in place.
+    respecified("an epoch is started again with whatever its assignment says", &[AnySpecAgain], "change"),
+    respecified("a status counts that answers an earlier version of the assignment", &[StatusOfAnyVersion], "change"),
+    respecified("a status says what is assigned, not what runs", &[StatusSaysAssigned], "change"),
+    unsettled(8, "a worker does not say that a change needs a restart", &[SilentAboutRestart], "change"),
+    unsettled(8, "the leader leaves an epoch alone that needs a restart", &[RestartIgnored], "change"),
+    mutant(
+        8,
+        "what stops is changed and runs on, and is started again after its report, with any spec",
+        &[UpdatesStopping, ForgetsPast, AnySpecAgain],
+        "change and move",
+    ),
+    backed(8, "what stops is changed and runs on", &[UpdatesStopping], "change and move"),
+    // The ways of holding.
+    mutant(9, "loose work is waited for as if it were strict", &[LooseAsStrict], "loose"),
+    mutant(9, "a session attests without asking what goes on of the last one", &[AttestWithoutAsking], "loose"),
+    mutant(9, "what fenced work works on takes any epoch", &[OutsideAccepts], "fenced"),
+    mutant(9, "the next session of another guard keeps the epochs of fenced work", &[FencedEpochKept], "fenced"),
+    mutant(9, "a worker runs what was assigned for a better hold than its driver keeps", &[RunsBetterHold], "downgrade"),
+    unsettled(9, "the leader leaves an assignment where its worker does not start it", &[UnfitKept], "downgrade"),
+    unsettled(9, "fenced work gets its next epoch while its session is there", &[FencedAtAnyTime], "fenced"),
+    unsettled(9, "an assignment does not say how its worker holds the work", &[HoldsNotCopied], "loose"),
+    mutant(9, "an assignment does not say how its worker holds the work, which runs it", &[HoldsNotCopied, RunsBetterHold], "loose"),
 ];
 
 impl Mutant {

@@ -2,6 +2,22 @@
 //!
 //! The real code has no such switches. What is weakened here is weakened in the model only.
 
+use super::state::Holds;
+
+/// The rules, by their numbers in `ARCHITECTURE.md`. The mutants of the model and those of the code name them; the house lint holds the three
+/// together.
+pub const RULES: &[(u8, &str)] = &[
+    (1, "proof"),
+    (2, "admission"),
+    (3, "assignment"),
+    (4, "a move"),
+    (5, "restart of a worker"),
+    (6, "the guard"),
+    (7, "leader"),
+    (8, "a change in place"),
+    (9, "ways of holding"),
+];
+
 /// One rule that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Weakening {
@@ -17,7 +33,7 @@ pub enum Weakening {
     StartUnchecked,
     /// What was seen before authority ended counts after it.
     ViewKept,
-    /// A proof holds if the id is registered, by whomever.
+    /// A proof holds if the id is registered by any process.
     ProofOfAnySession,
     /// A worker acts without an admission.
     AdmissionSkipped,
@@ -67,7 +83,7 @@ pub enum Weakening {
     MovesWithoutStop,
     /// The leader moves what it has told to stop, without an answer.
     MovesWithoutAck,
-    /// The leader creates an assignment while another stands.
+    /// The leader creates an assignment while there is another.
     PlacesWhileHeld,
     /// The leader takes a stop back.
     StopTakenBack,
@@ -75,6 +91,34 @@ pub enum Weakening {
     DeleteFreesName,
     /// Writes do not compare the leader's key.
     FenceLeftOut,
+    /// The leader gives an epoch that is told to stop another spec, to run with.
+    UpdatesStopping,
+    /// A worker starts an epoch again with whatever spec its assignment has.
+    AnySpecAgain,
+    /// A status counts that answers an earlier version of the assignment.
+    StatusOfAnyVersion,
+    /// A status says the spec of the assignment, not of what runs.
+    StatusSaysAssigned,
+    /// A worker does not say that a change needs a restart.
+    SilentAboutRestart,
+    /// The leader leaves an epoch alone that needs a restart.
+    RestartIgnored,
+    /// The leader waits G for loose work as for strict.
+    LooseAsStrict,
+    /// A worker registers anew without asking what of the last session goes on.
+    AttestWithoutAsking,
+    /// What fenced work works on takes any epoch.
+    OutsideAccepts,
+    /// The leader ends an epoch of fenced work while its session is there.
+    FencedAtAnyTime,
+    /// The next session of another guard keeps the epochs of fenced work.
+    FencedEpochKept,
+    /// A worker runs an assignment that was made for a better hold than its driver keeps.
+    RunsBetterHold,
+    /// The leader says of each assignment that it was made for strict work.
+    HoldsNotCopied,
+    /// The leader leaves an assignment where its worker does not start it.
+    UnfitKept,
     /// The leader does not admit a session whose predecessor is gone, however long it has waited.
     NeverReadmits,
 }
@@ -88,6 +132,10 @@ pub struct Rules {
     pub wait: u8,
     /// Writes and statuses may arrive late; if not, they arrive as they are sent.
     pub late_messages: bool,
+    /// Specs change. If not, nothing is kept that only changes ask for.
+    pub changes: bool,
+    /// How drivers hold work after a downgrade.
+    pub downgraded: Holds,
     /// None: the protocol as it is.
     pub weakened: &'static [Weakening],
 }

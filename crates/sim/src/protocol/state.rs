@@ -1,11 +1,20 @@
-//! The state of the protocol model: what stands in etcd, and what each process knows, believes and runs. Plain, small and hashable.
+//! The state of the protocol model: what etcd has, and what each process knows, believes and runs. Plain, small and hashable.
 //!
 //! It must not hold a rule: those are in `worker`, `leader` and `etcd`.
+
+pub use evenkeel_model::Holds;
 
 /// A revision of etcd; zero: none. Only its order counts, so revisions are numbered anew after each step ([`State::canonical`]).
 pub type Revision = u8;
 /// A guard of one boot of one machine.
 pub type Origin = u8;
+/// What a resource asks of its worker; zero: nothing, or it is unknown. Only whether two are the same counts.
+pub type Spec = u8;
+
+/// What a resource asks for when it is added.
+pub const FIRST: Spec = 1;
+/// What it asks for after a change; the next change asks for the first again.
+pub const OTHER: Spec = 2;
 
 /// Worker ids.
 pub const IDS: usize = 2;
@@ -29,6 +38,8 @@ pub struct Registration {
     pub attests: Revision,
     /// Everything was stopped; the session's last write.
     pub released: bool,
+    /// How its drivers hold the work of each name.
+    pub holds: [Holds; NAMES],
 }
 
 /// `/admissions/<id>`.
@@ -41,18 +52,47 @@ pub struct Admission {
 }
 
 /// `/assignments/<id>/<name>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Assignment {
     /// Its create revision.
     pub epoch: Revision,
     /// Phase `stop`.
     pub stop: bool,
+    /// What is to run.
+    pub spec: Spec,
+    /// How many specs this epoch was given: one, unless it was changed in place. In etcd the key's modification revision says the same.
+    pub version: u8,
+    /// How the worker that it was made for held such work.
+    pub holds: Holds,
+}
+
+/// `/status/<id>/<name>`: what a worker says of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Status {
+    /// Of which epoch; zero: there is no status.
+    pub epoch: Revision,
+    /// It is stopped. If not, the rest counts.
+    pub stopped: bool,
+    /// What it runs, or last ran; zero: unknown.
+    pub spec: Spec,
+    /// The version of the assignment that this answers.
+    pub version: u8,
+    /// The spec of that version, if it cannot be taken without a restart; else zero.
+    pub restart_for: Spec,
+}
+
+impl Status {
+    /// The epoch that is reported stopped; zero: none is.
+    #[must_use]
+    pub fn stopped(&self) -> Revision {
+        if self.stopped { self.epoch } else { 0 }
+    }
 }
 
 /// One worker's assignments.
 pub type Assignments = [Option<Assignment>; NAMES];
 
-/// All that stands under one worker's id.
+/// All keys of one worker's id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WorkerKeys {
     /// Its registration.
@@ -61,15 +101,15 @@ pub struct WorkerKeys {
     pub admission: Option<Admission>,
     /// Its assignments.
     pub assignments: Assignments,
-    /// `/status/<id>/<name>`: the epoch that is reported stopped; zero: none is.
-    pub stopped: [Revision; NAMES],
+    /// Its statuses.
+    pub statuses: [Status; NAMES],
 }
 
 /// What masters watch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Keys {
-    /// The resources that are wanted.
-    pub wanted: [bool; NAMES],
+    /// What each resource asks for; zero: it is not wanted.
+    pub wanted: [Spec; NAMES],
     /// By worker id.
     pub workers: [WorkerKeys; IDS],
 }
@@ -83,7 +123,9 @@ pub enum Write {
     /// Removes an admission, and with it the registration of a released session.
     Forget { id: usize, admitted: Revision, released: Revision },
     /// Creates an assignment.
-    Place { name: usize, id: usize },
+    Place { name: usize, id: usize, spec: Spec, holds: Holds },
+    /// Gives an assignment another spec.
+    Update { name: usize, id: usize, epoch: Revision, spec: Spec },
     /// Tells a worker to stop.
     Stop { name: usize, id: usize, epoch: Revision },
     /// Takes a stop back. No rule allows it.
@@ -91,11 +133,13 @@ pub enum Write {
     /// Deletes an assignment; `admitted`: the end is known from this admission alone.
     End { name: usize, id: usize, epoch: Revision, admitted: Option<Revision> },
     /// Deletes an assignment and creates the next one.
-    Move { name: usize, from: usize, epoch: Revision, admitted: Option<Revision>, to: usize },
+    Move { name: usize, from: usize, epoch: Revision, admitted: Option<Revision>, to: usize, spec: Spec, holds: Holds },
     /// Deletes a resource and tells its work to stop.
     Delete { name: usize, holder: Option<(usize, Revision)> },
     /// Adds a resource.
     Add { name: usize },
+    /// Changes what a resource asks for.
+    Change { name: usize, spec: Spec },
 }
 
 /// A write that was sent.
@@ -112,7 +156,7 @@ pub struct Sent {
 pub struct Master {
     /// It believes that it leads, with this fence; zero: it follows.
     pub leads: Revision,
-    /// What it knows: etcd as it stood at some time, and its own writes since.
+    /// What it knows: etcd as it was at some time, and its own writes since.
     pub view: Keys,
     /// For each worker whose admitted session it has seen gone: the ticks of its own clock that it still waits.
     pub waits: [Option<u8>; IDS],
@@ -132,17 +176,30 @@ pub enum Mode {
     Frozen,
 }
 
-/// A status that was sent: "this epoch is stopped".
+/// A status that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Report {
     /// Which resource.
     pub name: usize,
-    /// The assignment's create revision, which it compares.
-    pub epoch: Revision,
+    /// What it says; its epoch is the assignment's create revision, which it compares.
+    pub status: Status,
     /// The session, which it compares.
     pub session: Revision,
     /// The admission, which it compares.
     pub admitted: Revision,
+}
+
+/// What an agent remembers of the epoch of a name that runs, or last ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Memory {
+    /// Which epoch; zero: it remembers none.
+    pub epoch: Revision,
+    /// What it runs, or last ran; zero: unknown.
+    pub spec: Spec,
+    /// The version of the assignment that the agent has dealt with.
+    pub version: u8,
+    /// The spec of that version, if it needs a restart; else zero.
+    pub restart_for: Spec,
 }
 
 /// Guard and agent of a worker on one machine.
@@ -168,7 +225,11 @@ pub struct Process {
     pub past: [Revision; NAMES],
     /// What runs: epochs.
     pub runs: [Revision; NAMES],
-    /// What runs without the agent's knowledge. No rule allows it.
+    /// What it knows of the specs of what runs, or last ran. Kept where specs change.
+    pub memory: [Memory; NAMES],
+    /// How its drivers hold the work of each name.
+    pub holds: [Holds; NAMES],
+    /// What goes on although the agent that started it has ended.
     pub strays: [Revision; NAMES],
     /// It was asked to leave.
     pub leaving: bool,
@@ -201,12 +262,25 @@ pub struct Budget {
     pub deletes: u8,
     /// Resources that are added.
     pub adds: u8,
+    /// Resources that are changed.
+    pub changes: u8,
+    /// Agents that are started again with drivers that hold work worse.
+    pub downgrades: u8,
+}
+
+/// What an epoch last ran with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LastRun {
+    /// The epoch.
+    pub epoch: Revision,
+    /// Its spec.
+    pub spec: Spec,
 }
 
 /// Everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct State {
-    /// What stands in etcd.
+    /// What etcd has.
     pub etcd: Keys,
     /// The election keys: their create revisions.
     pub election: [Revision; MASTERS],
@@ -216,8 +290,14 @@ pub struct State {
     pub processes: [Process; PROCESSES],
     /// What may still go wrong.
     pub budget: Budget,
+    /// The greatest epoch that was seen by what the fenced work of each name works on.
+    pub outside: [Revision; NAMES],
+    /// What the newest epoch of each worker and name last ran with. No process knows it; kept where specs change.
+    pub last: [[LastRun; NAMES]; IDS],
     /// A leader's transaction was applied although its key was gone.
     pub unfenced: bool,
+    /// An epoch was started with another spec than it last ran with.
+    pub respecified: bool,
 }
 
 impl State {
@@ -243,7 +323,8 @@ impl State {
     }
 
     fn each_revision(&mut self, visit: &mut impl FnMut(&mut Revision)) {
-        self.election.iter_mut().for_each(&mut *visit);
+        self.election.iter_mut().chain(&mut self.outside).for_each(&mut *visit);
+        self.last.iter_mut().flatten().for_each(|last| visit(&mut last.epoch));
         self.etcd.each_revision(visit);
         for master in &mut self.masters {
             visit(&mut master.leads);
@@ -258,8 +339,9 @@ impl State {
             visit(&mut process.previous);
             process.view.iter_mut().flatten().flatten().for_each(|a| visit(&mut a.epoch));
             process.past.iter_mut().chain(&mut process.runs).chain(&mut process.strays).for_each(&mut *visit);
+            process.memory.iter_mut().for_each(|memory| visit(&mut memory.epoch));
             if let Some(report) = &mut process.report {
-                visit(&mut report.epoch);
+                visit(&mut report.status.epoch);
                 visit(&mut report.session);
                 visit(&mut report.admitted);
             }
@@ -276,7 +358,7 @@ impl Keys {
             }
             worker.admission.iter_mut().for_each(|a| visit(&mut a.session));
             worker.assignments.iter_mut().flatten().for_each(|a| visit(&mut a.epoch));
-            worker.stopped.iter_mut().for_each(&mut *visit);
+            worker.statuses.iter_mut().for_each(|status| visit(&mut status.epoch));
         }
     }
 }
@@ -292,13 +374,13 @@ impl Write {
                 visit(admitted);
                 visit(released);
             }
-            Self::Stop { epoch, .. } | Self::Resume { epoch, .. } => visit(epoch),
+            Self::Update { epoch, .. } | Self::Stop { epoch, .. } | Self::Resume { epoch, .. } => visit(epoch),
             Self::End { epoch, admitted, .. } | Self::Move { epoch, admitted, .. } => {
                 visit(epoch);
                 admitted.iter_mut().for_each(visit);
             }
             Self::Delete { holder, .. } => holder.iter_mut().for_each(|(_, epoch)| visit(epoch)),
-            Self::Place { .. } | Self::Add { .. } => {}
+            Self::Place { .. } | Self::Add { .. } | Self::Change { .. } => {}
         }
     }
 }

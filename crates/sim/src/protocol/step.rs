@@ -28,11 +28,17 @@ pub enum Step {
     SeeAdmission(usize),
     /// A process lists its assignments, or hears of changes.
     List(usize),
+    /// A process has its drivers end what goes on of an earlier session.
+    EndSurvivors(usize),
+    /// A process takes a change of work that runs.
+    Take(usize, usize),
+    /// A process finds that what is assigned needs a restart.
+    NeedRestart(usize, usize),
     /// A process stops work.
     Halt(usize, usize),
     /// A process starts work.
     Start(usize, usize),
-    /// A process reports work as stopped.
+    /// A process reports work as stopped, or what it runs with.
     Report(usize, usize),
     /// A status write reaches etcd.
     StatusArrives(usize),
@@ -42,16 +48,16 @@ pub enum Step {
     LeaseEnds(usize),
     /// A master campaigns.
     Campaign(usize),
-    /// A master takes office.
-    TakeOffice(usize),
+    /// A master becomes the leader.
+    BecomeLeader(usize),
     /// A master takes in the watch.
     Follow(usize),
-    /// A master sees that it leads no more.
+    /// A master sees that its key is gone, and steps down.
     StepDown(usize),
     /// A master sends a write that the state asks for.
     Decide(usize, Write),
     /// A master sends a write that a person or the balance asks for.
-    Wish(usize, Write),
+    Request(usize, Write),
     /// A master's write reaches etcd.
     Commit(usize),
     /// A frozen agent goes on.
@@ -66,6 +72,8 @@ pub enum Step {
     Reboot(usize),
     /// Fault: the first worker is started a second time, elsewhere.
     Twin,
+    /// An agent is started again, with drivers that hold work worse.
+    Downgrade(usize),
     /// Fault: a leader's lease ends.
     Depose(usize),
     /// Fault: a leader's clock runs ahead by a tick.
@@ -82,21 +90,24 @@ pub(super) fn all(state: &State, rules: &Rules) -> Vec<Step> {
             continue;
         }
         steps.extend([Step::Prove(p), Step::Proved(p), Step::LearnLoss(p), Step::ReplaceOwn(p), Step::Register(p)]);
-        steps.extend([Step::SeeAdmission(p), Step::List(p), Step::StatusArrives(p), Step::Release(p)]);
+        steps.extend([Step::SeeAdmission(p), Step::List(p), Step::StatusArrives(p), Step::Release(p), Step::EndSurvivors(p)]);
         for name in 0..NAMES {
+            if rules.changes {
+                steps.extend([Step::Take(p, name), Step::NeedRestart(p, name)]);
+            }
             steps.extend([Step::Halt(p, name), Step::Start(p, name), Step::Report(p, name)]);
         }
-        steps.extend([Step::Thaw(p), Step::Crash(p), Step::Freeze(p), Step::Reboot(p), Step::Leave(p)]);
+        steps.extend([Step::Thaw(p), Step::Crash(p), Step::Freeze(p), Step::Reboot(p), Step::Leave(p), Step::Downgrade(p)]);
     }
     for id in 0..IDS {
         steps.extend([Step::LeaseEnds(id), Step::Revoke(id)]);
     }
     for m in 0..MASTERS {
-        steps.extend([Step::Campaign(m), Step::TakeOffice(m), Step::Follow(m), Step::StepDown(m), Step::Commit(m)]);
+        steps.extend([Step::Campaign(m), Step::BecomeLeader(m), Step::Follow(m), Step::StepDown(m), Step::Commit(m)]);
         steps.extend([Step::Depose(m), Step::ClockGains(m)]);
         let choices = leader::choices(&state.masters[m], rules);
         for (at, write) in choices.writes.into_iter().enumerate() {
-            steps.push(if at < choices.needed { Step::Decide(m, write) } else { Step::Wish(m, write) });
+            steps.push(if at < choices.needed { Step::Decide(m, write) } else { Step::Request(m, write) });
         }
     }
     steps
@@ -115,6 +126,9 @@ pub(super) fn carry_out(before: &State, step: Step, rules: &Rules) -> Option<Sta
         Step::Register(p) => worker::register(s, p, rules),
         Step::SeeAdmission(p) => worker::see_admission(s, p, rules),
         Step::List(p) => worker::list(s, p, rules),
+        Step::EndSurvivors(p) => worker::end_survivors(&mut s.processes[p], rules),
+        Step::Take(p, name) => worker::take(s, p, name, rules),
+        Step::NeedRestart(p, name) => worker::need_restart(s, p, name, rules),
         Step::Halt(p, name) => worker::halt(s, p, name, rules),
         Step::Start(p, name) => worker::start(s, p, name, rules),
         Step::Report(p, name) => worker::report(s, p, name, rules) && at_once(rules, || worker::status_arrives(s, p, rules)),
@@ -122,13 +136,15 @@ pub(super) fn carry_out(before: &State, step: Step, rules: &Rules) -> Option<Sta
         Step::Release(p) => worker::release(s, p, rules),
         Step::LeaseEnds(id) => lease_ends(s, id),
         Step::Campaign(m) => leader::campaign(s, m),
-        Step::TakeOffice(m) => leader::take_office(s, m, rules),
+        Step::BecomeLeader(m) => leader::become_leader(s, m, rules),
         Step::Follow(m) => leader::follow(s, m, rules),
         Step::StepDown(m) => leader::step_down(s, m),
         Step::Decide(m, write) => decide(s, m, write, rules),
-        Step::Wish(m, write) => pay_for_wish(s, write) && decide(s, m, write, rules),
+        Step::Request(m, write) => pay_for_request(s, write) && decide(s, m, write, rules),
         Step::Commit(m) => leader::commit(s, m, rules),
-        Step::Thaw(_) | Step::Crash(_) | Step::Freeze(_) | Step::Reboot(_) | Step::Twin | Step::Leave(_) => disturb(s, step, rules),
+        Step::Thaw(_) | Step::Crash(_) | Step::Freeze(_) | Step::Reboot(_) | Step::Twin | Step::Leave(_) | Step::Downgrade(_) => {
+            disturb(s, step, rules)
+        }
         Step::Revoke(id) => s.etcd.workers[id].registration.take().is_some() && pay(&mut s.budget.revocations),
         Step::Depose(m) => std::mem::take(&mut s.election[m]) != 0 && pay(&mut s.budget.depositions),
         Step::ClockGains(m) => clock_gains(s, m) && pay(&mut s.budget.drift),
@@ -152,10 +168,11 @@ fn decide(state: &mut State, m: usize, write: Write, rules: &Rules) -> bool {
     at_once(rules, || leader::commit(state, m, rules))
 }
 
-fn pay_for_wish(state: &mut State, write: Write) -> bool {
+fn pay_for_request(state: &mut State, write: Write) -> bool {
     pay(match write {
         Write::Delete { .. } => &mut state.budget.deletes,
         Write::Add { .. } => &mut state.budget.adds,
+        Write::Change { .. } => &mut state.budget.changes,
         _ => &mut state.budget.moves,
     })
 }
@@ -203,16 +220,24 @@ fn disturb(state: &mut State, step: Step, rules: &Rules) -> bool {
             worker::restart_agent(&mut processes[p], rules);
             pay(&mut budget.crashes)
         }
+        Step::Downgrade(p) if processes[p].mode == Mode::On => {
+            worker::restart_agent(&mut processes[p], rules);
+            processes[p].holds = [rules.downgraded; NAMES];
+            pay(&mut budget.downgrades)
+        }
         Step::Freeze(p) if processes[p].mode == Mode::On => {
             processes[p].mode = Mode::Frozen;
             pay(&mut budget.freezes)
         }
         Step::Reboot(p) => {
-            processes[p] = Process { mode: Mode::On, origin: newest + 1, report: processes[p].report, ..Process::default() };
+            let Process { report, holds, .. } = processes[p];
+            let strays = worker::strays(&processes[p], false);
+            processes[p] = Process { mode: Mode::On, origin: newest + 1, report, holds, strays, ..Process::default() };
             pay(&mut budget.reboots)
         }
         Step::Twin if processes[PROCESSES - 1] == Process::default() => {
-            processes[PROCESSES - 1] = Process { mode: Mode::On, origin: newest + 1, ..Process::default() };
+            let holds = processes[0].holds;
+            processes[PROCESSES - 1] = Process { mode: Mode::On, origin: newest + 1, holds, ..Process::default() };
             pay(&mut budget.twins)
         }
         Step::Leave(p) if processes[p].mode == Mode::On && !processes[p].leaving => {
