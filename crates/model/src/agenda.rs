@@ -125,7 +125,7 @@ fn is_as_wanted(workers: &BTreeMap<WorkerId, Worker>, record: &Record, holder: &
     // Of a worker that is not ready nothing is known that could be held against it.
     let Some(registration) = worker.registration().filter(|_| standing == Standing::Ready) else { return true };
     fit::may_run(record.definition.needs(), &holder.worker, registration).is_ok()
-        && holder.held.is_held_well_for(&record.definition)
+        && holder.is_held_well(registration, &record.definition)
         && !holder.needs_restart()
         && Record::is_node(&record.assigned_node, &holder.worker, &registration.address)
 }

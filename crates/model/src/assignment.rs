@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cluster, Epoch, Hash, Held, Holds, Needs, Ownership, Read, ResourceName, Seen, Selector, Spec, Stored, WorkerId};
+use crate::{Cluster, Epoch, Hash, Held, Holds, Needs, Ownership, Read, ResourceName, Revision, Seen, Selector, Spec, Stored, WorkerId};
 
 /// The value of `/assignments/<worker>/<name>`: everything that the worker needs to run the resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,9 +128,14 @@ pub struct Status {
     pub epoch: Epoch,
     /// When the phase was entered: nanoseconds since the Unix epoch.
     pub since: i64,
-    /// The hash of what it runs: another than its assignment's until a change in place is taken. Empty: that of its assignment.
+    /// The hash of what it runs: another than its assignment's until a change in place is taken. Empty: that is not known, or not said, as by earlier
+    /// versions.
     #[serde(default, skip_serializing_if = "Hash::is_empty")]
     pub hash: Hash,
+    /// The revision at which the assignment was written that `hash` answers; of what was written later it says nothing. Zero: the first one, which
+    /// created it.
+    #[serde(default, skip_serializing_if = "Revision::is_zero")]
+    pub answers: Revision,
     /// The hash of an assignment of this epoch that cannot be taken without a restart, which needs another epoch. Empty: none.
     #[serde(default, skip_serializing_if = "Hash::is_empty")]
     pub restart_for: Hash,
@@ -184,7 +189,19 @@ impl Status {
     #[must_use]
     pub fn new(phase: Observed, epoch: Epoch, since: i64) -> Self {
         let (hash, restart_for) = (Hash::default(), Hash::default());
-        Self { phase, epoch, since, hash, restart_for, restarts: 0, failures: 0, finished: false, overran: false, message: String::new() }
+        Self {
+            phase,
+            epoch,
+            since,
+            hash,
+            answers: Revision::default(),
+            restart_for,
+            restarts: 0,
+            failures: 0,
+            finished: false,
+            overran: false,
+            message: String::new(),
+        }
     }
 
     /// It speaks of work of this hash, which its assignment has: not of what ran before a change that is not taken yet, or that is not taken

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, Epoch, IntentKind, Moment, Ownership, PlaceReason, Plan, Rankings,
-    ResourceName, Session, Standing, StopReason, Unit, Worker, WorkerId, ends, fit,
+    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, EndReason, Epoch, Holds, IntentKind, Moment, Ownership, PlaceReason, Plan,
+    Rankings, ResourceName, Session, Standing, StopReason, Unit, Worker, WorkerId, ends, fit,
 };
 
 /// Something that must never be.
@@ -59,6 +59,9 @@ pub enum Violation {
     /// The plan admits a session that may not be admitted.
     #[error("the plan admits session {1} of {0} ({2:?}), which may not be")]
     Admitted(WorkerId, Session, AdmitReason),
+    /// The plan lets something follow on what only a fence ends where nothing shows its epoch to the fence.
+    #[error("the plan moves {0}, which only its fence ends, to {1}, which is not fenced")]
+    Unfenced(ResourceName, WorkerId),
     /// The plan forgets a worker that may still run something.
     #[error("the plan forgets {0}, which may still run something")]
     Forgotten(WorkerId),
@@ -250,9 +253,12 @@ impl<'a> PlanChecker<'a> {
             }
             Action::Update { resource, worker, epoch } => self.update(resource, worker, *epoch),
             Action::Finish { resource, worker, epoch, .. } => self.finish(resource, worker, *epoch),
-            Action::Move { resource, from, epoch, to, .. } => {
+            Action::Move { resource, from, epoch, to, reason } => {
                 self.end(resource, from, *epoch);
                 self.place(resource, to, false);
+                if *reason == EndReason::Fenced && !self.is_fenced(resource, to) {
+                    self.found.push(Violation::Unfenced(resource.clone(), to.clone()));
+                }
             }
             Action::End { resource, worker, epoch, .. } => self.end(resource, worker, *epoch),
             Action::View { .. } => {}
@@ -273,12 +279,26 @@ impl<'a> PlanChecker<'a> {
                 && match reason {
                     AdmitReason::New => admission.is_none(),
                     AdmitReason::Attested => admission.is_some_and(|a| registration.attests_end_of(a, session)),
-                    AdmitReason::Waited => worker.authority_ends(self.wait).is_some_and(|until| until <= self.now),
+                    // The fence lets an epoch in again that it has seen: a session that nobody attests gets others.
+                    AdmitReason::Waited => {
+                        worker.authority_ends(self.wait).is_some_and(|until| until <= self.now) && !self.has_fenced(id, worker)
+                    }
                 }
         });
         if !allowed {
             self.found.push(Violation::Admitted(id.clone(), session, reason));
         }
+    }
+
+    fn has_fenced(&self, id: &WorkerId, worker: &Worker) -> bool {
+        let holders = worker.names.iter().filter_map(|name| self.cluster.unit(name.as_str())).flat_map(|unit| &unit.holders);
+        holders.filter(|holder| holder.worker == *id).any(|holder| holder.held.holds == Holds::Fenced)
+    }
+
+    fn is_fenced(&self, name: &ResourceName, id: &WorkerId) -> bool {
+        let kind = self.cluster.unit(name.as_str()).and_then(Unit::definition).map(|definition| &*definition.kind);
+        let registration = self.cluster.worker(id.as_str()).and_then(Worker::registration);
+        kind.zip(registration).is_some_and(|(kind, registration)| registration.driver(kind).holds == Holds::Fenced)
     }
 
     fn forget(&mut self, id: &WorkerId) {

@@ -49,6 +49,7 @@ fn cluster(observed: Observed) -> Cluster {
         epoch: EPOCH,
         since: 0,
         hash: Hash::default(),
+        answers: Revision::default(),
         restart_for: Hash::default(),
         overran: false,
         restarts: 0,

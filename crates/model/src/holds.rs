@@ -32,10 +32,8 @@ impl Holds {
     #[must_use]
     pub fn may_run(self, assigned: Self) -> bool {
         match assigned {
-            // The leader waits for the end of authority, by which strict work has ended, and what follows on fenced work is safe at any time.
-            Self::Strict => self != Self::Loose,
-            // The leader does not wait.
-            Self::Fenced => self == Self::Fenced,
+            // By the end of authority strict work has ended. Fenced work may go on, and what follows on it must show its epoch to the same fence.
+            Self::Strict | Self::Fenced => self == assigned,
             // The leader concludes nothing.
             Self::Loose => true,
         }
@@ -67,7 +65,7 @@ mod tests {
     fn nothing_is_run_on_a_better_word_than_its_driver_keeps() {
         use Holds::{Fenced, Loose, Strict};
         // what the assignment was made for; the drivers that may run it
-        for (assigned, drivers) in [(Strict, &[Strict, Fenced][..]), (Fenced, &[Fenced]), (Loose, &[Strict, Fenced, Loose])] {
+        for (assigned, drivers) in [(Strict, &[Strict][..]), (Fenced, &[Fenced]), (Loose, &[Strict, Fenced, Loose])] {
             for driver in [Strict, Fenced, Loose] {
                 assert_eq!(driver.may_run(assigned), drivers.contains(&driver), "{driver:?} for {assigned:?}");
             }

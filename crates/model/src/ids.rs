@@ -181,6 +181,13 @@ number_type! {
     /// A revision of etcd's store. Zero: not written yet, or not known.
     Revision
 }
+impl Revision {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(crate) fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+}
+
 number_type! {
     /// One registration of a worker: the create revision of its key.
     Session

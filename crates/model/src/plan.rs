@@ -262,6 +262,8 @@ pub enum Pending {
     },
     /// The admitted session of this worker is gone, and it held this loosely: nobody knows whether it still runs.
     Loose(WorkerId),
+    /// What this worker ran, which is lost, only the fence ends, and no other worker that can take it is fenced.
+    Fenced(WorkerId),
     /// More is due than one plan takes on; the next one goes on.
     Budget,
     /// As many as may be are on their way already.
@@ -309,6 +311,7 @@ impl Pending {
         match self {
             Self::PreviousRun(worker)
             | Self::Loose(worker)
+            | Self::Fenced(worker)
             | Self::Authority { worker, .. }
             | Self::Drain { worker, .. }
             | Self::Stays { worker, .. }
@@ -366,6 +369,11 @@ impl fmt::Display for Pending {
             Self::Loose(worker) => write!(
                 f,
                 "{worker} is lost and held it loosely, so nobody knows whether it still runs; start {worker} again, or say ownership: available"
+            ),
+            Self::Fenced(worker) => write!(
+                f,
+                "{worker} is lost, and only the fence ends what it ran: no other worker that can take it holds its kind fenced; start {worker} again, \
+                 or a worker that does"
             ),
             Self::Budget => f.write_str("its turn comes with the next plan"),
             Self::InFlight(limit) => write!(f, "{limit} are on their way already, and no more may be at a time"),

@@ -173,6 +173,12 @@ impl Holder {
         self.held.runs() && self.observed().is_some_and(asks)
     }
 
+    /// Its worker keeps what the leader concludes from the assignment, and that is enough for how the definition is to be owned.
+    #[must_use]
+    pub fn is_held_well(&self, registration: &Registration, definition: &Definition) -> bool {
+        registration.driver(&definition.kind).holds.may_run(self.held.holds) && self.held.is_held_well_for(definition)
+    }
+
     /// The work that `worker` runs may be given this definition under the same epoch: it runs, and its driver takes such a change. What rests is started
     /// anew instead, with another epoch.
     #[must_use]
@@ -180,11 +186,14 @@ impl Holder {
         let rests = |status: &Status| {
             status.finished || matches!(status.phase, Observed::Exited | Observed::Failed | Observed::Stopping | Observed::Stopped)
         };
-        if !self.held.runs() || self.observed().is_some_and(rests) || !self.held.is_held_well_for(definition) {
+        if !self.held.runs() || self.observed().is_some_and(rests) {
             return false;
         }
         let registration = worker.filter(|worker| worker.standing() == Standing::Ready).and_then(Worker::registration);
-        registration.is_some_and(|registration| self.held.work.is_in_place(definition.work(), registration.driver(&definition.kind)))
+        registration.is_some_and(|registration| {
+            let driver = registration.driver(&definition.kind);
+            self.is_held_well(registration, definition) && self.held.work.is_in_place(definition.work(), driver)
+        })
     }
 
     /// What the worker says of this very epoch.

@@ -1,11 +1,14 @@
 //! Resources that are not as wanted: ends that are known, changes, and what is placed nowhere. DESIGN.md section 5, rule 4.
 
 use evenkeel_model::{
-    Action, Definition, End, EndReason, Holder, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing, StopReason,
-    Subject, Unit, WorkerId, ends, fit,
+    Action, Definition, End, EndReason, Holder, Holds, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing,
+    StopReason, Subject, Unit, WorkerId, ends, fit,
 };
 
-use crate::{choose::Choice, turn::Turn};
+use crate::{
+    choose::{self, Choice},
+    turn::Turn,
+};
 
 /// Looks at each assignment that is not as wanted.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
@@ -53,7 +56,7 @@ fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holde
         } else {
             restart(turn, on);
         }
-    } else if holder.needs_restart() || !holder.held.is_held_well_for(definition) {
+    } else if holder.needs_restart() || !holder.is_held_well(registration, definition) {
         // Nobody has asked for this at this moment, and what runs goes on meanwhile: as many wait as at a loss.
         if turn.restarts_enough() {
             return turn.undone(Subject::Resource(name.clone()), Pending::InFlight(turn.config.recovery_in_flight));
@@ -117,7 +120,13 @@ pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit
     }
     turn.seen.insert(name.clone());
     let (from, epoch) = (holder.worker.clone(), holder.held.epoch);
-    let to = wanted.and_then(|definition| successor(turn, definition, unit, &from));
+    let to = match (reason, wanted) {
+        (EndReason::Fenced, Some(definition)) => match fenced_successor(turn, definition, unit, &from) {
+            Some(to) => Some(to),
+            None => return turn.undone(Subject::Resource(name.clone()), Pending::Fenced(from)),
+        },
+        _ => wanted.and_then(|definition| successor(turn, definition, unit, &from)),
+    };
     turn.plan.actions.push(match to {
         // One transaction takes a key only once: on the same worker the next assignment is created after this.
         Some(to) if to == from => Action::End { resource: name.clone(), worker: from, epoch, reason },
@@ -136,6 +145,27 @@ fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, f
         turn.loads.vacate(definition, from);
     }
     let to = next_home(turn, definition, home, home == Some(from)).ok()?.worker;
+    turn.loads.come(definition, &to);
+    Some(to)
+}
+
+/// Where a resource goes whose last run only the fence ends: to a worker that shows its epoch to the fence.
+fn fenced_successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, from: &WorkerId) -> Option<WorkerId> {
+    let unfenced: Vec<&WorkerId> = turn
+        .cluster
+        .rankings()
+        .shapes()
+        .filter(|(_, shaped)| shaped.shape.drivers.get(&*definition.kind).is_none_or(|driver| driver.holds != Holds::Fenced))
+        .flat_map(|(_, shaped)| shaped.ranks.iter().map(|rank| &rank.worker))
+        .collect();
+    let to = choose::choose(&turn.loads, definition, &unfenced).ok()?.worker;
+    let home = unit.home();
+    if let Some(home) = home {
+        turn.loads.leave(definition, home, true);
+    }
+    if home != Some(from) {
+        turn.loads.vacate(definition, from);
+    }
     turn.loads.come(definition, &to);
     Some(to)
 }

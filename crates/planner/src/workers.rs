@@ -1,7 +1,7 @@
 //! Workers that come and go: who is admitted, who is waited for, and whose assignments have ended. DESIGN.md section 5, rules 2, 3 and 5.
 
 use evenkeel_model::{
-    Action, AdmitReason, EndReason, Holder, Holds, Moment, Ownership, Pending, Standing, Subject, Unit, Worker, WorkerId,
+    Action, AdmitReason, EndReason, Holder, Holds, Moment, Ownership, Pending, ResourceName, Standing, Subject, Unit, Worker, WorkerId,
 };
 
 use crate::{attend, loads::Assumed, turn::Turn};
@@ -60,7 +60,7 @@ fn admit(turn: &mut Turn<'_>, id: &WorkerId, worker: &Worker, reason: AdmitReaso
 }
 
 /// Admission of a new session while an earlier one is the admitted one: DESIGN.md section 5, rule 5.
-fn readmit<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker) {
+fn readmit<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
     let (Some(admission), Some((session, registration))) = (worker.admission.as_deref(), worker.registered.as_deref()) else { return };
     let attested = registration.attests_end_of(&admission.value, *session);
     if attested && !registration.released && may_inherit(worker) {
@@ -71,7 +71,32 @@ fn readmit<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker) {
         // It left again before it was ever admitted; its key goes with its lease, and then it is lost.
         None if registration.released => {}
         None if !may_inherit(worker) => part(turn, id, worker),
+        None if fenced(turn, id, worker).next().is_some() => end_fenced(turn, id, worker),
         None => admit(turn, id, worker, AdmitReason::Waited),
+    }
+}
+
+/// What is assigned to this worker and held by a fence alone.
+fn fenced<'a>(turn: &Turn<'a>, id: &'a WorkerId, worker: &'a Worker) -> impl Iterator<Item = (&'a ResourceName, &'a Holder)> + use<'a> {
+    let cluster = turn.cluster;
+    worker.names.iter().filter_map(move |name| {
+        let holder = cluster.unit(name.as_str())?.holders.iter().find(|holder| holder.worker == *id)?;
+        (holder.held.holds == Holds::Fenced).then_some((name, holder))
+    })
+}
+
+/// Of what the session before ran, only the fence ends this, and it lets the same epoch in again: the next session gets others. The brake, which keeps
+/// things where they were, does not keep these from that.
+fn end_fenced<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
+    let found: Vec<_> = fenced(turn, id, worker).collect();
+    for (name, holder) in found {
+        if turn.is_full() {
+            return turn.undone(Subject::Worker(id.clone()), Pending::Budget);
+        }
+        if turn.seen.insert(name.clone()) {
+            let (resource, worker, epoch) = (name.clone(), id.clone(), holder.held.epoch);
+            turn.plan.actions.push(Action::End { resource, worker, epoch, reason: EndReason::Fenced });
+        }
     }
 }
 
@@ -133,7 +158,8 @@ fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: 
                 turn.undone(Subject::Resource(name.clone()), Pending::Loose(id.clone()));
             }
         } else if unit.holders.len() == 1 {
-            attend::ended(turn, name, unit, holder, reason);
+            let is_fenced = reason == EndReason::Waited && holder.held.holds == Holds::Fenced && !holder.is_stopped();
+            attend::ended(turn, name, unit, holder, if is_fenced { EndReason::Fenced } else { reason });
         }
     }
     if open > TOLD {

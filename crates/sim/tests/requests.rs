@@ -10,7 +10,7 @@ use evenkeel_master::{
 };
 use evenkeel_model::{
     Assignment, Definition, Draft, DriverTraits, EntryKind, Hash, HistoryEntry, Holds, IntentKind, MasterId, MasterRecord, Observed, Phase,
-    Record, Registration, ResourceName, Status, StopReason, WorkerId,
+    Record, Registration, ResourceName, Revision, Status, StopReason, WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
@@ -293,6 +293,7 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
             epoch,
             since: 0,
             hash: Hash::default(),
+            answers: Revision::default(),
             restart_for: Hash::default(),
             overran: false,
             restarts: 0,

@@ -69,6 +69,8 @@ fn start_log(level: &str) -> std::io::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(move || writer.clone());
     // Who has a log already keeps it.
     let _ = log.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init();
+    // A piece that panics is not to wait for whoever reads stderr: the log waits for nobody.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok(())
 }
 

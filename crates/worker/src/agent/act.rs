@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use evenkeel_model::{self as model, Assignment, Epoch, Hash, Observed, ResourceName, Spec, Status, fit};
+use evenkeel_model::{self as model, Assignment, Epoch, Observed, ResourceName, Revision, Spec, Status, fit};
 
 use super::{
     follow::Follower,
@@ -15,7 +15,7 @@ use crate::{
     driver::{Driver, Observer, StopOrder, Work},
     protocol::{
         authority::BootTime,
-        desired::DesiredAssignment,
+        desired::{Content, DesiredAssignment},
         reconcile::{Action, AdmissionState, Change, Facts, Run, RunState, StopWhy, decide},
     },
 };
@@ -143,10 +143,7 @@ impl Serving<'_> {
                 let status = match self.state.reporter.last(name).filter(has_ended).cloned() {
                     // It ended by itself before it was told to: whoever ends its assignment is to know.
                     Some(end) => Status { phase: Observed::Stopped, finished: true, ..end },
-                    None => {
-                        let ran = self.state.desired.ran(name).filter(|ran| ran.epoch == epoch);
-                        self.status(epoch, ran.map(|ran| ran.hash).unwrap_or_default(), Observed::Stopped, String::new())
-                    }
+                    None => self.status(epoch, self.last_run(name), Observed::Stopped, String::new()),
                 };
                 self.state.reporter.set(name, status);
             }
@@ -168,11 +165,11 @@ impl Serving<'_> {
         let kind = assigned.assignment.as_ref().map(|assignment| self.agent.catalog.resolve(name, assignment).0);
         if let Ok(Some(why)) = kind.map(|kind| self.unanswered.get(&kind)) {
             let why = format!("its driver has not said what of an earlier session still lives: {why}");
-            let status = self.status(epoch, assigned.hash(), Observed::Starting, why);
+            let status = self.status(epoch, self.last_run(name), Observed::Starting, why);
             return self.state.reporter.set(name, status);
         }
         // From here on the epoch stands for this content, whether it can be started or not.
-        self.state.desired.runs(name, epoch, assigned.hash());
+        self.state.desired.runs(name, epoch, Some(assigned.content()));
         let resolved = match &assigned.assignment {
             Ok(assignment) => {
                 if let Err(why) = self.may_run(name, assignment) {
@@ -187,10 +184,10 @@ impl Serving<'_> {
             Ok(resolved) => resolved,
             Err(message) => return self.fail(name, epoch, assigned, message),
         };
-        let hash = assigned.hash();
-        let run = Run { epoch, state: RunState::Live, grace, hash, change: Change::Settled };
-        let row =
-            Row { work: model::Work::of(&kind, &spec), ..Row::new(run, kind, self.status(epoch, hash, Observed::Starting, String::new())) };
+        let content = assigned.content();
+        let run = Run { epoch, state: RunState::Live, grace, content, change: Change::Settled };
+        let status = self.status(epoch, content, Observed::Starting, String::new());
+        let row = Row { work: model::Work::of(&kind, &spec), ..Row::new(run, kind, status) };
         self.state.table.insert(name.clone(), row);
         // The guard knows of the end before there is anything to end.
         if !self.authority.reaches(now, grace) || !self.arm_guard() {
@@ -253,7 +250,7 @@ impl Serving<'_> {
         let may_start = match row.held_back {
             None => false,
             Some(HeldBack::Infeasible) => self.may_run(name, assignment).is_ok(),
-            Some(HeldBack::Changed) => assignment.hash == row.run.hash,
+            Some(HeldBack::Changed) => self.last_run(name).hash == assignment.hash,
         };
         if may_start {
             self.state.table.remove(name);
@@ -263,10 +260,9 @@ impl Serving<'_> {
     /// It cannot be started here, whatever is tried: that is its status until its assignment changes. Another worker may have what this one lacks.
     fn fail(&mut self, name: &ResourceName, epoch: Epoch, assigned: &DesiredAssignment, message: String) {
         tracing::warn!(resource = %name, %epoch, message, "cannot be started");
-        let hash = assigned.hash();
-        let status = Status { failures: 1, ..self.status(epoch, hash, Observed::Failed, message) };
-        let kind = assigned.assignment.as_ref().map(|a| a.kind.clone()).unwrap_or_default();
-        self.put(name, Row::resting(hash, kind, status));
+        let content = assigned.content();
+        let status = Status { failures: 1, ..self.status(epoch, content, Observed::Failed, message) };
+        self.put(name, Row::resting(content, assigned.kind(), status));
     }
 
     /// Shows and reports a row of which nothing runs.
@@ -279,10 +275,16 @@ impl Serving<'_> {
     /// An earlier session has run it to its end: its status stands, and says that it has finished, which earlier versions did not.
     fn rest(&mut self, name: &ResourceName, epoch: Epoch) {
         let stands = self.state.reporter.last(name).filter(|status| status.epoch == epoch).cloned();
-        let (hash, kind) = self.state.desired.assignment(name).map(|assigned| (assigned.hash(), assigned.kind())).unwrap_or_default();
-        let ran = self.state.desired.ran(name).filter(|ran| ran.epoch == epoch).map_or(hash, |ran| ran.hash);
-        let status = stands.unwrap_or_else(|| self.status(epoch, ran, Observed::Exited, String::new()));
-        self.put(name, Row::resting(ran, kind, Status { finished: true, ..status }));
+        let kind = self.state.desired.assignment(name).map(DesiredAssignment::kind).unwrap_or_default();
+        let content = self.last_run(name);
+        let status = stands.unwrap_or_else(|| self.status(epoch, content, Observed::Exited, String::new()));
+        self.put(name, Row::resting(content, kind, Status { finished: true, ..status }));
+    }
+
+    /// What the epoch of its assignment last ran; empty: that is not known for certain.
+    pub(super) fn last_run(&self, name: &ResourceName) -> Content {
+        let assigned = self.state.desired.assignment(name);
+        assigned.and_then(|assigned| assigned.last_run(self.state.desired.ran(name))).unwrap_or_default()
     }
 
     pub(super) fn stop(&mut self, name: &ResourceName, epoch: Epoch, why: StopWhy) {
@@ -309,7 +311,13 @@ impl Serving<'_> {
         self.dirty.insert(name.clone());
     }
 
-    pub(super) fn status(&self, epoch: Epoch, hash: Hash, phase: Observed, message: String) -> Status {
-        Status { hash, message, ..Status::new(phase, epoch, self.agent.clock.unix_ns()) }
+    pub(super) fn status(&self, epoch: Epoch, content: Content, phase: Observed, message: String) -> Status {
+        let Content { hash, answers } = content;
+        Status { hash, answers: answers_of(epoch, answers), message, ..Status::new(phase, epoch, self.agent.clock.unix_ns()) }
     }
+}
+
+/// The revision that a status answers, as it is written: that which created the assignment is not said.
+pub(super) fn answers_of(epoch: Epoch, answers: Revision) -> Revision {
+    if answers.0 == epoch.0 { Revision::default() } else { answers }
 }

@@ -105,7 +105,7 @@ impl Board {
             self.rows().remove(name);
             return;
         };
-        let shown = Shown { kind: row.kind.clone(), hash: row.run.hash, pid: row.pid, root: row.root, status: row.status.clone() };
+        let shown = Shown { kind: row.kind.clone(), hash: row.run.content.hash, pid: row.pid, root: row.root, status: row.status.clone() };
         let mut rows = self.rows();
         if let Some(before) = rows.get(name).filter(|before| before.status.epoch == shown.status.epoch) {
             let more = shown.status.restarts.saturating_sub(before.status.restarts);

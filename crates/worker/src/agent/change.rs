@@ -31,10 +31,10 @@ impl Serving<'_> {
         let Some(row) = self.state.table.get(name) else { return };
         let (kind, spec) = self.agent.catalog.resolve(name, assignment);
         let work = model::Work::of(&kind, &spec);
-        let hash = assignment.hash;
-        let is_respelled = work == row.work && kind == row.kind && row.offered.is_none();
-        if is_respelled {
-            return self.taken(name, epoch, Offered { hash, work, grace: row.run.grace, until: now });
+        let (content, hash) = (assigned.content(), assignment.hash);
+        let is_same = hash == row.run.content.hash || work == row.work && kind == row.kind;
+        if is_same && row.offered.is_none() {
+            return self.taken(name, epoch, Offered { content, work, grace: row.run.grace, until: now });
         }
         let (driver, grace) = match self.prepare(&kind, &spec) {
             Ok(prepared) => prepared,
@@ -43,7 +43,8 @@ impl Serving<'_> {
         if row.run.state != RunState::Live || kind != row.kind || !row.work.is_in_place(work, driver.traits()) {
             return self.restart(name, hash, true, "it cannot be taken while it runs");
         }
-        self.state.table.offer(name, Offered { hash, work, grace, until: now + ANSWER });
+        self.state.table.offer(name, Offered { content, work, grace, until: now + ANSWER });
+        self.state.desired.runs(name, epoch, None);
         if let Some(handle) = self.state.table.get(name).and_then(|row| row.handle.as_ref()) {
             handle.update(driver::Change { hash, spec });
         }
@@ -59,12 +60,14 @@ impl Serving<'_> {
     /// A driver cannot take a change.
     pub(super) fn needs_restart(&mut self, name: &ResourceName, epoch: Epoch, hash: Hash, why: &str) {
         if self.offered(name, epoch, hash).is_some() {
+            let runs = self.state.table.run(name).map(|run| run.content);
+            self.state.desired.runs(name, epoch, runs);
             self.restart(name, hash, true, why);
         }
     }
 
     fn offered(&self, name: &ResourceName, epoch: Epoch, hash: Hash) -> Option<Offered> {
-        self.state.table.get(name).filter(|row| row.run.epoch == epoch)?.offered.filter(|offered| offered.hash == hash)
+        self.state.table.get(name).filter(|row| row.run.epoch == epoch)?.offered.filter(|offered| offered.content.hash == hash)
     }
 
     /// Answers that did not come in time: the driver is asked nothing more, and the leader is.
@@ -72,13 +75,13 @@ impl Serving<'_> {
         for name in self.state.table.overdue(now) {
             let Some(offered) = self.state.table.get(&name).and_then(|row| row.offered) else { continue };
             let why = format!("its driver has not answered the change for {} s", ANSWER.as_secs());
-            self.restart(&name, offered.hash, false, &why);
+            self.restart(&name, offered.content.hash, false, &why);
         }
     }
 
     fn taken(&mut self, name: &ResourceName, epoch: Epoch, now: Offered) {
-        tracing::info!(resource = %name, %epoch, hash = %now.hash, "changed in place");
-        self.state.desired.runs(name, epoch, now.hash);
+        tracing::info!(resource = %name, %epoch, hash = %now.content.hash, "goes by what its assignment says now");
+        self.state.desired.runs(name, epoch, Some(now.content));
         self.state.table.changed(name, now);
         self.report_row(name);
     }
@@ -106,11 +109,12 @@ impl Serving<'_> {
         let Some(assigned) = self.state.desired.assignment(name) else { return };
         let (hash, kind) = (assigned.hash(), assigned.kind());
         tracing::info!(resource = %name, %epoch, %hash, "its assignment was changed while it did not run: it waits for another epoch");
-        let ran = self.state.desired.ran(name).filter(|ran| ran.epoch == epoch).map(|ran| ran.hash).unwrap_or_default();
+        // Where that is not known for certain the status says so: it would be believed.
+        let content = self.last_run(name);
         let why = "it was changed while it did not run, and waits to be started with another epoch";
-        let mut status = self.status(epoch, ran, Observed::Starting, why.to_owned());
+        let mut status = self.status(epoch, content, Observed::Starting, why.to_owned());
         status.restart_for = hash;
-        let mut row = Row { held_back: Some(HeldBack::Changed), ..Row::resting(ran, kind, status) };
+        let mut row = Row { held_back: Some(HeldBack::Changed), ..Row::resting(content, kind, status) };
         row.run.change = Change::NeedsRestart(hash);
         self.put(name, row);
     }

@@ -101,7 +101,7 @@ fn changed(keys: &Keys, change: &KeyChange) -> Option<(ResourceName, Option<Desi
 
 fn assigned(kv: &Kv) -> DesiredAssignment {
     let assignment = serde_json::from_slice(&kv.value).map(Arc::new).map_err(|error| error.to_string().into());
-    DesiredAssignment { epoch: Epoch(kv.created.0), assignment, is_rewritten: kv.modified != kv.created }
+    DesiredAssignment { epoch: Epoch(kv.created.0), assignment, modified: kv.modified }
 }
 
 fn statuses(keys: &Keys, kvs: &[Kv]) -> Statuses {

@@ -9,10 +9,12 @@ use std::{
 
 use evenkeel_model::{Epoch, Hash, Observed, ResourceName, Status, Work};
 
+use super::act::answers_of;
 use crate::{
     driver::{Handle, Lives, Observation, StopOrder},
     protocol::{
         authority::BootTime,
+        desired::Content,
         reconcile::{Change, Run, RunState},
     },
 };
@@ -48,7 +50,7 @@ pub(crate) enum HeldBack {
 /// A change that a driver was given.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offered {
-    pub(crate) hash: Hash,
+    pub(crate) content: Content,
     pub(crate) work: Work,
     /// What the work will need to stop.
     pub(crate) grace: Duration,
@@ -111,7 +113,7 @@ impl Table {
     /// Its driver is given a change.
     pub(crate) fn offer(&mut self, name: &ResourceName, offered: Offered) {
         // Until the driver answers either content may be what runs: the longer grace counts.
-        self.change_run(name, |run| (run.change, run.grace) = (Change::Offered(offered.hash), run.grace.max(offered.grace)));
+        self.change_run(name, |run| (run.change, run.grace) = (Change::Offered(offered.content.hash), run.grace.max(offered.grace)));
         if let Some(row) = self.rows.get_mut(name) {
             row.offered = Some(offered);
             self.answers.insert(name.clone(), offered.until);
@@ -130,12 +132,13 @@ impl Table {
 
     /// It runs this from now on.
     pub(crate) fn changed(&mut self, name: &ResourceName, now: Offered) {
-        let Offered { hash, work, grace, .. } = now;
+        let Offered { content, work, grace, .. } = now;
         self.answers.remove(name);
-        self.change_run(name, |run| (run.hash, run.change, run.grace) = (hash, Change::Settled, grace));
+        self.change_run(name, |run| (run.content, run.change, run.grace) = (content, Change::Settled, grace));
         if let Some(row) = self.rows.get_mut(name) {
             (row.work, row.offered) = (work, None);
-            (row.status.hash, row.status.restart_for) = (hash, Hash::default());
+            (row.status.hash, row.status.restart_for) = (content.hash, Hash::default());
+            row.status.answers = answers_of(row.status.epoch, content.answers);
         }
     }
 
@@ -259,8 +262,8 @@ impl Row {
     }
 
     /// What of an epoch is shown and reported while nothing of it runs.
-    pub(crate) fn resting(hash: Hash, kind: String, status: Status) -> Self {
-        let run = Run { epoch: status.epoch, state: RunState::Resting, grace: Duration::ZERO, hash, change: Change::Settled };
+    pub(crate) fn resting(content: Content, kind: String, status: Status) -> Self {
+        let run = Run { epoch: status.epoch, state: RunState::Resting, grace: Duration::ZERO, content, change: Change::Settled };
         Self::new(run, kind, status)
     }
 
@@ -290,7 +293,7 @@ mod tests {
         let epoch = Epoch(epoch);
         let status = Status::new(Observed::Starting, epoch, 1);
         let grace = Duration::from_millis(grace_ms);
-        let run = Run { epoch, state: RunState::Live, grace, hash: Hash::default(), change: Change::Settled };
+        let run = Run { epoch, state: RunState::Live, grace, content: Content::default(), change: Change::Settled };
         Row::new(run, String::new(), status)
     }
 

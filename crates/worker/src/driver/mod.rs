@@ -374,6 +374,16 @@ mod tests {
         assert!(received.try_recv().is_err());
     }
 
+    struct Nothing;
+
+    impl in_process::Kind for Nothing {
+        type Spec = serde_json::Value;
+
+        async fn run(&self, _: in_process::Piece<serde_json::Value>) -> Result<(), in_process::Failure> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn drivers_are_limited_by_name() {
         let all = || Registry::default().with(Arc::new(Noop)).expect("one");
@@ -382,5 +392,9 @@ mod tests {
         assert_eq!(error.to_string(), "--drivers: there is no driver \"docker\"; known are noop");
         let error = all().with(Arc::new(Noop)).expect_err("twice");
         assert_eq!(error.to_string(), "there are two drivers of kind \"noop\"; give one of them another kind, or leave it out");
+        let named = |kind: &str| Registry::default().with(Arc::new(in_process::InProcess::new(kind, Nothing)));
+        let said = "\"a b\" cannot be a kind: it has ' ' at position 2";
+        assert!(named("a b").expect_err("no name").to_string().starts_with(said));
+        assert_eq!(named("mine").expect("a name").kinds(), ["mine"]);
     }
 }

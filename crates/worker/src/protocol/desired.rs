@@ -17,8 +17,8 @@ pub struct DesiredAssignment {
     pub epoch: Epoch,
     /// Its value, or why that cannot be read.
     pub assignment: Result<Arc<Assignment>, Arc<str>>,
-    /// It has been written since it was created: its spec may be another than its first one.
-    pub is_rewritten: bool,
+    /// The revision at which it was written.
+    pub modified: Revision,
 }
 
 impl DesiredAssignment {
@@ -28,6 +28,30 @@ impl DesiredAssignment {
         self.assignment.as_ref().map(|assignment| assignment.hash).unwrap_or_default()
     }
 
+    /// What it asks for.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        Content { hash: self.hash(), answers: self.modified }
+    }
+
+    /// What this epoch last ran, as far as that is known for certain. Of an assignment that was never rewritten it can only be what that says. Of one
+    /// that was, an earlier agent may have taken a content between two that it has reported: its word counts only if it answers the very assignment
+    /// that is there now.
+    #[must_use]
+    pub fn last_run(&self, ran: Option<Ran>) -> Option<Content> {
+        if !self.is_rewritten() {
+            return Some(self.content());
+        }
+        let ran = ran.filter(|ran| ran.epoch == self.epoch)?;
+        ran.content.filter(|content| ran.is_of_this_agent || content.answers == self.modified)
+    }
+
+    /// It has been written since it was created: its spec may be another than its first one.
+    #[must_use]
+    pub fn is_rewritten(&self) -> bool {
+        self.modified.0 != self.epoch.0
+    }
+
     /// The kind that it names; empty: none, or it cannot be read.
     #[must_use]
     pub fn kind(&self) -> String {
@@ -35,13 +59,22 @@ impl DesiredAssignment {
     }
 }
 
+/// What is run, by whose word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Names it.
+    pub hash: Hash,
+    /// The revision at which the assignment was written that this answers.
+    pub answers: Revision,
+}
+
 /// What was run under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ran {
     /// With which epoch.
     pub epoch: Epoch,
-    /// Names the content.
-    pub hash: Hash,
+    /// What; none: it may be this or that, since the driver has not answered a change.
+    pub content: Option<Content>,
     /// This agent has run it, and so knows its end.
     pub is_of_this_agent: bool,
 }
@@ -119,7 +152,9 @@ impl Desired {
             }
             // An earlier version does not say what it ran.
             if status.hash != Hash::default() && self.ran.get(name).is_none_or(|ran| ran.epoch < status.epoch) {
-                self.ran.insert(name.clone(), Ran { epoch: status.epoch, hash: status.hash, is_of_this_agent: false });
+                let answers = if status.answers == Revision::default() { Revision(status.epoch.0) } else { status.answers };
+                let content = Some(Content { hash: status.hash, answers });
+                self.ran.insert(name.clone(), Ran { epoch: status.epoch, content, is_of_this_agent: false });
             }
         }
         self.past.retain(|name, past| assigned.get(name).is_some_and(|t| t.epoch <= past.epoch()));
@@ -180,9 +215,9 @@ impl Desired {
         }
     }
 
-    /// This epoch runs this content from now on.
-    pub fn runs(&mut self, name: &ResourceName, epoch: Epoch, hash: Hash) {
-        self.ran.insert(name.clone(), Ran { epoch, hash, is_of_this_agent: true });
+    /// This epoch runs this from now on; none: nobody knows what, until the driver answers.
+    pub fn runs(&mut self, name: &ResourceName, epoch: Epoch, content: Option<Content>) {
+        self.ran.insert(name.clone(), Ran { epoch, content, is_of_this_agent: true });
     }
 
     /// What was last run under a name, as far as is known.
@@ -227,7 +262,7 @@ mod tests {
             holds: evenkeel_model::Holds::Strict,
             phase: Phase::Run,
         };
-        DesiredAssignment { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)), is_rewritten: false }
+        DesiredAssignment { epoch: Epoch(epoch), assignment: Ok(Arc::new(assignment)), modified: Revision(epoch) }
     }
 
     fn status(epoch: i64, phase: Observed) -> Status {
@@ -288,21 +323,24 @@ mod tests {
 
     #[test]
     fn what_was_run_is_known_from_this_agent_or_from_its_status_and_forgotten_with_its_assignment() {
-        let ran = |desired: &Desired, text: &str| desired.ran(&name(text)).map(|ran| (ran.epoch.0, ran.hash, ran.is_of_this_agent));
+        let ran = |desired: &Desired, text: &str| {
+            let ran = desired.ran(&name(text))?;
+            ran.content.map(|content| (content.answers.0, content.hash, ran.is_of_this_agent))
+        };
         let (old, new) = (Hash::of("old", &Spec::default()), Hash::of("new", &Spec::default()));
         let mut desired = admitted();
-        desired.runs(&name("own"), Epoch(3), new);
+        desired.runs(&name("own"), Epoch(3), Some(Content { hash: new, answers: Revision(3) }));
         let with = |epoch, hash| Status { hash, ..status(epoch, Observed::Running) };
         let statuses = BTreeMap::from([
             (name("own"), with(3, old)),
-            (name("other"), with(4, old)),
+            (name("other"), Status { answers: Revision(8), ..with(4, old) }),
             // An earlier version does not say what it runs.
             (name("silent"), status(5, Observed::Running)),
         ]);
         let all = || ["own", "other", "silent"].into_iter().zip(3..).map(|(text, epoch)| (name(text), assigned(epoch))).collect();
         assert!(desired.list(Revision(9), all(), &statuses));
         assert_eq!(ran(&desired, "own"), Some((3, new, true)), "it knows better than what it once wrote");
-        assert_eq!((ran(&desired, "other"), ran(&desired, "silent")), (Some((4, old, false)), None));
+        assert_eq!((ran(&desired, "other"), ran(&desired, "silent")), (Some((8, old, false)), None));
         desired.delete(&name("own"));
         assert!(desired.list(Revision(10), BTreeMap::from([(name("other"), assigned(9))]), &BTreeMap::new()));
         assert_eq!((ran(&desired, "own"), ran(&desired, "other")), (None, None), "of another epoch it says nothing");

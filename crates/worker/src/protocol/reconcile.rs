@@ -9,7 +9,7 @@ use evenkeel_model::{Assignment, Epoch, Hash, Phase, StopReason};
 
 use crate::{
     protocol::authority::{Authority, BootTime},
-    protocol::desired::{DesiredAssignment, Past, Ran},
+    protocol::desired::{Content, DesiredAssignment, Past, Ran},
 };
 
 /// What runs under one name.
@@ -21,8 +21,8 @@ pub struct Run {
     pub state: RunState,
     /// What it needs to stop.
     pub grace: Duration,
-    /// Names the content that it runs.
-    pub hash: Hash,
+    /// What it runs.
+    pub content: Content,
     /// What has become of the last change of its assignment.
     pub change: Change,
 }
@@ -184,11 +184,10 @@ fn whether_to_start(facts: &Facts<'_>, now: BootTime) -> Option<Action> {
     facts.authority.reaches(now, facts.grace).then_some(Action::Start(assigned.epoch))
 }
 
-/// An epoch stands for what it runs, also to others who have seen it: it is never started again with anything else. An assignment that was never
-/// rewritten says what it always said.
+/// An epoch stands for what it runs, also to others who have seen it: it is never started again with anything else.
 fn keeps_its_spec(assigned: &DesiredAssignment, ran: Option<Ran>) -> bool {
     let Ok(assignment) = &assigned.assignment else { return true };
-    !assigned.is_rewritten || ran.is_some_and(|ran| ran.epoch == assigned.epoch && ran.hash == assignment.hash)
+    assigned.last_run(ran).is_some_and(|content| content.hash == assignment.hash)
 }
 
 fn whether_to_change(facts: &Facts<'_>, run: Run) -> Option<Action> {
@@ -198,7 +197,7 @@ fn whether_to_change(facts: &Facts<'_>, run: Run) -> Option<Action> {
         return None;
     }
     match run.change {
-        Change::Settled if assignment.hash == run.hash => None,
+        Change::Settled if assigned.content() == run.content => None,
         // One after the other: what the driver answers next is of this one.
         Change::Offered(_) => None,
         Change::NeedsRestart(hash) if hash == assignment.hash => None,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use evenkeel_model::{Assignment, Hash, Holds, Spec};
+use evenkeel_model::{Assignment, Hash, Holds, Revision, Spec};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +21,7 @@ fn assigned(epoch: i64, phase: Phase) -> DesiredAssignment {
             holds: Holds::Strict,
             phase,
         })),
-        is_rewritten: false,
+        modified: Revision(epoch),
     }
 }
 
@@ -30,7 +30,13 @@ fn stop() -> Phase {
 }
 
 fn run(epoch: i64, state: RunState) -> Option<Run> {
-    Some(Run { epoch: Epoch(epoch), state, grace: GRACE, hash: Hash::default(), change: Change::Settled })
+    Some(Run {
+        epoch: Epoch(epoch),
+        state,
+        grace: GRACE,
+        content: Content { hash: Hash::default(), answers: Revision(epoch) },
+        change: Change::Settled,
+    })
 }
 
 fn millis(n: u64) -> BootTime {
@@ -155,7 +161,7 @@ fn an_end_is_reported_once_and_only_when_nothing_runs() {
 
 #[test]
 fn an_assignment_that_cannot_be_read_is_handed_to_the_driver_as_it_is() {
-    let broken = DesiredAssignment { epoch: Epoch(3), assignment: Err("no JSON".into()), is_rewritten: true };
+    let broken = DesiredAssignment { epoch: Epoch(3), assignment: Err("no JSON".into()), modified: Revision(9) };
     check(vec![
         Case { name: "start", assignment: Some(broken.clone()), expected: Some(Action::Start(Epoch(3))), ..BASE },
         Case { name: "keep", assignment: Some(broken), run: run(3, RunState::Live), ..BASE },
@@ -167,28 +173,43 @@ fn content(n: usize) -> Hash {
     Hash::of("content", &Spec::stored(serde_json::json!({"n": n})).expect("an object"))
 }
 
-/// An assignment of this content; one that was rewritten has had another.
-fn with_content(epoch: i64, n: usize, is_rewritten: bool) -> DesiredAssignment {
+/// An assignment of this content, written at this revision; one that was written after its epoch may have had another.
+fn with_content(epoch: i64, n: usize, modified: i64) -> DesiredAssignment {
     let DesiredAssignment { epoch, assignment, .. } = assigned(epoch, Phase::Run);
     let assignment = Assignment { hash: content(n), ..Arc::unwrap_or_clone(assignment.expect("readable")) };
-    DesiredAssignment { epoch, assignment: Ok(Arc::new(assignment)), is_rewritten }
+    DesiredAssignment { epoch, assignment: Ok(Arc::new(assignment)), modified: Revision(modified) }
 }
 
-fn ran(epoch: i64, n: usize, is_of_this_agent: bool) -> Option<Ran> {
-    Some(Ran { epoch: Epoch(epoch), hash: content(n), is_of_this_agent })
+/// What an earlier agent has reported of its run.
+fn reported(epoch: i64, n: usize, answers: i64) -> Option<Ran> {
+    let content = Some(Content { hash: content(n), answers: Revision(answers) });
+    Some(Ran { epoch: Epoch(epoch), content, is_of_this_agent: false })
+}
+
+/// What this agent knows of its own run.
+fn ran(epoch: i64, n: usize, answers: i64) -> Option<Ran> {
+    reported(epoch, n, answers).map(|ran| Ran { is_of_this_agent: true, ..ran })
 }
 
 #[test]
 fn an_epoch_is_started_only_with_what_it_ran_before() {
     let ask = Some(Action::AskRestart(Epoch(3)));
     let start = Some(Action::Start(Epoch(3)));
-    let rewritten = || Case { assignment: Some(with_content(3, 1, true)), ..BASE };
+    let rewritten = || Case { assignment: Some(with_content(3, 1, 9)), ..BASE };
     check(vec![
-        Case { name: "never rewritten", assignment: Some(with_content(3, 1, false)), expected: start, ..BASE },
+        Case { name: "never rewritten", assignment: Some(with_content(3, 1, 3)), expected: start, ..BASE },
         Case { name: "nothing is known of it", expected: ask, ..rewritten() },
-        Case { name: "it ran something else", ran: ran(3, 0, true), expected: ask, ..rewritten() },
-        Case { name: "another epoch ran this", ran: ran(2, 1, true), expected: ask, ..rewritten() },
-        Case { name: "it ran this", ran: ran(3, 1, false), expected: start, ..rewritten() },
+        Case { name: "it ran something else", ran: ran(3, 0, 9), expected: ask, ..rewritten() },
+        Case { name: "another epoch ran this", ran: ran(2, 1, 9), expected: ask, ..rewritten() },
+        Case { name: "it ran this", ran: ran(3, 1, 3), expected: start, ..rewritten() },
+        Case {
+            name: "its driver has not answered",
+            ran: ran(3, 1, 3).map(|ran| Ran { content: None, ..ran }),
+            expected: ask,
+            ..rewritten()
+        },
+        Case { name: "an earlier agent ran this, as it was last told", ran: reported(3, 1, 9), expected: start, ..rewritten() },
+        Case { name: "and may have run something else in between", ran: reported(3, 1, 3), expected: ask, ..rewritten() },
         Case { name: "it has finished", past: Some(Past::Exited(Epoch(3))), expected: Some(Action::Rest(Epoch(3))), ..rewritten() },
         Case { name: "without authority nothing is started, and it is asked", now: 3750, expected: ask, ..rewritten() },
         Case { name: "without a view", admission: AdmissionState::Stale, ..rewritten() },
@@ -198,12 +219,16 @@ fn an_epoch_is_started_only_with_what_it_ran_before() {
 #[test]
 fn a_change_is_looked_at_once_and_one_after_the_other() {
     let changed = Some(Action::Change(Epoch(3)));
-    let runs = |change| Some(Run { hash: content(0), change, ..run(3, RunState::Live).expect("a run") });
-    let live = || Case { assignment: Some(with_content(3, 1, true)), run: runs(Change::Settled), ..BASE };
-    let back = || Case { assignment: Some(with_content(3, 0, true)), ..live() };
+    let runs = |change| {
+        let content = Content { hash: content(0), answers: Revision(9) };
+        Some(Run { content, change, ..run(3, RunState::Live).expect("a run") })
+    };
+    let live = || Case { assignment: Some(with_content(3, 1, 9)), run: runs(Change::Settled), ..BASE };
+    let back = || Case { assignment: Some(with_content(3, 0, 9)), ..live() };
     check(vec![
         Case { name: "another content", expected: changed, ..live() },
         Case { name: "the same", ..back() },
+        Case { name: "the same, written anew", assignment: Some(with_content(3, 0, 10)), expected: changed, ..live() },
         Case { name: "the driver has not answered", run: runs(Change::Offered(content(1))), ..live() },
         Case { name: "nor to another one", run: runs(Change::Offered(content(2))), ..live() },
         Case { name: "it needs a restart", run: runs(Change::NeedsRestart(content(1))), ..live() },
@@ -224,7 +249,7 @@ fn a_change_is_looked_at_once_and_one_after_the_other() {
         Case { name: "authority comes first", now: 3750, expected: Some(Action::Stop(Epoch(3), StopWhy::Authority)), ..live() },
         Case {
             name: "of another epoch it is no change",
-            assignment: Some(with_content(4, 1, false)),
+            assignment: Some(with_content(4, 1, 4)),
             expected: Some(Action::Stop(Epoch(3), StopWhy::Replaced)),
             ..live()
         },
@@ -234,13 +259,13 @@ fn a_change_is_looked_at_once_and_one_after_the_other() {
 #[test]
 fn an_end_that_a_driver_may_contradict_is_not_reported() {
     let end = || Case { assignment: Some(assigned(3, stop())), all_answered: false, ..BASE };
-    let reported = Some(Action::ReportStopped(Epoch(3)));
+    let is_reported = Some(Action::ReportStopped(Epoch(3)));
     check(vec![
         Case { name: "a driver has not answered", ..end() },
-        Case { name: "an earlier agent ran it", ran: ran(3, 0, false), ..end() },
-        Case { name: "this agent ran it, and saw its end", ran: ran(3, 0, true), expected: reported, ..end() },
-        Case { name: "this agent ran another epoch", ran: ran(2, 0, true), ..end() },
-        Case { name: "all have answered", all_answered: true, expected: reported, ..end() },
+        Case { name: "an earlier agent ran it", ran: reported(3, 0, 3), ..end() },
+        Case { name: "this agent ran it, and saw its end", ran: ran(3, 0, 3), expected: is_reported, ..end() },
+        Case { name: "this agent ran another epoch", ran: ran(2, 0, 2), ..end() },
+        Case { name: "all have answered", all_answered: true, expected: is_reported, ..end() },
     ]);
 }
 
@@ -259,8 +284,12 @@ enum Event {
     Rewrite(usize, usize),
     /// A driver answers a change.
     Answer(usize, bool),
-    /// The agent dies with all that runs; the next one knows what was written of it, or not.
-    NextAgent(bool),
+    /// The driver takes a change, and nobody hears of it yet.
+    Take(usize),
+    /// What runs is reported.
+    Report(usize),
+    /// The agent dies with all that runs; the next one knows what was reported.
+    NextAgent,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -275,7 +304,9 @@ fn event() -> impl Strategy<Value = Event> {
         (0..4u8).prop_map(Event::Admission),
         (0..3usize, 0..3usize).prop_map(|(name, content)| Event::Rewrite(name, content)),
         (0..3usize, any::<bool>()).prop_map(|(name, taken)| Event::Answer(name, taken)),
-        any::<bool>().prop_map(Event::NextAgent),
+        (0..3usize).prop_map(Event::Take),
+        (0..3usize).prop_map(Event::Report),
+        Just(Event::NextAgent),
     ]
 }
 
@@ -291,6 +322,11 @@ struct World {
     ran: BTreeMap<usize, Ran>,
     /// What each epoch last ran.
     truth: BTreeMap<Epoch, Hash>,
+    /// What drivers were offered.
+    offered: BTreeMap<usize, Content>,
+    /// What was reported.
+    statuses: BTreeMap<usize, Ran>,
+    revision: i64,
 }
 
 impl World {
@@ -305,41 +341,61 @@ impl World {
             past: BTreeMap::new(),
             ran: BTreeMap::new(),
             truth: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            revision: 1_000_000,
         }
     }
 
     /// This epoch runs this content from now on.
-    fn note_run(&mut self, name: usize, epoch: Epoch, hash: Hash) {
-        self.truth.insert(epoch, hash);
-        self.ran.insert(name, Ran { epoch, hash, is_of_this_agent: true });
+    fn note_run(&mut self, name: usize, epoch: Epoch, content: Content) {
+        self.truth.insert(epoch, content.hash);
+        self.ran.insert(name, Ran { epoch, content: Some(content), is_of_this_agent: true });
     }
 
     fn apply(&mut self, event: &Event) {
         match *event {
             Event::Assign(name) if !self.assigned.contains_key(&name) => {
                 self.next_epoch += 1;
-                self.assigned.insert(name, with_content(self.next_epoch, 0, false));
+                self.assigned.insert(name, with_content(self.next_epoch, 0, self.next_epoch));
             }
             Event::Rewrite(name, n) => {
                 if let Some(assigned) = self.assigned.get(&name).filter(|assigned| stop_reason(assigned).is_none()) {
-                    let rewritten = with_content(assigned.epoch.0, n, true);
+                    self.revision += 1;
+                    let rewritten = with_content(assigned.epoch.0, n, self.revision);
                     self.assigned.insert(name, rewritten);
                 }
             }
             Event::Answer(name, taken) => {
                 let Some(run) = self.runs.get_mut(&name) else { return };
                 let Change::Offered(hash) = run.change else { return };
-                run.change = if taken { Change::Settled } else { Change::NeedsRestart(hash) };
+                let offered = self.offered[&name];
                 if taken {
-                    run.hash = hash;
-                    let epoch = run.epoch;
-                    self.note_run(name, epoch, hash);
+                    (run.change, run.content) = (Change::Settled, offered);
+                } else {
+                    run.change = Change::NeedsRestart(hash);
+                }
+                let (epoch, content) = (run.epoch, run.content);
+                // A driver that has taken a change does not deny it.
+                if taken || self.truth.get(&epoch) == Some(&content.hash) {
+                    self.note_run(name, epoch, content);
                 }
             }
-            Event::NextAgent(knows) => {
+            Event::Take(name) => {
+                let is_offered = |run: &&Run| matches!(run.change, Change::Offered(_));
+                if let Some(run) = self.runs.get(&name).filter(is_offered) {
+                    self.truth.insert(run.epoch, self.offered[&name].hash);
+                }
+            }
+            Event::Report(name) => {
+                if let Some(run) = self.runs.get(&name) {
+                    let (epoch, content) = (run.epoch, Some(run.content));
+                    self.statuses.insert(name, Ran { epoch, content, is_of_this_agent: false });
+                }
+            }
+            Event::NextAgent => {
                 self.runs.clear();
-                self.ran.retain(|_, _| knows);
-                self.ran.values_mut().for_each(|ran| ran.is_of_this_agent = false);
+                self.ran = self.statuses.clone();
             }
             Event::TellStop(name) if self.assigned.contains_key(&name) => {
                 let epoch = self.assigned[&name].epoch.0;
@@ -390,25 +446,35 @@ impl World {
                     prop_assert!(self.past.get(&name).is_none_or(|past| past.epoch() < epoch), "an ended epoch is started again");
                     let hash = self.assigned[&name].hash();
                     prop_assert!(self.truth.get(&epoch).is_none_or(|before| *before == hash), "an epoch is started with another content");
-                    self.note_run(name, epoch, hash);
-                    self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE, hash, change: Change::Settled });
+                    let content = self.assigned[&name].content();
+                    self.note_run(name, epoch, content);
+                    self.runs.insert(name, Run { epoch, state: RunState::Live, grace: GRACE, content, change: Change::Settled });
                 }
                 Action::Rest(epoch) => {
                     prop_assert!(!self.runs.contains_key(&name));
-                    let hash = self.ran.get(&name).map(|ran| ran.hash).unwrap_or_default();
-                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, hash, change: Change::Settled });
+                    let content = self.assigned[&name].last_run(self.ran.get(&name).copied()).unwrap_or_default();
+                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, content, change: Change::Settled });
                 }
                 Action::Change(epoch) => {
                     let run = self.runs.get_mut(&name).expect("only what runs is changed");
                     prop_assert_eq!(run.epoch, epoch);
                     prop_assert_ne!(run.state, RunState::Stopping, "a stop is final");
-                    let hash = self.assigned[&name].hash();
-                    run.change = if run.state == RunState::Live { Change::Offered(hash) } else { Change::NeedsRestart(hash) };
+                    let content = self.assigned[&name].content();
+                    if content.hash == run.content.hash {
+                        (run.content, run.change) = (content, Change::Settled);
+                    } else if run.state == RunState::Live {
+                        run.change = Change::Offered(content.hash);
+                        self.offered.insert(name, content);
+                        self.ran.insert(name, Ran { epoch, content: None, is_of_this_agent: true });
+                    } else {
+                        run.change = Change::NeedsRestart(content.hash);
+                    }
                 }
                 Action::AskRestart(epoch) => {
                     prop_assert!(!self.runs.contains_key(&name));
-                    let (hash, change) = (Hash::default(), Change::NeedsRestart(self.assigned[&name].hash()));
-                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, hash, change });
+                    let content = self.assigned[&name].last_run(self.ran.get(&name).copied()).unwrap_or_default();
+                    let change = Change::NeedsRestart(self.assigned[&name].hash());
+                    self.runs.insert(name, Run { epoch, state: RunState::Resting, grace: GRACE, content, change });
                 }
                 Action::Stop(epoch, _) => {
                     let run = self.runs.get_mut(&name).expect("only what runs is stopped");

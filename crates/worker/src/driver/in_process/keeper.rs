@@ -263,6 +263,9 @@ impl<K: Kind> Keeper<K> {
             Err(error) => (error.id(), Err(error)),
         };
         if let Some(asked) = run.asked.take_if(|asked| asked.task == id) {
+            if run.abort_at.is_some() {
+                return;
+            }
             let answer = match said {
                 Ok(Said::Update(answer)) => answer,
                 Ok(Said::Run(_)) => return,

@@ -16,6 +16,7 @@ mod tests;
 use std::{fmt, sync::Arc, time::Duration};
 
 use evenkeel_model::{DriverTraits, Holds, Spec};
+use evenkeel_store::task::of_this_process;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle as Runtime;
 
@@ -128,7 +129,7 @@ impl<K: Kind> Driver for InProcess<K> {
         };
         let (run, orders) = Run::new();
         let keeper = Keeper::new(Arc::clone(&self.kind), spec, work, observer, orders, self.threads.clone());
-        tokio::spawn(keeper.keep());
+        tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(run))
     }
 

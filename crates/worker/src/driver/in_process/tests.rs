@@ -352,9 +352,10 @@ async fn a_change_is_taken_or_refused_while_the_piece_runs_on() {
     assert_eq!(run.next().await, (500, EventKind::Updated(second)));
     assert_eq!(testbed.lives(), 1, "the same piece, all the while");
     run.update(json!({"does": "wait", "even": 8}));
+    sleep(50 * MS).await;
     run.stop(StopOrder::default());
     run.update(json!({"does": "wait", "even": 10}));
-    assert_eq!(run.ended().await, 500, "a stop is final");
+    assert_eq!(run.ended().await, 550, "a stop is final, and nobody waits for an answer any more");
 }
 
 #[tokio::test(start_paused = true)]
