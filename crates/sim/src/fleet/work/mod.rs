@@ -21,7 +21,7 @@ pub(super) use erring::ErringDriver;
 pub(super) use kernel::{Kernel, SimCells, fails_on, refuses_on};
 pub(super) use outside::{Outside, OutsideDriver};
 
-/// The one place that says how much of how work is held the rest of the system knows. Off: all work is held strictly.
+/// The one switch of how work is held: off, all work is held strictly, for who looks for a fault in that alone.
 pub(super) const KNOWS_HOLDS: bool = true;
 
 /// The kind of work that an outside holds which refuses smaller epochs.
@@ -98,7 +98,7 @@ fn spec_of(name: &ResourceName, content: u64) -> Value {
     if kind_of(name) != process::KIND {
         return json!({ "content": content });
     }
-    let ends = content % ENDS == 0 && !is_shared(name);
+    let ends = content.is_multiple_of(ENDS) && !is_shared(name);
     json!({
         "command": ["work", (content / ALIKE).to_string()],
         "restart": if ends { "on-failure" } else { "always" },
@@ -123,10 +123,10 @@ pub(super) fn started_with(content: u64) -> u64 {
 
 /// A process that was started with this may be of a content that comes to its end.
 fn may_end(started_with: u64) -> bool {
-    (started_with * ALIKE..(started_with + 1) * ALIKE).any(|content| content % ENDS == 0)
+    (started_with * ALIKE..(started_with + 1) * ALIKE).any(|content| content.is_multiple_of(ENDS))
 }
 
 /// What a driver of work outside cannot change while it runs.
 fn needs_restart(content: u64) -> bool {
-    content % RESTARTS == 0
+    content.is_multiple_of(RESTARTS)
 }
