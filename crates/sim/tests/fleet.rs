@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use evenkeel_sim::fleet::{
-    Plan,
-    fault::{Fault, Planned, Size},
-    run,
+use evenkeel_sim::{
+    etcd::Direction,
+    fleet::{
+        Plan,
+        fault::{Fault, Host, Planned, Size},
+        ledger::Counts,
+        run,
+    },
 };
 
 /// Few, since each is a fleet for minutes: what was found by more of them has a test of its own.
@@ -13,11 +17,15 @@ const SEEDS: u64 = 25;
 
 #[test]
 fn no_seed_finds_anything() {
+    let mut counts = Counts::default();
     for seed in 0..SEEDS {
         let report = run(&Plan::of(seed));
         assert_eq!(report.violation, None, "to see it: cargo run -p evenkeel-sim --bin fleet -- --seed {seed}\n{}", tail(&report.trace));
         assert!(report.counts.starts > 0 && report.counts.acknowledged > 0, "seed {seed}: nothing happened");
+        counts = counts.and(report.counts);
     }
+    let never: Vec<&str> = counts.each().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect();
+    assert!(never.is_empty(), "this can go wrong in a fleet, and never did: {never:?}");
 }
 
 /// Three callers of one name at a time: whatever goes wrong, there is one order in which what each was told is true.
@@ -44,6 +52,28 @@ fn a_hiccup_of_etcd_stops_nothing() {
     }
 }
 
+/// Each of agent and guard ends work without the other: docs/guarantees.md.
+#[test]
+fn a_guard_that_is_stopped_leaves_the_end_of_work_to_its_agent() {
+    let second = Duration::from_secs(1);
+    let at = |number, at, fault| Planned { number, at, fault };
+    let mut counts = Counts::default();
+    for seed in 0..6 {
+        let size = Size { workers: 2, masters: 1, members: 1, resources: 8, shared: 0 };
+        let alone = |worker| {
+            vec![
+                at(2 * worker, 5 * second, Fault::StopGuard(worker, 25 * second)),
+                at(2 * worker + 1, 7 * second, Fault::Cut(Host::Worker(worker), Direction::Both, 20 * second)),
+            ]
+        };
+        let report = run(&Plan { seed, size, quiet: false, rounds: vec![alone(0), alone(1)] });
+        assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
+        counts = counts.and(report.counts);
+    }
+    assert_eq!(counts.guards_stopped, 12);
+    assert!(counts.taken_over > 0, "fenced work goes on elsewhere while its first owner is cut off");
+}
+
 /// Once a leader that had been stopped answered from memory what another leader had changed since.
 #[test]
 fn a_leader_that_was_stopped_answers_nothing_from_memory() {
@@ -64,8 +94,11 @@ fn a_leader_that_was_stopped_answers_nothing_from_memory() {
 /// while it had two assignments, and a new leader would have found both. This is the run that showed it, shrunk.
 #[test]
 fn nothing_is_assigned_anew_before_its_old_assignment_is_known_to_be_gone() {
-    let plan = Plan::of(211).with_only(&[6, 7, 8, 15, 17, 18].into());
-    let report = run(&plan);
+    let at = |number, ms, fault| Planned { number, at: Duration::from_millis(ms), fault };
+    let size = Size { workers: 2, masters: 3, members: 1, resources: 2, shared: 0 };
+    let masters = vec![at(6, 3_489, Fault::EndMaster(1)), at(7, 11_063, Fault::KillMaster(1)), at(8, 39_209, Fault::KillMaster(1))];
+    let agent = vec![at(15, 32_398, Fault::KillAgent(1)), at(17, 67_750, Fault::Revoke(Host::Master(0)))];
+    let report = run(&Plan { seed: 211, size, quiet: false, rounds: vec![vec![], masters, vec![], agent] });
     assert_eq!(report.violation, None, "{}", tail(&report.trace));
 }
 

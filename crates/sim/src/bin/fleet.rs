@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeSet,
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -57,58 +60,29 @@ impl Args {
 /// How much was simulated, by all threads together.
 #[derive(Default)]
 struct Totals {
-    runs: AtomicU64,
-    milliseconds: AtomicU64,
-    starts: AtomicU64,
-    faults: AtomicU64,
-    acknowledged: AtomicU64,
-    unknown: AtomicU64,
-    revisions: AtomicU64,
-    finished: AtomicU64,
-    failing: AtomicU64,
+    runs: u64,
+    lasted: Duration,
+    counts: Counts,
 }
 
 impl Totals {
-    fn add(&self, report: &Report) {
-        let Counts { starts, faults, acknowledged, unknown, revisions, finished, failing, .. } = report.counts;
-        let lasted = u64::try_from(report.lasted.as_millis()).unwrap_or(0);
-        for (total, one) in [
-            (&self.runs, 1),
-            (&self.milliseconds, lasted),
-            (&self.starts, starts),
-            (&self.faults, faults),
-            (&self.acknowledged, acknowledged),
-            (&self.unknown, unknown),
-            (&self.revisions, revisions),
-            (&self.finished, finished),
-            (&self.failing, failing),
-        ] {
-            total.fetch_add(one, Ordering::Relaxed);
-        }
+    fn add(&mut self, report: &Report) {
+        self.runs += 1;
+        self.lasted += report.lasted;
+        self.counts = self.counts.and(report.counts);
     }
 
     fn hours(&self) -> f64 {
-        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed)).as_secs_f64() / 3600.0
+        self.lasted.as_secs_f64() / 3600.0
     }
 
     fn show(&self, took: Duration) {
-        let of = |total: &AtomicU64| total.load(Ordering::Relaxed);
         let seconds = took.as_secs_f64().max(0.001);
-        println!(
-            "{} runs, {:.1} simulated cluster-hours, {} faults, {} starts of work, {} revisions of etcd, {} calls acknowledged, {} unknown, \
-             {} pieces of work finished, {} moved because they failed",
-            of(&self.runs),
-            self.hours(),
-            of(&self.faults),
-            of(&self.starts),
-            of(&self.revisions),
-            of(&self.acknowledged),
-            of(&self.unknown),
-            of(&self.finished),
-            of(&self.failing),
-        );
+        println!("{} runs, {:.1} simulated cluster-hours", self.runs, self.hours());
+        let counts: Vec<String> = self.counts.each().map(|(name, count)| format!("{count} {}", name.replace('_', " "))).collect();
+        println!("{}", counts.join(", "));
         #[allow(clippy::cast_precision_loss, reason = "for people")]
-        let rate = of(&self.runs) as f64 / seconds;
+        let rate = self.runs as f64 / seconds;
         println!("{seconds:.1} s: {rate:.1} seeds a second, {:.0} simulated hours an hour", self.hours() * 3600.0 / seconds);
     }
 }
@@ -167,18 +141,19 @@ fn many(args: &Args) -> ExitCode {
         (None, Some(_)) => u64::MAX,
         (seeds, _) => args.first.saturating_add(seeds.unwrap_or(100)),
     };
-    let (totals, next, stop) = (Totals::default(), AtomicU64::new(args.first), AtomicBool::new(false));
+    let (totals, next, stop) = (Mutex::new(Totals::default()), AtomicU64::new(args.first), AtomicBool::new(false));
+    let so_far = || totals.lock().unwrap_or_else(PoisonError::into_inner);
     let found = thread::scope(|scope| {
         let work = || {
             loop {
-                let enough = args.hours.is_some_and(|hours| totals.hours() >= hours);
+                let enough = args.hours.is_some_and(|hours| so_far().hours() >= hours);
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if enough || seed >= last || stop.load(Ordering::Relaxed) {
                     return None;
                 }
                 let plan = args.plan(seed);
                 let report = run(&plan);
-                totals.add(&report);
+                so_far().add(&report);
                 if report.violation.is_some() {
                     stop.store(true, Ordering::Relaxed);
                     return Some((plan, report));
@@ -190,8 +165,9 @@ fn many(args: &Args) -> ExitCode {
         let ends = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         ends.collect::<Vec<_>>().into_iter().flatten().next()
     });
+    let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
     totals.show(began.elapsed());
-    if totals.runs.load(Ordering::Relaxed) == 0 {
+    if totals.runs == 0 {
         println!("nothing was run: no seed is left from {}", args.first);
         return ExitCode::FAILURE;
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use evenkeel_master::engine::{PutMode, Refusal, Request};
-use evenkeel_model::{Definition, Draft, ResourceName};
+use evenkeel_model::{Definition, ResourceName};
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
@@ -15,7 +15,7 @@ use super::{
     ledger::Ledger,
     master::Master,
     sign::Sign,
-    work::KIND,
+    work::draft,
 };
 use crate::linearizability::Content;
 
@@ -28,7 +28,6 @@ const LEISURE: Duration = Duration::from_secs(12);
 /// One caller.
 pub(super) struct Caller {
     pub(super) name: ResourceName,
-    pub(super) available: bool,
     pub(super) masters: Vec<Master>,
     pub(super) history: History,
     pub(super) ledger: Ledger,
@@ -157,14 +156,7 @@ impl Caller {
     }
 
     fn definition(&self, content: u64) -> Option<Definition> {
-        let draft = Draft {
-            name: self.name.to_string(),
-            kind: KIND.to_owned(),
-            ownership: if self.available { "available".to_owned() } else { String::new() },
-            spec: Some(serde_json::json!({ "content": content })),
-            ..Draft::default()
-        };
-        let checked = draft.check();
+        let checked = draft(&self.name, content).check();
         if let Err(error) = &checked {
             self.ledger.violate(format_args!("a definition of the simulator's own is refused: {error}"));
         }

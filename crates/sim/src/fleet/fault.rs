@@ -38,6 +38,14 @@ pub enum Fault {
     StopAgent(usize, Duration),
     /// SIGKILL to a guard.
     KillGuard(usize),
+    /// SIGSTOP to a guard, then SIGCONT.
+    StopGuard(usize, Duration),
+    /// What an agent says to its guard is lost.
+    LoseLink(usize, Duration),
+    /// What an agent says to its guard arrives later.
+    DelayLink(usize, Duration, Duration),
+    /// An agent is killed, and the drivers of the next one do not say what survives.
+    MuteDrivers(usize, Duration),
     /// A worker is told to leave; it is started again.
     Leave(usize),
     /// A machine with a worker loses its power, and gets it back.
@@ -146,7 +154,7 @@ fn fault(dice: &Dice, size: Size) -> Fault {
     let master = index(dice, size.masters);
     let member = index(dice, size.members);
     let span = lasting(dice);
-    match dice.below(26) {
+    match dice.below(32) {
         0 | 1 => Fault::KillAgent(worker),
         2 | 3 => Fault::StopAgent(worker, span),
         4 => Fault::KillGuard(worker),
@@ -165,6 +173,10 @@ fn fault(dice: &Dice, size: Size) -> Fault {
         21 => Fault::IsolateMember(member, span),
         22 => Fault::FreezeAll(span),
         24 | 25 => Fault::Ambush(worker, dice.span(SECOND / 4, SECOND * 9 / 20), SECOND * 12),
+        26 | 27 => Fault::StopGuard(worker, span),
+        28 => Fault::LoseLink(worker, span),
+        29 => Fault::DelayLink(worker, dice.span(SECOND / 10, SECOND * 5), span),
+        30 | 31 => Fault::MuteDrivers(worker, span),
         _ if dice.per_mille(700) => Fault::Compact,
         _ => Fault::NoSpace(span),
     }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use evenkeel_model::{Epoch, Record, ResourceName, Revision, WorkerId};
+use evenkeel_model::{Admission, Assignment, Epoch, Hash, Holds, Record, ResourceName, Revision, Status, WorkerId};
 use evenkeel_store::{
     KeyChange, Kv,
     keys::{Key, Keys},
@@ -15,6 +15,7 @@ use super::{
     history::History,
     ledger::{Ledger, is_exclusive},
     sharer::is_shared,
+    work,
 };
 use crate::linearizability::Content;
 
@@ -27,6 +28,11 @@ pub(super) struct Judge {
     assignments: BTreeMap<ResourceName, BTreeMap<WorkerId, Epoch>>,
     /// What was told to stop, which is final.
     stopping: BTreeSet<(ResourceName, Epoch)>,
+    /// The content of each hash.
+    contents: BTreeMap<Hash, u64>,
+    /// The create revisions of the registrations, and the sessions that are admitted.
+    sessions: BTreeMap<WorkerId, i64>,
+    admitted: BTreeMap<WorkerId, i64>,
 }
 
 /// How the value of an assignment that is to stop says so.
@@ -37,7 +43,16 @@ const FAILING: &[u8] = b"\"Reason\":\"failing\"";
 
 impl Judge {
     pub(super) fn new(ledger: Ledger, history: History) -> Self {
-        Self { keys: Keys::new(""), ledger, history, assignments: BTreeMap::new(), stopping: BTreeSet::new() }
+        Self {
+            keys: Keys::new(""),
+            ledger,
+            history,
+            assignments: BTreeMap::new(),
+            stopping: BTreeSet::new(),
+            contents: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+        }
     }
 
     /// One transaction was applied.
@@ -48,10 +63,19 @@ impl Judge {
                 (Some(Key::Resource(name)), _) => self.resource(&name, change),
                 (Some(Key::Assignment(worker, name)), KeyChange::Delete { .. }) => self.ended(&worker, &name),
                 (Some(Key::Assignment(worker, name)), KeyChange::Put(kv)) => {
-                    let verb = if kv.created == kv.modified { "is assigned to" } else { "is to stop on" };
+                    let stops = kv.value.windows(STOP.len()).any(|part| part == STOP);
+                    let verb = match (kv.created == kv.modified, stops) {
+                        (true, _) => "is assigned to",
+                        (false, true) => "is to stop on",
+                        (false, false) => "is changed on",
+                    };
                     self.ledger.note(format_args!("etcd {revision}: {name} {verb} {worker}"));
                     let epoch = Epoch(kv.created.0);
-                    let stops = kv.value.windows(STOP.len()).any(|part| part == STOP);
+                    let content = self.learn(kv);
+                    if kv.created != kv.modified && !stops {
+                        self.ledger.note(format_args!("etcd {revision}: {name} (epoch {epoch}) is to go on with content {content:?}"));
+                        self.ledger.count(|counts| counts.changed += 1);
+                    }
                     if stops {
                         let is_failing = kv.value.windows(FAILING.len()).any(|part| part == FAILING);
                         self.ledger.count(|counts| counts.failing += u64::from(is_failing));
@@ -61,9 +85,12 @@ impl Judge {
                     }
                     self.assignments.entry(name).or_default().insert(worker, epoch);
                 }
-                (Some(key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_))), _) => self
-                    .ledger
-                    .note(format_args!("etcd {revision}: {key:?} {}", if matches!(change, KeyChange::Put(_)) { "put" } else { "deleted" })),
+                (Some(Key::Status(_, name)), KeyChange::Put(kv)) => self.status(&name, kv),
+                (Some(key @ (Key::Worker(_) | Key::Admission(_) | Key::Election(_))), _) => {
+                    self.session(&key, change);
+                    let verb = if matches!(change, KeyChange::Put(_)) { "put" } else { "deleted" };
+                    self.ledger.note(format_args!("etcd {revision}: {key:?} {verb}"));
+                }
                 _ => {}
             }
         }
@@ -100,8 +127,46 @@ impl Judge {
         if is_exclusive(name) {
             self.ledger.close(name, epoch);
         }
-        if self.ledger.lives(name, epoch) && is_exclusive(name) {
+        let lives = self.ledger.lives(name, epoch);
+        if lives && is_exclusive(name) && work::holds_of(name) == Holds::Strict {
             self.ledger.violate(format_args!("the assignment of {name} to {worker} (epoch {epoch}) is deleted while it runs"));
+        }
+        // What goes on without its owner is let go only once the session is gone that it was given to.
+        let session = self.sessions.get(worker);
+        if lives && session.is_some() && session == self.admitted.get(worker) {
+            self.ledger.violate(format_args!(
+                "the assignment of {name} to {worker} (epoch {epoch}) is deleted while its session lives and it runs"
+            ));
+        }
+    }
+
+    fn session(&mut self, key: &Key, change: &KeyChange) {
+        match (key, change) {
+            (Key::Worker(id), KeyChange::Put(kv)) => drop(self.sessions.insert(id.clone(), kv.created.0)),
+            (Key::Worker(id), KeyChange::Delete { .. }) => drop(self.sessions.remove(id)),
+            (Key::Admission(id), KeyChange::Put(kv)) => {
+                let admission: Option<Admission> = serde_json::from_slice(&kv.value).ok();
+                let _ = admission.map(|admission| self.admitted.insert(id.clone(), admission.session.0));
+            }
+            (Key::Admission(id), KeyChange::Delete { .. }) => drop(self.admitted.remove(id)),
+            _ => {}
+        }
+    }
+
+    /// Which content the hash of an assignment names.
+    fn learn(&mut self, kv: &Kv) -> Content {
+        let assignment: Assignment = serde_json::from_slice(&kv.value).ok()?;
+        let content = work::content_of(&assignment.spec.to_value())?;
+        self.contents.insert(assignment.hash, content);
+        Some(content)
+    }
+
+    fn status(&self, name: &ResourceName, kv: &Kv) {
+        let status: Option<Status> = serde_json::from_slice(&kv.value).ok();
+        if let Some(status) = status
+            && let Some(content) = self.contents.get(&status.hash)
+        {
+            self.ledger.reported(name, status.epoch, *content);
         }
     }
 
@@ -116,7 +181,7 @@ impl Judge {
 /// The content that a record has.
 pub(super) fn content_of(kv: &Kv) -> Content {
     let record: Value = serde_json::from_slice(&kv.value).ok()?;
-    record.get("Spec")?.get("content")?.as_u64()
+    work::content_of(record.get("Spec")?)
 }
 
 /// The record says that its work has finished.

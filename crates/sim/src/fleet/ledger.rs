@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Epoch, ResourceName};
+use evenkeel_model::{Epoch, Holds, ResourceName};
 use rustc_hash::FxHasher;
 use tokio::time::Instant;
+
+use super::work::{holds_of, is_available, started_with};
 
 /// Names that begin with this are of resources that accept two owners for a while.
 pub const AVAILABLE: &str = "available-";
@@ -20,7 +22,12 @@ pub const AVAILABLE: &str = "available-";
 /// Whether a resource has one owner at most.
 #[must_use]
 pub fn is_exclusive(name: &ResourceName) -> bool {
-    !name.as_str().starts_with(AVAILABLE)
+    !is_available(name)
+}
+
+/// Whether a resource has one owner at most because its work ends with its owner.
+fn is_held_strictly(name: &ResourceName) -> bool {
+    is_exclusive(name) && holds_of(name) == Holds::Strict
 }
 
 /// How much of what has happened is kept.
@@ -47,25 +54,97 @@ pub struct LiveRun {
     pub content: Option<u64>,
 }
 
-/// How much has happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+/// Defines what is counted, so that all of it can be gone through.
+macro_rules! counts {
+    ($($(#[$doc:meta])* $field:ident,)*) => {
+        /// How much has happened.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl Counts {
+            /// All of them by their names.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field)),*].into_iter()
+            }
+
+            /// The sum of two runs.
+            #[must_use]
+            pub fn and(self, other: Self) -> Self {
+                Self { $($field: self.$field + other.$field),* }
+            }
+        }
+    };
+}
+
+counts! {
     /// Runs of work that began.
-    pub starts: u64,
+    starts,
     /// Runs of work that were made to end: told to, or killed.
-    pub stops: u64,
+    stops,
     /// Faults that were done.
-    pub faults: u64,
+    faults,
     /// Calls that were acknowledged.
-    pub acknowledged: u64,
+    acknowledged,
     /// Calls whose outcome their caller never learned.
-    pub unknown: u64,
+    unknown,
     /// Transactions of etcd that changed something.
-    pub revisions: u64,
+    revisions,
     /// Work that has finished.
-    pub finished: u64,
+    finished,
     /// Moves because of failures.
-    pub failing: u64,
+    failing,
+    /// Runs for which there was no cell.
+    no_cell,
+    /// Runs for which the kernel made no process.
+    no_process,
+    /// Runs that were not begun since authority had ended.
+    too_late,
+    /// Shims that came so late that the keeper asked after them.
+    late_shims,
+    /// How often a keeper asked whether shims can be had.
+    spawner_checked,
+    /// Programs that were executed late.
+    held_up,
+    /// Runs of which something did not die for a while.
+    stuck,
+    /// Shims that were stopped.
+    shims_stopped,
+    /// Shims that were killed.
+    shims_killed,
+    /// Runs that a keeper had ended by force, since their shims said nothing.
+    ended_by_spawner,
+    /// Starts that a driver refused.
+    starts_refused,
+    /// Drivers that failed in the middle.
+    drivers_broken,
+    /// How often a driver did not say what survives.
+    survivors_unsaid,
+    /// Effects of earlier sessions that were ended.
+    survivors_ended,
+    /// Assignments that were changed under their epoch.
+    changed,
+    /// Changes that a driver was asked to take.
+    changes_asked,
+    /// Changes that a driver took.
+    changes_taken,
+    /// Changes that a driver did not take, against its word.
+    changes_refused,
+    /// Changes that a driver did not answer.
+    changes_unanswered,
+    /// Effects that were taken over from another epoch.
+    taken_over,
+    /// Claims that the outside refused, since it had seen a larger epoch.
+    claims_refused,
+    /// Guards that were stopped by a signal.
+    guards_stopped,
+    /// Messages to guards that were lost.
+    messages_lost,
+    /// Messages to guards that came late.
+    messages_late,
+    /// Of those that a guard ended everything since it was not told otherwise in time.
+    guards_uninformed,
 }
 
 struct Inner {
@@ -78,6 +157,10 @@ struct Inner {
     holds_ends: bool,
     /// What has finished, by name and content.
     finished: BTreeSet<(ResourceName, u64)>,
+    /// What may be believed that an epoch ran last: what it does run is the last of these, and those before it may be what its status says.
+    ran: BTreeMap<(ResourceName, Epoch), Vec<u64>>,
+    /// What a driver has said to rest, on its machine.
+    rests: BTreeSet<(String, ResourceName, Epoch)>,
     counts: Counts,
     trace: VecDeque<String>,
     digest: FxHasher,
@@ -101,6 +184,8 @@ impl Ledger {
             is_quiet: false,
             holds_ends: false,
             finished: BTreeSet::new(),
+            ran: BTreeMap::new(),
+            rests: BTreeSet::new(),
             counts: Counts::default(),
             trace: VecDeque::new(),
             digest: FxHasher::default(),
@@ -126,15 +211,16 @@ impl Ledger {
     pub fn start(&self, run: LiveRun) -> RunId {
         let mut inner = self.inner();
         inner.note(&format_args!("{} runs {} (epoch {})", run.machine, run.name, run.epoch));
-        let other = inner.live.values().find(|other| other.name == run.name && is_exclusive(&run.name)).cloned();
+        let one_at_most = is_exclusive(&run.name);
+        let other = inner.live.values().find(|other| other.name == run.name && one_at_most).cloned();
         if let Some(other) = other {
             inner.violate(&format_args!(
                 "two owners of {}: {} begins to run it (epoch {}) while {} does (epoch {})",
                 run.name, run.machine, run.epoch, other.machine, other.epoch
             ));
         }
-        if run.content.is_some_and(|content| inner.finished.contains(&(run.name.clone(), content))) {
-            inner.violate(&format_args!("{} runs {} (content {:?}) again, which has finished", run.machine, run.name, run.content));
+        if one_at_most && holds_of(&run.name) == Holds::Loose {
+            inner.violate(&format_args!("{} runs {}, which nobody can hold to one owner", run.machine, run.name));
         }
         let highest = inner.highest.get(&run.name).copied().unwrap_or_default();
         if run.epoch < highest && is_exclusive(&run.name) {
@@ -148,6 +234,65 @@ impl Ledger {
         id
     }
 
+    /// A process begins to live, which was started with this.
+    pub fn start_process(&self, machine: &str, name: ResourceName, epoch: Epoch, with: u64) -> RunId {
+        let mut inner = self.inner();
+        let content = inner.ran.get(&(name.clone(), epoch)).and_then(|ran| ran.last()).copied();
+        if content.map(started_with) != Some(with) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) with {with}, and its driver was told {content:?}"));
+        }
+        if inner.rests.contains(&(machine.to_owned(), name.clone(), epoch)) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) again, of which its driver said that nothing lives"));
+        }
+        drop(inner);
+        self.start(LiveRun { machine: machine.to_owned(), name, epoch, content })
+    }
+
+    /// A driver is told to run this content.
+    pub fn driver_starts(&self, machine: &str, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        inner.note(&format_args!("{machine}: {name} (epoch {epoch}) is to run with content {content}"));
+        if inner.finished.contains(&(name.clone(), content)) {
+            inner.violate(&format_args!("{machine} runs {name} (content {content}) again, which has finished"));
+        }
+        let ran = inner.ran.insert((name.clone(), epoch), vec![content]).unwrap_or_default();
+        if !ran.is_empty() && !ran.contains(&content) {
+            inner.violate(&format_args!("{machine} starts {name} (epoch {epoch}) with content {content}, and it ran with {ran:?}"));
+        }
+        inner.rests.remove(&(machine.to_owned(), name.clone(), epoch));
+    }
+
+    /// A driver has taken this content for work that runs.
+    pub fn updated(&self, machine: &str, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        inner.note(&format_args!("{machine}: {name} (epoch {epoch}) goes on with content {content}"));
+        inner.counts.changes_taken += 1;
+        inner.ran.entry((name.clone(), epoch)).or_default().push(content);
+        let of_it = inner.live.values_mut().filter(|run| run.name == *name && run.epoch == epoch && run.machine == machine);
+        of_it.for_each(|run| run.content = Some(content));
+    }
+
+    /// It stands that this epoch runs this content: nobody believes what it ran before.
+    pub fn reported(&self, name: &ResourceName, epoch: Epoch, content: u64) {
+        let mut inner = self.inner();
+        if let Some(ran) = inner.ran.get_mut(&(name.clone(), epoch))
+            && let Some(at) = ran.iter().rposition(|ran| *ran == content)
+        {
+            ran.drain(..at);
+        }
+    }
+
+    /// A driver says that nothing of it lives, and that it starts nothing more.
+    pub fn rests(&self, machine: &str, name: &ResourceName, epoch: Epoch) {
+        let mut inner = self.inner();
+        inner.rests.insert((machine.to_owned(), name.clone(), epoch));
+        if inner.live.values().any(|run| run.name == *name && run.epoch == epoch && run.machine == machine) {
+            inner.violate(&format_args!(
+                "the driver of {name} (epoch {epoch}) on {machine} says that nothing of it lives, and something does"
+            ));
+        }
+    }
+
     /// Every process of it is dead.
     pub fn end(&self, id: RunId) {
         let mut inner = self.inner();
@@ -158,6 +303,10 @@ impl Ledger {
 
     /// This epoch of this resource has ended for good: nothing may begin to run with it any more.
     pub fn close(&self, name: &ResourceName, epoch: Epoch) {
+        if !is_held_strictly(name) {
+            // Whoever comes late is refused by the next, or ended by its own machine.
+            return;
+        }
         let mut inner = self.inner();
         let highest = inner.highest.entry(name.clone()).or_default();
         *highest = (*highest).max(Epoch(epoch.0 + 1));
@@ -177,6 +326,13 @@ impl Ledger {
     /// Whether work may come to its end by itself for good.
     pub fn hold_ends(&self, holds: bool) {
         self.inner().holds_ends = holds;
+    }
+
+    /// Whether what is unusual may happen.
+    #[must_use]
+    pub fn is_rough(&self) -> bool {
+        let inner = self.inner();
+        !inner.is_quiet && !inner.holds_ends
     }
 
     /// Whether it may not.
@@ -304,6 +460,77 @@ mod tests {
         ledger.close(&run("worker-1", 5).name, Epoch(5));
         ledger.start(run("worker-1", 5));
         assert!(ledger.violation().is_some());
+    }
+
+    fn named(text: &str) -> ResourceName {
+        ResourceName::new(text).expect("name")
+    }
+
+    fn finds(part: &str, happens: impl FnOnce(&Ledger)) {
+        let ledger = Ledger::begin();
+        happens(&ledger);
+        let found = ledger.violation();
+        assert!(found.as_ref().is_some_and(|text| text.contains(part)), "{part}: {found:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_is_started_with_another_content_is_seen() {
+        let (name, epoch) = (named("a"), Epoch(5));
+        finds("it ran with [6]", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            ledger.driver_starts("worker-1", &name, epoch, 7);
+        });
+        // What was changed while it ran, and is not known to be: either may be believed.
+        let ledger = Ledger::begin();
+        ledger.driver_starts("worker-1", &name, epoch, 6);
+        ledger.updated("worker-1", &name, epoch, 7);
+        ledger.driver_starts("worker-1", &name, epoch, 6);
+        assert_eq!(ledger.violation(), None);
+        finds("it ran with [7]", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            ledger.updated("worker-1", &name, epoch, 7);
+            ledger.reported(&name, epoch, 7);
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_of_other_work_and_one_of_work_that_rests_are_seen() {
+        let (name, epoch) = (named("a"), Epoch(5));
+        let start = |ledger: &Ledger, with| ledger.start_process("worker-1", name.clone(), epoch, with);
+        finds("its driver was told Some(6)", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            start(ledger, started_with(6) + 1);
+        });
+        finds("that nothing lives", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            let id = start(ledger, started_with(6));
+            ledger.end(id);
+            ledger.rests("worker-1", &name, epoch);
+            start(ledger, started_with(6));
+        });
+        finds("and something does", |ledger| {
+            ledger.driver_starts("worker-1", &name, epoch, 6);
+            start(ledger, started_with(6));
+            ledger.rests("worker-1", &name, epoch);
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_held_to_one_owner_must_not_run_and_what_need_not_be_may() {
+        finds("nobody can hold", |ledger| {
+            ledger.start(LiveRun { name: named("unheld-1"), ..run("worker-1", 5) });
+        });
+        let ledger = Ledger::begin();
+        for machine in ["worker-1", "worker-2"] {
+            ledger.start(LiveRun { name: named("loose-1"), ..run(machine, 5) });
+        }
+        assert_eq!(ledger.violation(), None);
+        finds("two owners", |ledger| {
+            for machine in ["worker-1", "worker-2"] {
+                ledger.start(LiveRun { name: named("fenced-1"), ..run(machine, 5) });
+            }
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,11 +12,10 @@ use evenkeel_model::{Origin, Registration, WorkerId};
 use evenkeel_store::{Client, keys::Keys};
 use evenkeel_worker::{
     agent::{self, Parts},
-    driver::Registry,
-    driver::catalog::Catalog,
+    driver::{Driver, EnvPass, ProcessConfig, ProcessDriver, Registry, catalog::Catalog},
     guard::{
         LinkSender,
-        rules::{Ended, Next, Rules, Start},
+        rules::{Ended, Next, Rules, Start, Why},
     },
     protocol::authority::{Clock, Gate, Timing},
 };
@@ -29,8 +28,10 @@ use super::{
     clock::MachineClock,
     dice::Dice,
     ledger::Ledger,
+    link::Line,
     process::{Life, SimProcess},
-    work::{Kernel, SimDriver},
+    sign::Sign,
+    work::{ErringDriver, KNOWS_HOLDS, Kernel, Outside, OutsideDriver, SimCells},
 };
 
 /// By how much the guard's timer may be late: a little less than the slack that the protocol grants.
@@ -51,6 +52,8 @@ pub(super) struct Site {
     pub(super) connect: Box<dyn Fn() -> Client + Send + Sync>,
     pub(super) ledger: Ledger,
     pub(super) dice: Dice,
+    /// Where work is that is no process.
+    pub(super) outsides: [Outside; 2],
 }
 
 /// See the module.
@@ -58,6 +61,13 @@ pub(super) struct Site {
 pub(super) struct Machine {
     site: Arc<Site>,
     state: Arc<Mutex<State>>,
+    /// What its agents say to their guards goes over this.
+    line: Line,
+    /// Its drivers of what is no process do not say what survives.
+    is_mute: Sign<bool>,
+    /// For how many reasons its guard cannot be relied on, and its agent.
+    without_guard: Sign<u32>,
+    without_agent: Sign<u32>,
 }
 
 #[derive(Default)]
@@ -92,7 +102,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine {
     pub(super) fn new(site: Site) -> Self {
-        Self { site: Arc::new(site), state: Arc::default() }
+        let line = Line::new(site.ledger.clone(), site.dice.clone());
+        let [without_guard, without_agent] = [0, 0].map(Sign::new);
+        Self { site: Arc::new(site), state: Arc::default(), line, is_mute: Sign::new(false), without_guard, without_agent }
     }
 
     pub(super) fn id(&self) -> &WorkerId {
@@ -107,8 +119,9 @@ impl Machine {
     pub(super) fn boot(&self) {
         let mut state = lock(&self.state);
         state.boots += 1;
-        let kernel = Kernel::new(self.site.id.as_str(), self.site.ledger.clone(), self.site.dice.clone());
-        state.system = Some(System { boot: state.boots, clock: MachineClock::boot(self.site.gain), kernel, guards: 0, guard: None });
+        let (site, clock) = (&self.site, MachineClock::boot(self.site.gain));
+        let kernel = Kernel::new(site.id.as_str(), clock, site.ledger.clone(), site.dice.clone(), self.without_guard.clone());
+        state.system = Some(System { boot: state.boots, clock, kernel, guards: 0, guard: None });
         drop(state);
         self.note("booted");
         self.start_worker();
@@ -154,6 +167,8 @@ impl Machine {
                 Next::AskToLeave => drop(leave.send_replace(true)),
                 Next::Kill(why) => {
                     self.note(&format!("the guard kills everything: {why:?}"));
+                    let uninformed = why == Why::Authority && self.line.is_bad();
+                    self.site.ledger.count(|counts| counts.guards_uninformed += u64::from(uninformed));
                     lock(&guard.agent).kill();
                     system.kernel.kill_all().await;
                     lock(&guard.rules).killed();
@@ -177,20 +192,24 @@ impl Machine {
         let site = &self.site;
         let clock: Arc<dyn Clock> = Arc::new(system.clock);
         let gate = Gate::shut(Arc::clone(&clock));
-        let driver = SimDriver { kernel: system.kernel.clone(), grace: site.timing.grace };
-        let registry = Registry::default().with(Arc::new(driver)).expect("one driver");
+        let registry = self.drivers(system);
         let origin = Origin { boot_id: system.boot.to_string(), guard: guard.id.clone() };
         let registration = Registration {
             kinds: registry.kinds(),
+            drivers: registry.traits(),
             origin,
             authority_ms: Some(site.timing.authority_ms()),
             ..Registration::bare(site.id.clone(), format!("{}:1", site.id))
         };
-        let told = Arc::clone(guard);
+        let (told, line) = (Arc::clone(guard), self.line.clone());
         let link = LinkSender::new(move |message| {
-            lock(&told.rules).heard(start.generation, message);
-            told.changed.notify_one();
-            lock(&told.process).life() != Life::Dead
+            let lives = lock(&told.process).life() != Life::Dead;
+            let told = Arc::clone(&told);
+            let arrives = move || {
+                lock(&told.rules).heard(start.generation, message);
+                told.changed.notify_one();
+            };
+            lives && line.carry(arrives)
         });
         let parts = Parts {
             client: (site.connect)(),
@@ -219,7 +238,31 @@ impl Machine {
             };
             lock(&guard_of_it.rules).ended(start.generation, Ended::Exited(i32::from(status)));
             guard_of_it.changed.notify_one();
+            // Of a process that has exited no task goes on.
+            lock(&guard_of_it.agent).kill();
         });
+    }
+
+    /// The drivers of an agent: the real one of processes, over the machine's kernel, and those of what is no process.
+    fn drivers(&self, system: &System) -> Registry {
+        let site = &self.site;
+        let machine: Arc<str> = site.id.as_str().into();
+        let config = ProcessConfig { worker: site.id.clone(), grace: site.timing.grace, env_pass: EnvPass::default() };
+        let cells = Arc::new(SimCells::new(system.kernel.clone()));
+        let mut drivers = vec![self.erring(ProcessDriver::new(config, cells), Sign::new(false))];
+        if KNOWS_HOLDS {
+            drivers.extend(site.outsides.iter().map(|outside| {
+                let (ledger, dice) = (site.ledger.clone(), site.dice.clone());
+                let driver = OutsideDriver { outside: outside.clone(), machine: Arc::clone(&machine), ledger, dice };
+                self.erring(driver, self.is_mute.clone())
+            }));
+        }
+        drivers.into_iter().fold(Registry::default(), |registry, driver| registry.with(driver).expect("each kind once"))
+    }
+
+    fn erring(&self, inner: impl Driver + 'static, is_mute: Sign<bool>) -> Arc<dyn Driver> {
+        let Site { id, ledger, dice, .. } = &*self.site;
+        Arc::new(ErringDriver { inner, machine: id.as_str().into(), ledger: ledger.clone(), dice: dice.clone(), is_mute })
     }
 
     fn worker_has_ended(&self, guard: &Arc<Guard>) {
@@ -256,11 +299,39 @@ impl Machine {
         }
     }
 
+    /// For as long as this lives its agent cannot be relied on. None: its guard cannot, and nothing is promised of a machine of which both cannot.
+    pub(super) fn without_agent(&self) -> Option<Without> {
+        Without::begin(&self.without_agent, &self.without_guard)
+    }
+
+    /// For as long as this lives its guard cannot be relied on. None: its agent cannot.
+    pub(super) fn without_guard(&self) -> Option<Without> {
+        Without::begin(&self.without_guard, &self.without_agent)
+    }
+
+    /// What its agents say to their guards goes over this.
+    pub(super) fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// Its drivers of what is no process say what survives, or do not.
+    pub(super) fn be_mute(&self, is_mute: bool) {
+        self.is_mute.change(|mute| *mute = is_mute);
+    }
+
     /// SIGSTOP to the agent. What is returned resumes that one.
     pub(super) fn stop_agent(&self) -> SimProcess {
         let agent = self.current().map(|(_, guard)| lock(&guard.agent).clone()).unwrap_or_default();
         agent.stop();
         agent
+    }
+
+    /// SIGSTOP to the guard. What is returned resumes that one.
+    pub(super) fn stop_guard(&self) -> SimProcess {
+        let guard = self.current().map(|(_, guard)| lock(&guard.process).clone()).unwrap_or_default();
+        guard.stop();
+        self.site.ledger.count(|counts| counts.guards_stopped += 1);
+        guard
     }
 
     /// SIGKILL to the guard. The agent sees the end of its link, or the kernel kills it for its parent's death: all work dies.
@@ -298,5 +369,24 @@ impl Machine {
     /// Whether it is on.
     pub(super) fn is_on(&self) -> bool {
         lock(&self.state).system.is_some()
+    }
+}
+
+/// Something cannot be relied on as long as this lives.
+pub(super) struct Without(Sign<u32>);
+
+impl Without {
+    fn begin(one: &Sign<u32>, other: &Sign<u32>) -> Option<Self> {
+        if other.get() > 0 {
+            return None;
+        }
+        one.change(|reasons| *reasons += 1);
+        Some(Self(one.clone()))
+    }
+}
+
+impl Drop for Without {
+    fn drop(&mut self) {
+        self.0.change(|reasons| *reasons -= 1);
     }
 }

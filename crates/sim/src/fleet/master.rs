@@ -151,11 +151,14 @@ impl Master {
     }
 }
 
-/// The planner's start values, but for the span for which a worker that was lost too often is set aside: faults come so fast here that all
-/// are, and what is settled in the end is not to wait for the longest of its spans.
-fn planner() -> PlannerConfig {
+/// The planner's start values, but for the span for which a worker that was lost too often is set aside, and for when work is moved that fails:
+/// faults come so fast here that all are, and what is settled in the end is not to wait for the longest of its spans.
+pub(super) fn planner() -> PlannerConfig {
     let start = PlannerConfig::default();
-    PlannerConfig { flapping: Flapping { within: ASIDE, aside: ASIDE, ..start.flapping }, ..start }
+    PlannerConfig { flapping: Flapping { within: ASIDE, aside: ASIDE, ..start.flapping }, move_failing_after: FAILURES, ..start }
 }
+
+/// With the pauses of the keeper so many failures take a second, and ten of them half a minute, on each of the machines on which work fails.
+const FAILURES: u32 = 3;
 
 const ASIDE: Duration = Duration::from_secs(15);

@@ -2,7 +2,7 @@
 //! the model of etcd, with faults that are drawn from the seed.
 //!
 //! The wheel: all of it, store::watch -> model::Cluster -> planner::plan -> model::check -> store::commit -> etcd, and back by
-//! worker::desired -> worker::reconcile -> worker::driver -> worker::report. Only the driver, the kernel, the network and etcd are models.
+//! worker::desired -> worker::reconcile -> worker::driver -> worker::report. Only the kernel, the network and etcd are models.
 //!
 //! A seed stands for a run: the same seed gives the same run, to the event. A run consists of rounds: faults, then healing, then a look at
 //! whether everything is as it should be. A run that finds something is [shrunk](shrink) to few faults, and can be repeated with these.
@@ -14,6 +14,7 @@ pub mod fault;
 pub mod history;
 mod judge;
 pub mod ledger;
+mod link;
 mod machine;
 mod master;
 pub mod process;
@@ -26,4 +27,3 @@ mod work;
 mod world;
 
 pub use run::{Plan, Report, run};
-pub use work::KIND;

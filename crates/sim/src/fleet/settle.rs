@@ -4,8 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, Standing, Worker, check};
-use evenkeel_planner::PlannerConfig;
+use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, Standing, Subject, Undone, Worker, check, process};
 use evenkeel_store::{
     codec::{self, Meaning},
     keys::Key,
@@ -14,8 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     judge::{content_of, is_finished},
+    master::planner,
     sharer::is_shared,
-    work::fails_on,
+    work::{fails_on, is_unheld, kind_of},
     world::World,
 };
 use crate::linearizability::Content;
@@ -43,12 +43,17 @@ async fn settles(world: &Arc<World>, quiet: bool) -> bool {
     let end = Instant::now() + BOUND;
     // Of what happened last the leases tell first.
     sleep(LEASES).await;
+    let mut noted = String::new();
     loop {
         if world.ledger.violation().is_some() {
             return false;
         }
         let wrong = if world.is_busy() { Some("a caller has no answer yet".to_owned()) } else { unsettled(world) };
         let Some(wrong) = wrong else { break };
+        if wrong != noted {
+            world.ledger.note(format_args!("not settled yet: {wrong}"));
+            noted.clone_from(&wrong);
+        }
         if Instant::now() >= end {
             world.ledger.violate(format_args!("not settled {BOUND:?} after the last fault: {wrong}"));
             return false;
@@ -76,9 +81,12 @@ fn unsettled(world: &World) -> Option<String> {
             return Some(format!("{} is {standing:?}", machine.id()));
         }
     }
-    let plan = evenkeel_planner::plan(&cluster, Moment(Duration::ZERO), &PlannerConfig::default());
-    if !plan.actions.is_empty() || !plan.undone.is_empty() {
-        return Some(format!("there is something left to do: {:?} {:?}", plan.actions, plan.undone));
+    let plan = evenkeel_planner::plan(&cluster, Moment(Duration::ZERO), &planner());
+    // What nobody can hold is left undone for good, and the plan says so.
+    let is_for_good = |undone: &Undone| matches!(&undone.subject, Subject::Resource(name) if is_unheld(name));
+    let undone: Vec<&Undone> = plan.undone.iter().filter(|undone| !is_for_good(undone)).collect();
+    if !plan.actions.is_empty() || !undone.is_empty() {
+        return Some(format!("there is something left to do: {:?} {undone:?}", plan.actions));
     }
     let assigned = assignments(world);
     let mut runs: BTreeMap<ResourceName, Epoch> = BTreeMap::new();
@@ -86,8 +94,12 @@ fn unsettled(world: &World) -> Option<String> {
         if assigned.get(&run.name) != Some(&(run.machine.clone(), run.epoch)) {
             return Some(format!("{} runs on {} (epoch {}), which nobody wants", run.name, run.machine, run.epoch));
         }
-        if fails_on(&run.name, &run.machine) && !world.ledger.is_quiet() {
+        let is_process = kind_of(&run.name) == process::KIND;
+        if is_process && fails_on(&run.name, &run.machine) && !world.ledger.is_quiet() {
             return Some(format!("{} runs on {}, where it fails again and again", run.name, run.machine));
+        }
+        if run.content != content(world, &run.name) {
+            return Some(format!("{} runs with content {:?}, and {:?} is wanted", run.name, run.content, content(world, &run.name)));
         }
         runs.insert(run.name, run.epoch);
     }
@@ -99,8 +111,11 @@ fn unsettled(world: &World) -> Option<String> {
             return Some(wrong);
         }
         match (stands, runs.get(&name), assigned.get(&name)) {
-            (Some(_), None, None) if has_finished(world, &name) => {}
-            (Some(_), None, _) => return Some(format!("{name} runs nowhere; it is assigned to {:?}", assigned.get(&name))),
+            (Some(_), None, None) if has_finished(world, &name) || is_unheld(&name) => {}
+            (Some(_), None, _) => {
+                let status = cluster.unit(name.as_str()).and_then(|unit| unit.holders.first()?.status.clone());
+                return Some(format!("{name} runs nowhere; it is assigned to {:?}, whose status is {status:?}", assigned.get(&name)));
+            }
             (None, _, Some(worker)) => return Some(format!("{name} was deleted, and is assigned to {worker:?}")),
             _ => {}
         }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{MasterId, MasterRecord, ResourceName, WorkerId, wait_for};
+use evenkeel_model::{Holds, MasterId, MasterRecord, ResourceName, WorkerId, wait_for};
 use evenkeel_store::{
     Kv,
     keys::{Key, Keys},
@@ -22,17 +22,20 @@ use super::{
     fault::{Fault, Host, Planned, Size},
     history::History,
     judge::{Judge, content_of},
-    ledger::{AVAILABLE, Ledger},
+    ledger::Ledger,
     machine::{Machine, Site},
     master::{Master, Seat},
     process::SimProcess,
     sharer::{Histories, SHARERS, shared_name},
     sign::Sign,
+    work::{Outside, name_of},
 };
 use crate::etcd::{Direction, Etcd, Link, Settings, Store};
 
 /// The deadline of calls to etcd for which none is given: the same as in production.
 const DEADLINE: Duration = Duration::from_secs(1);
+/// The authority of the workers that have more than the usual.
+const LONGEST_AUTHORITY: Duration = Duration::from_secs(8);
 /// By how much a clock may be off, in microseconds a second: a little less than rho.
 const GAIN: u64 = 9_900;
 
@@ -61,7 +64,7 @@ pub(super) struct World {
 /// Some workers have more authority than the leaders' own wait is made for, and say so.
 fn timing(seed: u64, machine: &str) -> Timing {
     let usual = Timing::default();
-    let authority = Duration::from_secs(8);
+    let authority = LONGEST_AUTHORITY;
     if Dice::new(seed, machine).below(4) > 0 { usual } else { Timing { authority, wait: wait_for(authority), ..usual } }
 }
 
@@ -83,6 +86,7 @@ impl World {
             let link = link.clone();
             Box::new(move || link.client(DEADLINE))
         };
+        let outsides = [Holds::Fenced, Holds::Loose].map(|holds| Outside::new(holds, ledger.clone()));
         let machine = |n: usize| {
             let id = WorkerId::new(&format!("worker-{n}")).ok()?;
             Some(Machine::new(Site {
@@ -91,6 +95,7 @@ impl World {
                 connect: connect(&links[n]),
                 ledger: ledger.clone(),
                 dice: Dice::new(seed, id.as_str()),
+                outsides: outsides.clone(),
                 id,
             }))
         };
@@ -128,25 +133,23 @@ impl World {
 
     fn start_callers(self: &Arc<Self>) {
         for n in 0..self.size.resources {
-            let available = n % 8 == 7;
-            let text = if available { format!("{AVAILABLE}{n}") } else { format!("resource-{n}") };
+            let text = name_of(n, self.seed);
             let Ok(name) = ResourceName::new(&text) else { continue };
-            tokio::spawn(self.caller(name, available, &text).run());
+            tokio::spawn(self.caller(name, &text).run());
         }
         for n in 0..self.size.shared {
             let Ok(name) = ResourceName::new(&shared_name(n)) else { continue };
             for sharer in 0..SHARERS {
-                let caller = self.caller(name.clone(), false, &format!("{name} {sharer}"));
+                let caller = self.caller(name.clone(), &format!("{name} {sharer}"));
                 tokio::spawn(caller.run_beside_others(self.histories.clone()));
             }
         }
     }
 
     /// A caller of this name, with dice of its own.
-    fn caller(&self, name: ResourceName, available: bool, dice: &str) -> Caller {
+    fn caller(&self, name: ResourceName, dice: &str) -> Caller {
         let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
         Caller {
-            available,
             masters: self.masters.clone(),
             history: self.history.clone(),
             ledger: self.ledger.clone(),
@@ -197,7 +200,19 @@ impl World {
     async fn suffer(&self, fault: Fault) {
         match fault {
             Fault::KillAgent(n) => self.machines[n].kill_agent(),
-            Fault::StopAgent(n, span) => self.resume_after(self.machines[n].stop_agent(), span).await,
+            Fault::StopAgent(n, span) => {
+                // Of a machine whose guard and agent both fail nothing is promised.
+                if let Some(_without) = self.machines[n].without_agent() {
+                    self.resume_after(self.machines[n].stop_agent(), span).await;
+                }
+            }
+            Fault::StopGuard(..) | Fault::LoseLink(..) | Fault::DelayLink(..) => self.suffer_without_guard(fault).await,
+            Fault::MuteDrivers(n, span) => {
+                self.machines[n].be_mute(true);
+                self.machines[n].kill_agent();
+                sleep(span).await;
+                self.machines[n].be_mute(false);
+            }
             Fault::KillGuard(n) => self.machines[n].kill_guard(),
             Fault::Leave(n) => self.machines[n].leave(),
             Fault::PowerOff(n, span) => {
@@ -233,6 +248,29 @@ impl World {
             Fault::LoseAnswer(host) => self.link(host).lose_next_answer(),
             Fault::Revoke(host) => self.revoke(host),
             _ => self.suffer_in_etcd(fault).await,
+        }
+    }
+
+    /// A guard does not end work in time, or does not know until when it may live: it rests on the agent, and on what the kernel and the shims do.
+    async fn suffer_without_guard(&self, fault: Fault) {
+        let (Fault::StopGuard(n, span) | Fault::LoseLink(n, span) | Fault::DelayLink(n, _, span)) = fault else { return };
+        let machine = &self.machines[n];
+        let Some(_without) = machine.without_guard() else { return };
+        match fault {
+            Fault::StopGuard(..) => self.resume_after(machine.stop_guard(), span).await,
+            Fault::DelayLink(_, delay, _) => {
+                machine.line().delay(delay);
+                sleep(span).await;
+                machine.line().delay(Duration::ZERO);
+                sleep(delay).await;
+            }
+            _ => {
+                machine.line().lose(true);
+                sleep(span).await;
+                machine.line().lose(false);
+                // Until what was lost counts for nothing any more.
+                sleep(LONGEST_AUTHORITY).await;
+            }
         }
     }
 
@@ -327,6 +365,11 @@ impl World {
         }
         self.etcd.no_space(false);
         self.stopped().drain(..).for_each(|process| process.resume());
+        for machine in &self.machines {
+            machine.line().lose(false);
+            machine.line().delay(Duration::ZERO);
+            machine.be_mute(false);
+        }
         (0..self.machines.len()).for_each(|n| self.switch_on(n));
     }
 }

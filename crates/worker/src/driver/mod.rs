@@ -10,7 +10,7 @@ pub mod in_process;
 pub(crate) mod log;
 mod noop;
 mod orders;
-pub(crate) mod process;
+pub mod process;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 

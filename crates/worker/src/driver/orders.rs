@@ -36,6 +36,13 @@ impl Handle for Run {
     }
 
     fn update(&self, change: Change) {
-        self.0.send_modify(|orders| orders.change = Some(change));
+        self.0.send_if_modified(|orders| {
+            // A stop is final.
+            let takes = orders.stop.is_none();
+            if takes {
+                orders.change = Some(change);
+            }
+            takes
+        });
     }
 }

@@ -149,7 +149,7 @@ impl Containment {
     ///
     /// # Errors
     /// Too few files, or everything is being ended. Nothing was started then.
-    pub(crate) fn cell(&self, name: &ResourceName) -> io::Result<Cell<'_>> {
+    pub(crate) fn cell(self: &Arc<Self>, name: &ResourceName) -> io::Result<Cell> {
         if self.ending.load(Ordering::SeqCst) {
             return Err(io::Error::other("the guard has ended"));
         }
@@ -162,7 +162,8 @@ impl Containment {
         fault::at("agent.epoll")?;
         let stream = UnixStream::from_std(own)?;
         self.orders.send((Order::Fork(run), Some(shims))).map_err(|_| io::Error::other("the spawner has ended"))?;
-        Ok(Cell { containment: self, run, stream, inbox: Inbox::default(), outbox: Vec::new(), cgroup, over: false, deaf: false })
+        let containment = Arc::clone(self);
+        Ok(Cell { containment, run, stream, inbox: Inbox::default(), outbox: Vec::new(), cgroup, over: false, deaf: false })
     }
 
     /// Ends this process if the cgroup of all work was removed: nothing can be started in it any more. The guard makes another one before it
@@ -316,17 +317,17 @@ fn may_pass(error: &io::Error) -> bool {
 
 /// What a run has to say.
 #[derive(Debug)]
-pub(crate) enum FromShim {
+pub enum FromShim {
     /// Its shim said this.
     Said(ToAgent),
-    /// Its shim has gone without a last word. What it left behind has to be ended by [`Cell::clear`].
+    /// Its shim has gone without a last word. What it left behind has to be ended when its cell is cleared.
     Gone,
 }
 
 /// Holds every process of one run: the agent's end of it.
 #[derive(Debug)]
-pub(crate) struct Cell<'a> {
-    containment: &'a Containment,
+pub(crate) struct Cell {
+    containment: Arc<Containment>,
     run: u64,
     stream: UnixStream,
     inbox: Inbox,
@@ -339,7 +340,7 @@ pub(crate) struct Cell<'a> {
     deaf: bool,
 }
 
-impl Cell<'_> {
+impl Cell {
     /// Asks the shim to start this, with the cell's own cgroup.
     pub(crate) fn start(&mut self, mut start: Start) {
         if let Some(path) = &self.cgroup {

@@ -21,9 +21,9 @@ use crate::sys;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn containment() -> Containment {
+fn containment() -> Arc<Containment> {
     let worker = WorkerId::new("cells").expect("id");
-    Containment::find(&worker, hello(false), mark(), spawner::fork().expect("a spawner")).expect("containment")
+    Arc::new(Containment::find(&worker, hello(false), mark(), spawner::fork().expect("a spawner")).expect("containment"))
 }
 
 fn mark() -> Mark {
@@ -35,7 +35,7 @@ fn hello(by_cgroup: bool) -> Hello {
     Hello { guard: 7, generation: 1, previous: None, by_cgroup, pid_namespace, started }
 }
 
-fn cell(containment: &Containment) -> Cell<'_> {
+fn cell(containment: &Arc<Containment>) -> Cell {
     containment.cell(&ResourceName::new("a").expect("name")).expect("a cell")
 }
 
@@ -51,7 +51,7 @@ fn start(script: &str) -> Start {
     }
 }
 
-async fn next(cell: &mut Cell<'_>) -> Option<ToAgent> {
+async fn next(cell: &mut Cell) -> Option<ToAgent> {
     match timeout(DEADLINE, cell.next()).await.expect("in time") {
         FromShim::Said(said) => Some(said),
         FromShim::Gone => None,
@@ -59,7 +59,7 @@ async fn next(cell: &mut Cell<'_>) -> Option<ToAgent> {
 }
 
 /// The numbers of the shim and of the main process, once that runs.
-async fn started(cell: &mut Cell<'_>) -> (i32, i32) {
+async fn started(cell: &mut Cell) -> (i32, i32) {
     let (mut shim, mut main) = (0, 0);
     loop {
         match next(cell).await.expect("a shim") {
@@ -72,7 +72,7 @@ async fn started(cell: &mut Cell<'_>) -> (i32, i32) {
 }
 
 /// What it says until nothing is left of it, but for output.
-async fn rest(cell: &mut Cell<'_>) -> Vec<ToAgent> {
+async fn rest(cell: &mut Cell) -> Vec<ToAgent> {
     let mut all = Vec::new();
     while let Some(said) = next(cell).await {
         if !matches!(said, ToAgent::Output(_)) {
@@ -306,7 +306,7 @@ async fn a_run_whose_cgroup_fails_does_not_run_beside_it() {
         let folder = cgroup::work_folder(&own, &worker, hello(true).guard);
         let work = Cgroup::create(folder.clone()).expect("a cgroup");
         let spawned = spawner::fork().expect("a spawner");
-        let containment = Containment::find(&worker, hello(true), mark(), spawned).expect("containment");
+        let containment = Arc::new(Containment::find(&worker, hello(true), mark(), spawned).expect("containment"));
         let mut cell = cell(&containment);
         cell.start(start("trap '' TERM; (setsid sleep 300 &); sleep 300"));
         if refused.is_empty() {

@@ -28,7 +28,7 @@ use crate::protocol::authority::BootTime;
 
 /// How often a shim that ends a run says so as long as something of it does not die. An agent that hears nothing for longer takes the shim for
 /// stopped or gone.
-pub(crate) const STUCK_EVERY: Duration = Duration::from_secs(1);
+pub const STUCK_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest rest of a frame: the largest spec and environment fit well. What claims more is no frame of ours.
 const LONGEST: usize = 64 << 20;
@@ -36,19 +36,19 @@ const HEADER: usize = 5;
 
 /// What to start, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Start {
+pub struct Start {
     /// Nothing is started from this time on.
-    pub(crate) not_after: BootTime,
+    pub not_after: BootTime,
     /// Programs may gain privileges by being executed (setuid).
-    pub(crate) may_gain_privileges: bool,
+    pub may_gain_privileges: bool,
     /// The folder of the cgroup that holds it; empty: none.
-    pub(crate) cgroup: CString,
+    pub cgroup: CString,
     /// The folder that it starts in.
-    pub(crate) cwd: CString,
+    pub cwd: CString,
     /// The program and its arguments; never empty.
-    pub(crate) command: Vec<CString>,
+    pub command: Vec<CString>,
     /// All of its environment, as NAME=VALUE.
-    pub(crate) environment: Vec<CString>,
+    pub environment: Vec<CString>,
 }
 
 /// What the agent says.
@@ -64,7 +64,7 @@ pub(crate) enum ToShim {
 
 /// What the shim says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ToAgent {
+pub enum ToAgent {
     /// It is there, and has this number.
     Ready(i32),
     /// There is a main process, which does not execute its program yet.

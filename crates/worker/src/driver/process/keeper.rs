@@ -6,9 +6,10 @@
 use std::{ffi::CString, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Observed,
-    process::{ProcessSpec, Restart, StopSignal},
+    Hash, Observed, Work as Content,
+    process::{self, ProcessSpec, Restart, StopSignal},
 };
+use evenkeel_store::task::of_this_process;
 use nix::sys::signal::Signal;
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
@@ -16,17 +17,14 @@ use tokio::{
 };
 
 use super::{
-    Orders, Tools,
+    Orders, TRAITS, Tools,
     backoff::{Backoff, WELL},
+    cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
     log::Log,
 };
 use crate::{
     driver::{Change, Lives, Observation, Observer, Work},
-    hold::{
-        Cell, FromShim, GUARD_MARK,
-        child::in_words,
-        wire::{STUCK_EVERY, Start, ToAgent},
-    },
+    hold::{GUARD_MARK, child::in_words},
     protocol::authority::BootTime,
 };
 
@@ -37,13 +35,15 @@ const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("n
 /// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
 const NO_SHIM: Duration = Duration::from_secs(5);
 
-pub(super) struct Keeper {
+pub(super) struct Keeper<C: Cells> {
     pub(super) work: Work,
     pub(super) spec: ProcessSpec,
-    pub(super) tools: Arc<Tools>,
+    pub(super) tools: Arc<Tools<C>>,
     pub(super) log: Log,
     pub(super) observer: Observer,
     pub(super) orders: watch::Receiver<Orders>,
+    /// The change that was answered last: it stays among the orders.
+    pub(super) answered: Option<Hash>,
     /// How often the process was started.
     pub(super) starts: u32,
     /// Runs in a row that ended, or could not be started, before they ran well.
@@ -159,11 +159,11 @@ impl Attended {
     }
 }
 
-impl Keeper {
+impl<C: Cells> Keeper<C> {
     pub(super) async fn keep(mut self) {
         loop {
             let outcome = if self.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
-            if self.tools.containment.is_ending() {
+            if self.tools.cells.is_ending() {
                 // No end of its own, nor a start that failed by itself. This process ends, and nobody is to be told anything.
                 std::future::pending::<()>().await;
             }
@@ -193,7 +193,7 @@ impl Keeper {
                 Next::Again { after: GATE_PERIOD, message: "waits for authority".to_owned() }
             }
             Outcome::NotStarted { message } => {
-                self.tools.containment.check_cgroup();
+                self.tools.cells.check_cgroup();
                 self.failures = self.failures.saturating_add(1);
                 if self.spec.restart == Restart::Never {
                     return Next::Rest { phase: Observed::Failed, message: message.clone() };
@@ -226,10 +226,12 @@ impl Keeper {
         let place = tokio::select! {
             biased;
             () = told_to_stop(&mut self.orders) => return Outcome::Stopped,
-            place = tools.containment.place_to_start() => place,
+            place = tools.cells.place_to_start() => place,
         };
+        // What was ordered while it waited shows no more as something new.
+        self.take_change();
         let Some(not_after) = self.work.gate.opens_until() else { return Outcome::NoAuthority };
-        let mut cell = match tools.containment.cell(&self.work.name) {
+        let mut cell = match tools.cells.cell(&self.work.name) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
@@ -242,7 +244,7 @@ impl Keeper {
     }
 
     /// Stays with a run until its shim says that nothing of it is left, or says nothing where it should.
-    async fn attend(&mut self, cell: &mut Cell<'_>, place: Option<OwnedSemaphorePermit>) -> Attended {
+    async fn attend(&mut self, cell: &mut C::Cell, place: Option<OwnedSemaphorePermit>) -> Attended {
         let mut run = Attended { place, ..Attended::new() };
         loop {
             let (due, at) = run.due(self.kill_by());
@@ -268,7 +270,7 @@ impl Keeper {
     }
 
     /// The time has come for this.
-    fn act(&mut self, due: Due, run: &mut Attended, cell: &mut Cell<'_>) {
+    fn act(&mut self, due: Due, run: &mut Attended, cell: &mut C::Cell) {
         match due {
             Due::Kill => {
                 (run.killed, run.heard_at) = (true, Instant::now());
@@ -281,8 +283,8 @@ impl Keeper {
             Due::NoShim => {
                 self.observe(Observed::Starting, run, "waits for the process that is to hold it".to_owned());
                 run.heard_at = Instant::now();
-                let containment = Arc::clone(&self.tools.containment);
-                tokio::spawn(async move { containment.check_spawner().await });
+                let cells = Arc::clone(&self.tools.cells);
+                tokio::spawn(of_this_process(async move { cells.check_spawner().await }));
             }
             Due::Silence | Due::Nothing => {}
         }
@@ -317,10 +319,10 @@ impl Keeper {
     }
 
     /// Asks the process to end, the first time. A further order may bring the time of the kill forward.
-    fn stop(&mut self, run: &mut Attended, cell: &mut Cell<'_>) {
+    fn stop(&mut self, run: &mut Attended, cell: &mut C::Cell) {
         if run.grace_ends.is_none() {
             let grace = if run.orphaned { Duration::ZERO } else { self.spec.stop_grace.unwrap_or(self.tools.grace) };
-            run.grace_ends = Some(Instant::now() + grace);
+            run.grace_ends = Some(self.in_a(grace));
             cell.signal(signal_of(self.spec.stop_signal) as i32);
         }
     }
@@ -328,7 +330,13 @@ impl Keeper {
     /// When the order says that everything must be killed.
     fn kill_by(&self) -> Option<Instant> {
         let kill_by = self.orders.borrow().stop?.kill_by?;
-        Some(Instant::now() + kill_by.since(self.work.gate.clock().now()))
+        Some(self.work.gate.clock().instant(kill_by))
+    }
+
+    /// When the worker's clock has gone on by this span.
+    fn in_a(&self, span: Duration) -> Instant {
+        let clock = self.work.gate.clock();
+        clock.instant(clock.now() + span)
     }
 
     fn is_told_to_stop(&self) -> bool {
@@ -340,22 +348,26 @@ impl Keeper {
         let end = Instant::now() + span;
         while !self.is_told_to_stop() {
             tokio::select! {
-                () = sleep_until(end) => return,
+                biased;
                 _ = self.orders.changed() => self.take_change(),
+                () = sleep_until(end) => return,
             }
         }
     }
 
     /// Goes by another spec from now on, if there is one: how it is watched and stopped. The process has what it was started with.
     fn take_change(&mut self) {
-        let change = self.orders.borrow().change.clone().filter(|change| change.spec != self.work.spec);
+        let change = self.orders.borrow().change.clone().filter(|change| self.answered != Some(change.hash));
         let Some(Change { hash, spec }) = change else { return };
+        self.answered = Some(hash);
+        let [old, new] = [&self.work.spec, &spec].map(|spec| Content::of(process::KIND, spec));
         match ProcessSpec::stored(&spec) {
-            Ok(parsed) => {
+            Ok(parsed) if old.is_in_place(new, TRAITS) => {
                 tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "changed in place");
                 (self.spec, self.work.spec) = (parsed, spec);
                 self.observer.updated(hash);
             }
+            Ok(_) => self.observer.needs_restart(hash, "it changes what the process was started with"),
             Err(error) => self.observer.needs_restart(hash, error.to_string()),
         }
     }
@@ -365,7 +377,7 @@ impl Keeper {
             ("EVENKEEL_RESOURCE", self.work.name.to_string()),
             ("EVENKEEL_EPOCH", self.work.epoch.to_string()),
             ("EVENKEEL_WORKER", self.tools.worker.to_string()),
-            (GUARD_MARK, self.tools.containment.mark().to_owned()),
+            (GUARD_MARK, self.tools.cells.mark().to_owned()),
         ];
         // The spec was checked: no text has a NUL.
         let text = |text: &str| CString::new(text).unwrap_or_default();
@@ -395,7 +407,7 @@ impl Keeper {
 }
 
 /// What a run says next, once its log has room for what it may be.
-async fn hear(log: &Log, cell: &mut Cell<'_>) -> FromShim {
+async fn hear(log: &Log, cell: &mut impl Cell) -> FromShim {
     log.room().await;
     cell.next().await
 }

@@ -2,15 +2,19 @@
 //!
 //! The wheel: one of worker::driver. Every process of a run is dead when the run's end is observed.
 
+pub mod cells;
 pub(crate) mod environment;
 mod keeper;
 
+#[cfg(test)]
+mod keeper_tests;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
 use self::{
+    cells::Cells,
     environment::{EnvPass, Inherited},
     keeper::Keeper,
 };
@@ -20,11 +24,14 @@ use super::{
     log,
     orders::{Orders, Run},
 };
-use crate::hold::Containment;
 use evenkeel_model::{
     DriverTraits, Holds, Spec, WorkerId,
     process::{self, ProcessSpec},
 };
+use evenkeel_store::task::of_this_process;
+
+/// How processes are held, and that they take changes.
+const TRAITS: DriverTraits = DriverTraits { holds: Holds::Strict, updates: true };
 
 /// What the driver needs.
 #[derive(Debug)]
@@ -39,30 +46,30 @@ pub struct ProcessConfig {
 
 /// What every keeper uses.
 #[derive(Debug)]
-struct Tools {
+struct Tools<C> {
     worker: WorkerId,
-    containment: Arc<Containment>,
+    cells: Arc<C>,
     inherited: Inherited,
     grace: Duration,
 }
 
-/// Runs processes.
+/// Runs processes, held by such cells.
 #[derive(Debug)]
-pub struct ProcessDriver(Arc<Tools>);
+pub struct ProcessDriver<C>(Arc<Tools<C>>);
 
-impl ProcessDriver {
-    /// A driver that holds its runs by this containment.
+impl<C: Cells> ProcessDriver<C> {
+    /// A driver that holds its runs by these cells.
     #[must_use]
-    pub(crate) fn new(config: ProcessConfig, containment: Arc<Containment>) -> Self {
+    pub fn new(config: ProcessConfig, cells: Arc<C>) -> Self {
         let ProcessConfig { worker, grace, env_pass } = config;
-        Self(Arc::new(Tools { worker, containment, inherited: Inherited::take(env_pass), grace }))
+        Self(Arc::new(Tools { worker, cells, inherited: Inherited::take(env_pass), grace }))
     }
 
     /// A spec that this worker can run as it is.
     fn spec(&self, spec: &Spec) -> Result<ProcessSpec, SpecError> {
         let spec = ProcessSpec::stored(spec)?;
         self.0.inherited.check(&spec)?;
-        if spec.allow_privilege_escalation && !self.0.containment.ends_any_user() {
+        if spec.allow_privilege_escalation && !self.0.cells.ends_any_user() {
             return Err(SpecError(
                 "spec.allow_privilege_escalation: this worker could not end what becomes another user: it neither has the capability CAP_KILL \
                  nor holds work by cgroups; leave it out, or require a worker that can"
@@ -73,13 +80,13 @@ impl ProcessDriver {
     }
 }
 
-impl Driver for ProcessDriver {
+impl<C: Cells> Driver for ProcessDriver<C> {
     fn kind(&self) -> &str {
         process::KIND
     }
 
     fn traits(&self) -> DriverTraits {
-        DriverTraits { holds: Holds::Strict, updates: true }
+        TRAITS
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
@@ -94,8 +101,9 @@ impl Driver for ProcessDriver {
         let (run, orders) = Run::new();
         let log = work.log.clone();
         let tools = Arc::clone(&self.0);
-        let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff: Backoff::default() };
-        tokio::spawn(keeper.keep());
+        let backoff = Backoff::default();
+        let keeper = Keeper { work, spec, tools, log, observer, orders, answered: None, starts: 0, failures: 0, backoff };
+        tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(run))
     }
 

@@ -19,7 +19,7 @@ use crate::{
         log::{Log, Logs},
     },
     guard::{Hello, Mark},
-    hold::spawner,
+    hold::{Containment, spawner},
     protocol::authority::{BootTime, Gate, SystemClock, boot_time},
 };
 
@@ -35,7 +35,7 @@ fn containment() -> Arc<Containment> {
 
 struct Testbed {
     folder: tempfile::TempDir,
-    driver: ProcessDriver,
+    driver: ProcessDriver<Containment>,
     logs: Logs,
     gate: Gate,
     epoch: Epoch,
@@ -402,7 +402,7 @@ async fn a_shim_that_its_work_kills_or_stops_ends_the_run_all_the_same() {
 async fn only_a_worker_that_can_end_them_lets_work_gain_privileges() {
     let testbed = Testbed::new();
     let spec = json!({"command": ["grep", "NoNewPrivs", "/proc/self/status"], "restart": "never", "allow_privilege_escalation": true});
-    assert!(testbed.driver.0.containment.ends_any_user(), "these tests run as root");
+    assert!(testbed.driver.0.cells.ends_any_user(), "these tests run as root");
     let mut run = testbed.start(spec);
     run.until(Observed::Exited).await;
     assert_eq!(testbed.output(), "NoNewPrivs:\t0\n");
@@ -512,7 +512,7 @@ async fn what_ends_because_the_guard_has_ended_is_told_to_nobody() {
     let testbed = Testbed::new();
     let mut runs = testbed.shell("sleep 300");
     runs.until(Observed::Running).await;
-    testbed.driver.0.containment.kill_all();
+    testbed.driver.0.cells.kill_all();
     let mut late = testbed.shell("sleep 300");
     for run in [&mut runs, &mut late] {
         let said = timeout(Duration::from_millis(500), run.events.recv()).await;
