@@ -293,7 +293,7 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
             epoch,
             since: 0,
             hash: Hash::default(),
-            answers: Revision::default(),
+            answers: evenkeel_model::Revision::default(),
             restart_for: Hash::default(),
             overran: false,
             restarts: 0,
