@@ -10,7 +10,7 @@ use evenkeel_master::{
 };
 use evenkeel_model::{
     Assignment, Definition, Draft, DriverTraits, EntryKind, Hash, HistoryEntry, Holds, IntentKind, MasterId, MasterRecord, Observed, Phase,
-    Record, Registration, ResourceName, Revision, Status, StopReason, WorkerId,
+    Record, Registration, ResourceName, Status, StopReason, WorkerId,
 };
 use evenkeel_sim::{
     etcd::{Etcd, Settings},
