@@ -91,7 +91,7 @@ fn nothing_is_taken_for_finished_and_nothing_that_has_finished_is_run_again() {
         epoch: Epoch(1),
         since: 0,
         hash: Hash::default(),
-        answers: Revision::default(),
+        answers: crate::Revision::default(),
         restart_for: Hash::default(),
         overran: false,
         restarts: 0,

@@ -49,7 +49,7 @@ fn cluster(observed: Observed) -> Cluster {
         epoch: EPOCH,
         since: 0,
         hash: Hash::default(),
-        answers: Revision::default(),
+        answers: crate::Revision::default(),
         restart_for: Hash::default(),
         overran: false,
         restarts: 0,

@@ -106,7 +106,7 @@ mod tests {
             epoch: Epoch(7),
             since: 5,
             hash: Hash::default(),
-            answers: Revision::default(),
+            answers: crate::Revision::default(),
             restart_for: Hash::default(),
             overran: false,
             restarts: 2,

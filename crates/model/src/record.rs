@@ -268,7 +268,7 @@ mod tests {
             epoch: crate::Epoch(i64::MAX),
             since: i64::MAX,
             hash: Hash::default(),
-            answers: Revision::default(),
+            answers: crate::Revision::default(),
             restart_for: Hash::default(),
             overran: false,
             restarts: u32::MAX,
