@@ -93,6 +93,7 @@ struct Recount {
     agenda: Agenda,
     rankings: Rankings,
     closed: BTreeSet<WorkerId>,
+    fenced: BTreeMap<Box<str>, usize>,
     relative: usize,
     /// How many have finished, and of how many it is remembered where they have failed.
     noted: (usize, usize),
@@ -157,6 +158,9 @@ impl Recount {
         if worker.is_closed() {
             self.closed.insert(id.clone());
         }
+        for kind in crate::cluster::fenced_kinds(worker.registration()) {
+            *self.fenced.entry(kind.into()).or_default() += 1;
+        }
         self.agenda.put_worker(id, worker);
     }
 
@@ -167,6 +171,7 @@ impl Recount {
         let each = self.classes.iter().all(|(class, count)| classes.resources(*class) == *count);
         self.expect(each && classes.len() == self.classes.len(), "the number of resources of a class");
         self.expect(self.closed == *cluster.closed(), "the workers on which nothing can be placed");
+        self.expect(self.fenced == *cluster.fenced(), "the number of workers that hold a kind by a fence");
         let relations = (self.relative > 0).then(|| cluster.relations_anew());
         self.expect(relations.as_ref() == cluster.relations(), "the relations");
         self.expect(self.agenda == *cluster.agenda(), "the agenda");
@@ -324,7 +329,8 @@ impl<'a> PlanChecker<'a> {
         let fits = match (definition, place) {
             (Some(definition), Some(place)) => {
                 let may = fit::may_run(definition.needs(), id, place.registration).is_ok();
-                may && (stays || place.intent.is_none())
+                let shares = self.cluster.shares_fence(definition, place.registration).is_ok();
+                may && shares && (stays || place.intent.is_none())
             }
             _ => false,
         };

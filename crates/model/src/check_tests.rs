@@ -144,7 +144,7 @@ fn process(cluster: &mut Cluster, revision: i64, restart: &str) -> Definition {
 fn only_what_runs_and_can_take_it_is_changed_in_place_and_never_what_is_told_to_stop() {
     let mut cluster = cluster();
     let mut registration = Registration { kinds: vec!["process".to_owned()], ..Registration::bare(id("w"), "w:1".to_owned()) };
-    registration.drivers.insert("process".to_owned(), DriverTraits { updates: true, ..DriverTraits::default() });
+    registration.drivers.insert("process".to_owned(), DriverTraits { updates: true, holds: Holds::Fenced });
     let mut see = |revision, entry| cluster.apply(Change::over(Revision(1), Revision(revision), entry), Moment::default());
     see(2, Entry::Worker(id("w"), Some(registration.clone())));
     let with_updates = registration.clone();
@@ -220,4 +220,46 @@ fn an_assignment_is_held_as_its_worker_held_that_kind_when_it_was_made() {
         let decision = Decision::of(&place("a"), &cluster).expect("known");
         assert_eq!(decision.writes.iter().find_map(crate::Write::assignment).map(|assignment| assignment.holds), Some(holds), "{kind}");
     }
+}
+
+/// The fence lets in again what it has seen, and does not see who shows it nothing.
+#[test]
+fn what_only_a_fence_ends_is_neither_kept_by_a_session_that_nobody_attests_nor_given_to_who_is_not_fenced() {
+    let fenced = BTreeMap::from([("object".to_owned(), DriverTraits { holds: Holds::Fenced, updates: false })]);
+    let registration = |worker: &str, drivers: &BTreeMap<String, DriverTraits>| Registration {
+        kinds: vec!["object".to_owned()],
+        drivers: drivers.clone(),
+        ..Registration::bare(id(worker), format!("{worker}:1"))
+    };
+    let mut cluster = Cluster::default();
+    let mut see = |revision, entry| cluster.apply(Change::at(Revision(revision), entry), Moment::default());
+    for (worker, drivers) in [("w", &fenced), ("strict", &BTreeMap::new())] {
+        see(1, Entry::Worker(id(worker), Some(registration(worker, drivers))));
+        see(1, Entry::Admission(id(worker), Some(Admission { session: Session(1), origin: Origin::default(), authority_ms: None })));
+    }
+    let definition = Definition { kind: "object".into(), ..Definition::named(name("held")) };
+    let mut decision = Decision::default();
+    decision.assign(&definition, &id("w"), Holds::Fenced);
+    see(1, decision.writes.remove(0).entry);
+    let record = Record { id: 1, creation_time: 1, assigned_node: "".into(), source: "".into(), finished: None, failed: None, definition };
+    see(1, Entry::Resource(name("held"), Some(record)));
+    see(2, Entry::Worker(id("w"), None));
+    let to_strict = Action::Move { resource: name("held"), from: id("w"), epoch: Epoch(1), to: id("strict"), reason: EndReason::Fenced };
+    assert_eq!(left(&cluster, vec![to_strict]).1, [Violation::Unfenced(name("held"), id("strict"))]);
+    cluster.apply(Change::at(Revision(9), Entry::Worker(id("w"), Some(registration("w", &fenced)))), Moment::default());
+    let admit = Action::Admit { worker: id("w"), session: Session(9), reason: AdmitReason::Waited };
+    let later = Moment(WAIT * 2);
+    let mut plan = Plan { actions: vec![admit.clone()], ..Plan::default() };
+    assert_eq!(check_plan(&cluster, &plan, later, WAIT), [Violation::Admitted(id("w"), Session(9), AdmitReason::Waited)]);
+    let end = Action::End { resource: name("held"), worker: id("w"), epoch: Epoch(1), reason: EndReason::Fenced };
+    plan.actions = vec![end.clone()];
+    assert_eq!(check_plan(&cluster, &plan, later, WAIT), []);
+    for write in Decision::of(&end, &cluster).expect("known").writes {
+        cluster.apply(write.change(Revision(10)), Moment::default());
+    }
+    plan.actions = vec![admit];
+    assert_eq!(check_plan(&cluster, &plan, later, WAIT), []);
+    // Once a kind is fenced anywhere, nobody else may run it.
+    plan.actions = vec![Action::Place { resource: name("held"), worker: id("strict"), reason: PlaceReason::Pinned }];
+    assert_eq!(check_plan(&cluster, &plan, later, WAIT), [Violation::Misplaced(name("held"), id("strict"))]);
 }

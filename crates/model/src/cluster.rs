@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Agenda, Change, Classes, Epoch, Held, Moment, Phase, Rankings, Recent, Record, Relations, ResourceName, Seen, Session, Standing,
-    Status, StopReason, Unit, Versioned, Worker, WorkerId,
+    Agenda, Change, Classes, Definition, Epoch, Held, Holds, Misfit, Moment, Ownership, Phase, Rankings, Recent, Record, Registration,
+    Relations, ResourceName, Seen, Session, Standing, Status, StopReason, Unit, Versioned, Worker, WorkerId,
     agenda::{Due, due_of},
     relations::Count,
     reservation::{Counted, Reservation},
@@ -24,6 +24,8 @@ pub struct Cluster {
     agenda: Agenda,
     /// The workers that are ready, and on which nothing can be placed.
     closed: BTreeSet<WorkerId>,
+    /// How many registered workers hold each kind by a fence.
+    fenced: BTreeMap<Box<str>, usize>,
     /// How many resources have a rule that is relative to others, and, if any, where all resources stand to each other.
     relative: usize,
     /// How many resources have finished, and of how many it is remembered where they have failed.
@@ -291,6 +293,17 @@ impl Cluster {
         {
             worker.shape = Some(self.rankings.insert(id, registration, worker.load));
         }
+        if registered != worker.registered {
+            for (sessions, adds) in [(&registered, false), (&worker.registered, true)] {
+                for kind in fenced_kinds(sessions.as_ref().map(|registered| &registered.1)) {
+                    let count = self.fenced.entry(kind.into()).or_default();
+                    *count = if adds { *count + 1 } else { count.saturating_sub(1) };
+                    if *count == 0 {
+                        self.fenced.remove(kind);
+                    }
+                }
+            }
+        }
         let is_uncordoned = intent.is_some() && worker.is_open();
         if is_uncordoned || (standing, standing_after) == (Standing::New, Standing::Ready) {
             self.joins.note(id.clone(), now);
@@ -360,6 +373,24 @@ impl Cluster {
     #[must_use]
     pub fn ready(&self) -> usize {
         self.rankings.ready()
+    }
+
+    /// A worker may follow on what others have run of a definition: where a kind is fenced anywhere, only a worker that shows its epoch to the fence may
+    /// run what is exclusive. What ran by the fence alone would not notice any other.
+    ///
+    /// # Errors
+    /// [`Misfit::Unfenced`].
+    pub fn shares_fence(&self, definition: &Definition, worker: &Registration) -> Result<(), Misfit> {
+        let kind = &*definition.kind;
+        if self.fenced.is_empty() || !self.fenced.contains_key(kind) || definition.ownership == Ownership::Available {
+            return Ok(());
+        }
+        if worker.driver(kind).holds == Holds::Fenced { Ok(()) } else { Err(Misfit::Unfenced(kind.into())) }
+    }
+
+    /// How many registered workers hold each kind by a fence.
+    pub(crate) fn fenced(&self) -> &BTreeMap<Box<str>, usize> {
+        &self.fenced
     }
 
     /// The workers that are ready, and on which nothing can be placed.
@@ -468,6 +499,12 @@ fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, count
         let by = Count { home: sign * i64::from(home == Some(worker)), present: sign };
         relations.add(definition, worker, labels, by);
     }
+}
+
+/// The kinds that a worker holds by a fence.
+pub(crate) fn fenced_kinds(registration: Option<&Registration>) -> impl Iterator<Item = &str> {
+    let drivers = registration.into_iter().flat_map(|registration| &registration.drivers);
+    drivers.filter(|(_, driver)| driver.holds == Holds::Fenced).map(|(kind, _)| kind.as_str())
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub enum Misfit {
     Kind(Box<str>),
     /// The worker holds its kind loosely, and it is to be owned exclusively.
     Holds(Box<str>),
+    /// The kind is fenced on another worker, and not on this one, so that its runs would not notice each other.
+    Unfenced(Box<str>),
     /// A term of its `require` does not hold for the worker's labels.
     Require(String),
     /// Nothing more is to come to the worker.
@@ -42,6 +44,9 @@ impl fmt::Display for Misfit {
             Self::Refused(reason) => write!(f, "its registration cannot be used: {reason}"),
             Self::Pinned(worker) => write!(f, "it is pinned to {worker}"),
             Self::Kind(kind) => write!(f, "no driver for kind {kind}"),
+            Self::Unfenced(kind) => {
+                write!(f, "holds: kind {kind} is fenced on another worker, and what runs there would not notice this one")
+            }
             Self::Holds(kind) => {
                 write!(f, "holds: kind {kind} is held loosely there, and nobody would know its end; say ownership: available")
             }
@@ -77,7 +82,7 @@ impl Misfit {
             Self::Refused(_) => "registration",
             Self::Pinned(_) => "pin",
             Self::Kind(_) => "kind",
-            Self::Holds(_) => "holds",
+            Self::Holds(_) | Self::Unfenced(_) => "holds",
             Self::Require(_) => "require",
             Self::Cordoned => "cordon",
             Self::Draining => "drain",

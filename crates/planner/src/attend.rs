@@ -181,6 +181,7 @@ fn next_home<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&
     }
     let is_drained = place.intent.is_some_and(IntentKind::is_drain);
     let may = fit::may_run(definition.needs(), home, place.registration).and_then(|()| fit::has_room(definition, &place));
+    let may = may.and_then(|()| turn.cluster.shares_fence(definition, place.registration));
     let related = turn.loads.related();
     let can = may.is_ok() && related.allow(definition, home, &|| related.is_first(definition)).is_ok();
     match (can, is_drained) {

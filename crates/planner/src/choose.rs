@@ -208,6 +208,7 @@ impl<'q, 'l> Ask<'q, 'l> {
     pub(crate) fn alone<'w>(&'w self, id: &'w WorkerId) -> Option<Candidate<'w>> {
         let place = self.loads.place(id).filter(|_| !self.except.contains(&id))?;
         fit::can_run(self.definition, &place).ok()?;
+        self.loads.cluster.shares_fence(self.definition, place.registration).ok()?;
         Some(self.candidate_at(place))
     }
 
@@ -219,6 +220,7 @@ impl<'q, 'l> Ask<'q, 'l> {
     /// Whether a place can take it, by every hard rule.
     pub(crate) fn fits(&self, place: &Place<'_>) -> Result<(), Misfit> {
         fit::can_run(self.definition, place)?;
+        self.loads.cluster.shares_fence(self.definition, place.registration)?;
         let is_first = || *self.is_first.get_or_init(|| self.loads.related().is_first(self.definition));
         self.loads.related().allow(self.definition, place.id, &is_first)
     }

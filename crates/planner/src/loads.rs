@@ -320,6 +320,7 @@ impl<'a> Loads<'a> {
     /// Whether a place can take one more resource, by every hard rule.
     pub(crate) fn fits(&self, definition: &Definition, place: &Place<'_>) -> Result<(), Misfit> {
         fit::can_run(definition, place)?;
+        self.cluster.shares_fence(definition, place.registration)?;
         self.related().allow(definition, place.id, &|| self.related().is_first(definition))
     }
 }

@@ -93,7 +93,12 @@ fn end_fenced<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
         if turn.is_full() {
             return turn.undone(Subject::Worker(id.clone()), Pending::Budget);
         }
-        if turn.seen.insert(name.clone()) {
+        // It must go on where its epoch is shown to the same fence, and that may be here.
+        let kind = turn.cluster.unit(name.as_str()).and_then(Unit::definition).map(|definition| &*definition.kind);
+        let is_fenced = |kind| worker.registration().is_some_and(|registration| registration.driver(kind).holds == Holds::Fenced);
+        if kind.is_some_and(|kind| !is_fenced(kind)) {
+            turn.undone(Subject::Resource(name.clone()), Pending::Fenced(id.clone()));
+        } else if turn.seen.insert(name.clone()) {
             let (resource, worker, epoch) = (name.clone(), id.clone(), holder.held.epoch);
             turn.plan.actions.push(Action::End { resource, worker, epoch, reason: EndReason::Fenced });
         }
