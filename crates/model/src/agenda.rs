@@ -133,6 +133,8 @@ fn is_as_wanted(workers: &BTreeMap<WorkerId, Worker>, record: &Record, holder: &
 /// Its worker's session is gone, and its end is known by that alone. All else waits for the end of that session's authority, or for the worker.
 fn ends_with_its_session(workers: &BTreeMap<WorkerId, Worker>, record: Option<&Record>, holder: &Holder) -> bool {
     let is_gone = |worker: &Worker| matches!(worker.standing(), Standing::Lost | Standing::Returning);
-    let is_available = record.is_some_and(|record| record.definition.ownership == Ownership::Available);
-    (is_available || holder.held.holds == Holds::Fenced) && workers.get(&holder.worker).is_some_and(is_gone)
+    let definition = record.map(|record| &record.definition);
+    let is_available = holder.ownership(definition) == Ownership::Available;
+    let is_fenced = holder.held.holds == Holds::Fenced && definition.is_some_and(|definition| holder.held.has_work_of(definition));
+    (is_available || is_fenced) && workers.get(&holder.worker).is_some_and(is_gone)
 }

@@ -221,7 +221,8 @@ impl Status {
     #[must_use]
     pub fn failure(&self) -> String {
         let times = format!("{} {} in a row", self.failures, if self.failures == 1 { "time" } else { "times" });
-        if self.message.is_empty() { times } else { format!("{}, {times}", self.message) }
+        // What it says while it runs is no failure.
+        if self.message.is_empty() || self.phase == Observed::Running { times } else { format!("{}, {times}", self.message) }
     }
 
     /// It cannot be started on this worker, whatever is tried.
@@ -265,5 +266,17 @@ impl Observed {
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_work_says_while_it_runs_is_no_failure() {
+        let status = |phase| Status { failures: 3, message: "exit status 1".to_owned(), ..Status::new(phase, Epoch(1), 0) };
+        assert_eq!(status(Observed::Backoff).failure(), "exit status 1, 3 times in a row");
+        assert_eq!(status(Observed::Running).failure(), "3 times in a row");
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, EndReason, Epoch, Holds, IntentKind, Moment, Ownership, PlaceReason, Plan,
-    Rankings, ResourceName, Session, Standing, StopReason, Unit, Worker, WorkerId, ends, fit,
+    Action, AdmitReason, Agenda, ClassId, Classes, Cluster, End, EndReason, Epoch, Holds, IntentKind, Moment, PlaceReason, Plan, Rankings,
+    ResourceName, Session, Standing, StopReason, Unit, Worker, WorkerId, ends, fit,
 };
 
 /// Something that must never be.
@@ -372,9 +372,8 @@ impl<'a> PlanChecker<'a> {
         let Some(holder) = self.holder(name, id, epoch) else {
             return self.found.push(Violation::NotHeld(name.clone(), id.clone(), epoch));
         };
-        let record = self.cluster.unit(name.as_str()).and_then(|u| u.record.as_ref());
-        let ownership = record.map_or(Ownership::Exclusive, |r| r.value.definition.ownership);
-        let end = ends::end_of(holder, self.cluster.worker(id.as_str()), ownership, self.now, self.wait);
+        let definition = self.cluster.unit(name.as_str()).and_then(Unit::definition);
+        let end = ends::end_of(holder, self.cluster.worker(id.as_str()), definition, self.now, self.wait);
         // A session that the same plan admits may run what is assigned to it, however surely the one before has ended.
         let revived = self.admitted.contains(id) && !holder.is_stopped();
         if revived || !matches!(end, End::Known(_)) {

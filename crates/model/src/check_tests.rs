@@ -245,10 +245,11 @@ fn what_only_a_fence_ends_is_neither_kept_by_a_session_that_nobody_attests_nor_g
     see(1, Entry::Resource(name("held"), Some(record)));
     see(2, Entry::Worker(id("w"), None));
     let to_strict = Action::Move { resource: name("held"), from: id("w"), epoch: Epoch(1), to: id("strict"), reason: EndReason::Fenced };
-    assert_eq!(left(&cluster, vec![to_strict]).1, [Violation::Unfenced(name("held"), id("strict"))]);
+    let later = Moment(WAIT * 2);
+    let plan = Plan { actions: vec![to_strict], ..Plan::default() };
+    assert_eq!(check_plan(&cluster, &plan, later, WAIT), [Violation::Unfenced(name("held"), id("strict"))]);
     cluster.apply(Change::at(Revision(9), Entry::Worker(id("w"), Some(registration("w", &fenced)))), Moment::default());
     let admit = Action::Admit { worker: id("w"), session: Session(9), reason: AdmitReason::Waited };
-    let later = Moment(WAIT * 2);
     let mut plan = Plan { actions: vec![admit.clone()], ..Plan::default() };
     assert_eq!(check_plan(&cluster, &plan, later, WAIT), [Violation::Admitted(id("w"), Session(9), AdmitReason::Waited)]);
     let end = Action::End { resource: name("held"), worker: id("w"), epoch: Epoch(1), reason: EndReason::Fenced };

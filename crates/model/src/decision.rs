@@ -131,7 +131,7 @@ impl Decision {
             }
             Action::End { resource, worker, epoch, reason } => {
                 decision.end(cluster, resource, worker, *epoch)?;
-                let stays = matches!(reason, crate::EndReason::Stopped(StopReason::Changed));
+                let stays = matches!(reason, crate::EndReason::Stopped(StopReason::Changed) | crate::EndReason::Fenced);
                 if !stays {
                     decision.view(cluster, resource, "".into())?;
                 }

@@ -45,7 +45,7 @@ impl fmt::Display for Misfit {
             Self::Pinned(worker) => write!(f, "it is pinned to {worker}"),
             Self::Kind(kind) => write!(f, "no driver for kind {kind}"),
             Self::Unfenced(kind) => {
-                write!(f, "holds: kind {kind} is fenced on another worker, and what runs there would not notice this one")
+                write!(f, "fence: kind {kind} is fenced on another worker, and what runs there would not notice this one")
             }
             Self::Holds(kind) => {
                 write!(f, "holds: kind {kind} is held loosely there, and nobody would know its end; say ownership: available")
@@ -82,7 +82,8 @@ impl Misfit {
             Self::Refused(_) => "registration",
             Self::Pinned(_) => "pin",
             Self::Kind(_) => "kind",
-            Self::Holds(_) | Self::Unfenced(_) => "holds",
+            Self::Holds(_) => "holds",
+            Self::Unfenced(_) => "fence",
             Self::Require(_) => "require",
             Self::Cordoned => "cordon",
             Self::Draining => "drain",

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    Admission, ClassId, Definition, Epoch, Held, Intent, IntentKind, Moment, Observed, Phase, Rebalance, Record, Registration,
-    ResourceName, Session, ShapeId, Status, StopReason, Versioned, WorkerId, fit,
+    Admission, ClassId, Definition, Epoch, Held, Holds, Intent, IntentKind, Moment, Observed, Ownership, Phase, Rebalance, Record,
+    Registration, ResourceName, Session, ShapeId, Status, StopReason, Versioned, WorkerId, fit,
 };
 
 /// One name: the resource that is wanted, and the assignments that stand for it.
@@ -171,6 +171,13 @@ impl Holder {
     pub fn needs_restart(&self) -> bool {
         let asks = |status: &Status| !status.restart_for.is_empty() && status.restart_for == self.held.hash;
         self.held.runs() && self.observed().is_some_and(asks)
+    }
+
+    /// How it is owned: as the definition says, and where none is left as strictly as it can be. Loose work is never placed to be exclusive.
+    #[must_use]
+    pub fn ownership(&self, definition: Option<&Definition>) -> Ownership {
+        let without = if self.held.holds == Holds::Loose { Ownership::Available } else { Ownership::Exclusive };
+        definition.map_or(without, |definition| definition.ownership)
     }
 
     /// Its worker keeps what the leader concludes from the assignment, and that is enough for how the definition is to be owned.

@@ -1,14 +1,11 @@
 //! Resources that are not as wanted: ends that are known, changes, and what is placed nowhere. DESIGN.md section 5, rule 4.
 
 use evenkeel_model::{
-    Action, Definition, End, EndReason, Holder, Holds, IntentKind, Ownership, Pending, PlaceReason, Record, ResourceName, Standing,
-    StopReason, Subject, Unit, WorkerId, ends, fit,
+    Action, Definition, End, EndReason, Holder, Holds, IntentKind, Pending, PlaceReason, Record, ResourceName, Standing, StopReason,
+    Subject, Unit, WorkerId, ends, fit,
 };
 
-use crate::{
-    choose::{self, Choice},
-    turn::Turn,
-};
+use crate::{choose::Choice, turn::Turn};
 
 /// Looks at each assignment that is not as wanted.
 pub(crate) fn turn(turn: &mut Turn<'_>) {
@@ -31,6 +28,8 @@ fn attend<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, unit: &'a Unit, holde
     }
     match end_of(turn, unit, holder) {
         End::Known(reason) => return ended(turn, name, unit, holder, reason),
+        // The end of authority is waited for by the worker's turn.
+        End::At(until) if holder.held.holds == Holds::Fenced => return turn.wake_at(until),
         End::At(_) | End::Open if !holder.held.runs() => return,
         End::At(_) | End::Open => {}
     }
@@ -89,12 +88,11 @@ fn separate(turn: &mut Turn<'_>, name: &ResourceName, unit: &Unit, rest: &[Holde
     }
 }
 
-fn end_of(turn: &Turn<'_>, unit: &Unit, holder: &Holder) -> End {
+pub(crate) fn end_of(turn: &Turn<'_>, unit: &Unit, holder: &Holder) -> End {
     if turn.admitted.contains(&holder.worker) && !holder.is_stopped() {
         return End::Open;
     }
-    let ownership = unit.definition().map_or(Ownership::Exclusive, |d| d.ownership);
-    ends::end_of(holder, turn.cluster.worker(holder.worker.as_str()), ownership, turn.now, turn.config.wait)
+    ends::end_of(holder, turn.cluster.worker(holder.worker.as_str()), unit.definition(), turn.now, turn.config.wait)
 }
 
 /// Ends an assignment, if its end is known.
@@ -123,7 +121,7 @@ pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit
     let to = match (reason, wanted) {
         (EndReason::Fenced, Some(definition)) => match fenced_successor(turn, definition, unit, &from) {
             Some(to) => Some(to),
-            None => return turn.undone(Subject::Resource(name.clone()), Pending::Fenced(from)),
+            None => return turn.kept_by_fence(name, from),
         },
         _ => wanted.and_then(|definition| successor(turn, definition, unit, &from)),
     };
@@ -151,14 +149,7 @@ fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, f
 
 /// Where a resource goes whose last run only the fence ends: to a worker that shows its epoch to the fence.
 fn fenced_successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, from: &WorkerId) -> Option<WorkerId> {
-    let unfenced: Vec<&WorkerId> = turn
-        .cluster
-        .rankings()
-        .shapes()
-        .filter(|(_, shaped)| shaped.shape.drivers.get(&*definition.kind).is_none_or(|driver| driver.holds != Holds::Fenced))
-        .flat_map(|(_, shaped)| shaped.ranks.iter().map(|rank| &rank.worker))
-        .collect();
-    let to = choose::choose(&turn.loads, definition, &unfenced).ok()?.worker;
+    let to = turn.choose_fenced(definition)?;
     let home = unit.home();
     if let Some(home) = home {
         turn.loads.leave(definition, home, true);
@@ -225,6 +216,10 @@ pub(crate) fn place_all(turn: &mut Turn<'_>) {
 }
 
 fn place<'a>(turn: &mut Turn<'a>, name: &'a ResourceName, record: &'a Record) {
+    // It was there before, and may go on there as soon as its session is admitted.
+    if record.assigned_worker().is_some_and(|before| turn.admitted.iter().any(|id| id.as_str() == before)) {
+        return turn.undone(Subject::Resource(name.clone()), Pending::Budget);
+    }
     match choose_for(turn, record) {
         Ok(Choice { worker, reason }) => {
             turn.loads.come(&record.definition, &worker);

@@ -52,7 +52,7 @@ pub fn why_pending(cluster: &Cluster, name: &str, now: Moment, config: &PlannerC
     let Some(holder) = unit.holders.first() else { return choose(cluster, definition, now, config).err() };
     let worker = cluster.worker(holder.worker.as_str());
     let is_gone = worker.is_some_and(|w| matches!(w.standing(), Standing::Lost | Standing::Returning));
-    match evenkeel_model::ends::end_of(holder, worker, definition.ownership, now, config.wait) {
+    match evenkeel_model::ends::end_of(holder, worker, Some(definition), now, config.wait) {
         evenkeel_model::End::Open if is_gone && holder.held.holds == Holds::Loose => Some(Pending::Loose(holder.worker.clone())),
         evenkeel_model::End::At(until) => {
             let capped = worker.is_some_and(evenkeel_model::Worker::claims_too_much);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use evenkeel_model::{
-    Action, Brake, ClassId, Cluster, Definition, Holder, Labels, Moment, Pending, Plan, ResourceName, Status, StopReason, Subject, Undone,
-    Unit, WorkerId,
+    Action, Brake, ClassId, Cluster, Definition, Holder, Holds, Labels, Moment, Pending, Plan, ResourceName, Shaped, Status, StopReason,
+    Subject, Undone, Unit, WorkerId,
 };
 
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
     choose::{self, Choice},
     failing, leave,
     loads::{Assumed, Loads},
-    rebalance, workers,
+    rebalance,
+    workers::{self, TOLD},
 };
 
 /// A plan in the making.
@@ -35,6 +36,11 @@ pub(crate) struct Turn<'a> {
     pub(crate) holding: BTreeSet<WorkerId>,
     /// Why a class of resources that looks the same to the planner fits nowhere, so that each class is tried once.
     hopeless: BTreeMap<FitClass<'a>, Pending>,
+    /// By kind, the workers that are not fenced; and what looks like this has found no other in this plan.
+    unfenced: BTreeMap<&'a str, Vec<&'a WorkerId>>,
+    hopeless_fenced: BTreeSet<FitClass<'a>>,
+    /// How many were told of that only a fence ends.
+    kept_by_fence: usize,
 }
 
 /// What distinguishes resources when a worker is chosen: their class, and their labels where others may want to be apart from them.
@@ -63,6 +69,9 @@ impl<'a> Turn<'a> {
             restarting: stopping.get(&StopReason::Changed).copied().unwrap_or_default(),
             holding: BTreeSet::new(),
             hopeless: BTreeMap::new(),
+            unfenced: BTreeMap::new(),
+            hopeless_fenced: BTreeSet::new(),
+            kept_by_fence: 0,
         }
     }
 
@@ -135,6 +144,33 @@ impl<'a> Turn<'a> {
             self.hopeless.insert(fit_class(self.cluster, definition), reason.clone());
         }
         choice
+    }
+
+    /// Chooses a worker that shows the epoch to the fence by which the kind is held.
+    pub(crate) fn choose_fenced(&mut self, definition: &'a Definition) -> Option<WorkerId> {
+        let class = fit_class(self.cluster, definition);
+        if self.hopeless_fenced.contains(&class) {
+            return None;
+        }
+        let cluster = self.cluster;
+        let unfenced = self.unfenced.entry(&definition.kind).or_insert_with_key(|kind| {
+            let is_fenced = |shaped: &Shaped| shaped.shape.drivers.get(*kind).is_some_and(|driver| driver.holds == Holds::Fenced);
+            let others = cluster.rankings().shapes().filter(|(_, shaped)| !is_fenced(shaped));
+            others.flat_map(|(_, shaped)| shaped.ranks.iter().map(|rank| &rank.worker)).collect()
+        });
+        let chosen = choose::choose(&self.loads, definition, unfenced).ok();
+        if chosen.is_none() {
+            self.hopeless_fenced.insert(class);
+        }
+        chosen.map(|choice| choice.worker)
+    }
+
+    /// Only the fence ends what a lost worker ran, and nobody who is fenced takes it. They stay for as long as that is so: each plan tells of some.
+    pub(crate) fn kept_by_fence(&mut self, name: &ResourceName, worker: WorkerId) {
+        self.kept_by_fence += 1;
+        if self.kept_by_fence <= TOLD {
+            self.undone(Subject::Resource(name.clone()), Pending::Fenced(worker));
+        }
     }
 
     pub(crate) fn stop(&mut self, name: &ResourceName, holder: &Holder, reason: StopReason, to: Option<WorkerId>) {

@@ -1,14 +1,14 @@
 //! Workers that come and go: who is admitted, who is waited for, and whose assignments have ended. DESIGN.md section 5, rules 2, 3 and 5.
 
 use evenkeel_model::{
-    Action, AdmitReason, EndReason, Holder, Holds, Moment, Ownership, Pending, ResourceName, Standing, Subject, Unit, Worker, WorkerId,
+    Action, AdmitReason, End, EndReason, Holder, Holds, Moment, Ownership, Pending, ResourceName, Standing, Subject, Unit, Worker, WorkerId,
 };
 
 use crate::{attend, loads::Assumed, turn::Turn};
 
 /// So many of what a lost worker holds loosely are told one by one: as much as a person reads of one worker. They stay as long as it is lost, so each
 /// plan tells them again.
-const TOLD: usize = 16;
+pub(crate) const TOLD: usize = 16;
 
 /// Looks at each worker that is not ready, and at those that are taken to be gone.
 pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) {
@@ -71,7 +71,12 @@ fn readmit<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
         // It left again before it was ever admitted; its key goes with its lease, and then it is lost.
         None if registration.released => {}
         None if !may_inherit(worker) => part(turn, id, worker),
-        None if fenced(turn, id, worker).next().is_some() => end_fenced(turn, id, worker),
+        None if fenced(turn, id, worker).next().is_some() => {
+            // What stays keeps the session out, and what else was assigned to it has ended.
+            if end_fenced(turn, id, worker) {
+                part(turn, id, worker);
+            }
+        }
         None => admit(turn, id, worker, AdmitReason::Waited),
     }
 }
@@ -86,23 +91,32 @@ fn fenced<'a>(turn: &Turn<'a>, id: &'a WorkerId, worker: &'a Worker) -> impl Ite
 }
 
 /// Of what the session before ran, only the fence ends this, and it lets the same epoch in again: the next session gets others. The brake, which keeps
-/// things where they were, does not keep these from that.
-fn end_fenced<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) {
+/// things where they were, does not keep these from that. True: some stay, since nobody who is fenced takes them.
+fn end_fenced<'a>(turn: &mut Turn<'a>, id: &'a WorkerId, worker: &'a Worker) -> bool {
+    let mut kept = false;
     let found: Vec<_> = fenced(turn, id, worker).collect();
     for (name, holder) in found {
+        let Some(unit) = turn.cluster.unit(name.as_str()).filter(|_| !turn.is_dealt_with(name)) else { continue };
+        if let Some((_, status)) = unit.unnoted_finish() {
+            turn.finish(name, unit, holder, status);
+            continue;
+        }
         if turn.is_full() {
-            return turn.undone(Subject::Worker(id.clone()), Pending::Budget);
+            turn.undone(Subject::Worker(id.clone()), Pending::Budget);
+            return false;
         }
+        let End::Known(reason) = attend::end_of(turn, unit, holder) else { continue };
         // It must go on where its epoch is shown to the same fence, and that may be here.
-        let kind = turn.cluster.unit(name.as_str()).and_then(Unit::definition).map(|definition| &*definition.kind);
         let is_fenced = |kind| worker.registration().is_some_and(|registration| registration.driver(kind).holds == Holds::Fenced);
-        if kind.is_some_and(|kind| !is_fenced(kind)) {
-            turn.undone(Subject::Resource(name.clone()), Pending::Fenced(id.clone()));
-        } else if turn.seen.insert(name.clone()) {
-            let (resource, worker, epoch) = (name.clone(), id.clone(), holder.held.epoch);
-            turn.plan.actions.push(Action::End { resource, worker, epoch, reason: EndReason::Fenced });
+        if reason == EndReason::Fenced && !unit.definition().is_some_and(|definition| is_fenced(&definition.kind)) {
+            kept = true;
+            continue;
         }
+        turn.seen.insert(name.clone());
+        let (resource, worker, epoch) = (name.clone(), id.clone(), holder.held.epoch);
+        turn.plan.actions.push(Action::End { resource, worker, epoch, reason });
     }
+    kept
 }
 
 /// What is assigned to this worker may start under its live session. It may not under one whose registration cannot be used: for how long
@@ -144,7 +158,7 @@ fn wait_for(turn: &mut Turn<'_>, id: &WorkerId, until: Moment) {
 
 /// Its effects may outlive its worker's session and guard, and nothing else may begin while they do.
 fn is_open(unit: &Unit, holder: &Holder) -> bool {
-    let is_exclusive = unit.definition().is_none_or(|definition| definition.ownership == Ownership::Exclusive);
+    let is_exclusive = holder.ownership(unit.definition()) == Ownership::Exclusive;
     holder.held.holds == Holds::Loose && is_exclusive && !holder.is_stopped()
 }
 
@@ -163,8 +177,11 @@ fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: 
                 turn.undone(Subject::Resource(name.clone()), Pending::Loose(id.clone()));
             }
         } else if unit.holders.len() == 1 {
-            let is_fenced = reason == EndReason::Waited && holder.held.holds == Holds::Fenced && !holder.is_stopped();
-            attend::ended(turn, name, unit, holder, if is_fenced { EndReason::Fenced } else { reason });
+            // Of one that was waited for it may be known in another way: it accepts an overlap, or only the fence ends it.
+            match attend::end_of(turn, unit, holder) {
+                End::Known(known) if reason == EndReason::Waited => attend::ended(turn, name, unit, holder, known),
+                _ => attend::ended(turn, name, unit, holder, reason),
+            }
         }
     }
     if open > TOLD {

@@ -189,6 +189,23 @@ fn everything_is_placed_or_explained(world: &World, undone: &[Undone]) {
             assert!(undone.iter().any(told), "nobody says that {name} may still run on {}", holder.worker);
             continue;
         }
+        let kept = |worker: &WorkerId| undone.iter().any(|u| matches!(&u.reason, Pending::Fenced(by) if by == worker));
+        if let [holder] = unit.holders.as_slice()
+            && holder.held.holds == Holds::Fenced
+            && kept(&holder.worker)
+        {
+            let shapes = || world.cluster.rankings().shapes().map(|(_, shaped)| &shaped.shape);
+            let kind = unit.definition().map(|definition| definition.kind.to_string()).unwrap_or_default();
+            let is_fenced = |shape: &evenkeel_model::Shape| shape.drivers.get(&kind).is_some_and(|driver| driver.holds == Holds::Fenced);
+            assert!(world.cluster.worker(holder.worker.as_str()).is_some_and(|w| w.standing() != Standing::Ready), "{name}");
+            let takes = |shape: &evenkeel_model::Shape| {
+                let needs = unit.definition().expect("wanted").needs();
+                is_fenced(shape) && fit::suits(needs, &shape.kinds, &shape.drivers, &shape.labels).is_ok() && shape.capacity.is_none()
+            };
+            let is_free = unit.definition().is_some_and(|d| d.pin.is_none() && !d.rules().is_relative());
+            assert!(!is_free || !shapes().any(takes), "{name} waits for a fenced worker, and there is one");
+            continue;
+        }
         let Some(record) = &unit.record else {
             assert!(unit.unreadable.is_some(), "{name}: what is settled is wanted, or cannot be read");
             continue;

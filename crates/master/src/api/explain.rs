@@ -117,7 +117,9 @@ fn summary(state: &v1::ResourceState, explanation: &Explanation, events: &[v1::E
         Some(Verdict::NotReady(_)) | None => String::new(),
     };
     let held = match state.holds.as_str() {
-        "fenced" => " Its epoch fences it: if its worker is lost, it goes on elsewhere at once.",
+        "fenced" => {
+            " Its epoch fences it: if its worker is lost and does not come back, it goes on at another that is fenced, without a wait."
+        }
         "loose" => " Its worker holds it loosely: it may outlive its worker, and nobody would know.",
         _ => "",
     };

@@ -90,9 +90,12 @@ fn observe(state: &mut v1::ResourceState, holder: &Holder, worker: Option<&Worke
             if status.is_failing() && status.failures >= FAILING {
                 state.reason = format!("failing on {}: {}", holder.worker, status.failure());
             } else if holder.needs_restart() {
-                state.reason = format!("changing: {} cannot take the change while it runs, and restarts it", holder.worker);
+                state.reason = format!(
+                    "{} cannot take the change while it runs; it is stopped and started again within --recovery-in-flight",
+                    holder.worker
+                );
             } else if holder.is_changing() {
-                state.reason = format!("changing: {} has not taken the change yet", holder.worker);
+                state.reason = format!("{} has not taken the change yet", holder.worker);
             }
             status.phase.as_str()
         }
@@ -225,8 +228,8 @@ mod tests {
         let before = Hash::of("process", &evenkeel_model::Spec::default());
         assert_eq!(of(none, none), (String::new(), String::new()));
         assert_eq!(of(held, before), (String::new(), String::new()), "that was another change");
-        assert_eq!(of(before, none), (before.to_string(), "changing: worker-1 has not taken the change yet".to_owned()));
-        let restart = "changing: worker-1 cannot take the change while it runs, and restarts it";
+        assert_eq!(of(before, none), (before.to_string(), "worker-1 has not taken the change yet".to_owned()));
+        let restart = "worker-1 cannot take the change while it runs; it is stopped and started again within --recovery-in-flight";
         assert_eq!(of(before, held), (before.to_string(), restart.to_owned()));
         assert_eq!(shown(&running).holds, "strict");
     }

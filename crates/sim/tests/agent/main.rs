@@ -10,10 +10,10 @@ mod testbed;
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use evenkeel_model::Phase;
-use evenkeel_model::{Admission, Observed, Registration, Session, WorkerId};
+use evenkeel_model::{Admission, Epoch, Observed, Registration, Session, WorkerId};
 use evenkeel_sim::etcd::Direction;
 use evenkeel_store::{KeyName, KeyRange, LeasedKey, NewLeasedKey, Op, Txn, codec::json, keys::Keys};
-use evenkeel_worker::{WorkerError, protocol::authority::Timing};
+use evenkeel_worker::{WorkerError, driver::Survivor, protocol::authority::Timing};
 use tokio::time::{sleep, timeout};
 
 use testbed::{Armed, SECOND, Testbed, Told, etcd, origin};
@@ -115,9 +115,15 @@ async fn a_live_worker_of_another_guard_keeps_its_id() {
     let key = KeyName::Exact(keys.worker(&id).into_bytes());
     let new = NewLeasedKey { key, value: json(&other), ttl: 4 * SECOND, replaces: None };
     let held = LeasedKey::create(&hand, new, SECOND).await.unwrap();
-    let testbed = Testbed::start_on(etcd, hand);
+    // What its drivers find under this id is that worker's.
+    let probe = testbed::Probe::default();
+    let survivor = Survivor { name: "a".parse().unwrap(), epoch: Epoch(3), id: "alive".to_owned() };
+    probe.survivors.lock().unwrap().push(survivor);
+    let testbed = Testbed::start_with(etcd, hand, probe);
+    let told = testbed.probe.clone();
     let error = timeout(60 * SECOND, testbed.agent).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(&error, WorkerError::IdTaken { address, .. } if address == "elsewhere:1"), "{error}");
+    assert_eq!(told.told(), [], "and its work");
     let stands = testbed.etcd.peek(|store| store.iter(&KeyRange::prefix("/workers/")).map(|kv| kv.created).collect::<Vec<_>>());
     assert_eq!(stands, [held.created()]);
 }

@@ -48,7 +48,9 @@ async fn without_an_answer_nothing_is_attested_and_the_kind_is_not_offered_until
     testbed.assign(Testbed::stop()).await;
     sleep(20 * SECOND).await;
     assert_eq!(testbed.probe.told(), []);
-    assert_eq!(testbed.status().unwrap().phase, Observed::Starting, "and none of it is reported as stopped");
+    let status = testbed.status().unwrap();
+    assert_eq!(status.phase, Observed::Stopping, "none of it is reported as stopped");
+    assert!(status.message.ends_with("still lives: no answer within 5 s"), "{}", status.message);
     testbed.probe.is_silent.store(false, SeqCst);
     testbed.status_of(Observed::Stopped).await;
     assert_eq!(testbed.probe.told(), [Told::End(Epoch(3))]);
