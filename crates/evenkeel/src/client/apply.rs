@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 use evenkeel_model::{
-    Definition, DriverTraits, ResourceName, Selector,
+    Definition, DriverTraits, Ownership, ResourceName, Selector, builtin,
     diff::{Change, Counts, Diff, diff},
 };
 use evenkeel_proto::v1::{AddResourcesRequest, AddResourcesResponse, ResourceState, WorkerState};
@@ -114,8 +114,12 @@ impl<'a> Runs<'a> {
 
     /// Its worker takes the change while the work runs, by what is known now. The leader decides when it is asked to.
     fn takes_in_place(&self, change: &Change<'_>) -> bool {
-        let state =
-            self.states.get(change.new.name.as_str()).filter(|state| !matches!(state.phase.as_str(), "exited" | "failed" | "stopping"));
+        let is_held_well = |state: &&&ResourceState| state.holds != "loose" || change.new.ownership == Ownership::Available;
+        let state = self
+            .states
+            .get(change.new.name.as_str())
+            .filter(|state| !matches!(state.phase.as_str(), "exited" | "failed" | "stopping"))
+            .filter(is_held_well);
         let worker = state.and_then(|state| self.workers.get(state.worker.as_str())).filter(|worker| worker.phase == "ready");
         let driver = worker.and_then(|worker| worker.drivers.get(&*change.new.kind));
         driver.is_some_and(|driver| change.is_in_place(DriverTraits { updates: driver.updates, ..DriverTraits::default() }))
@@ -154,6 +158,8 @@ fn plan_text(diff: &Diff<'_>, runs: &Runs<'_>) -> String {
     let added = diff.add.iter().map(|d| format!("+ {}\n", d.name));
     let effect = |change: &Change<'_>| match (change.changes_work(), runs.takes_in_place(change)) {
         (false, _) => "",
+        // What a change of other kinds does only their drivers know.
+        (true, true) if builtin::of(&change.new.kind).is_none() => "; its driver takes it in place, or restarts it",
         (true, true) => "; taken in place",
         (true, false) => "; restarts it",
     };
@@ -308,6 +314,12 @@ mod tests {
         pairs.iter().map(definition).collect()
     }
 
+    /// The resource of this JSON.
+    fn defined(draft: &str) -> BTreeMap<ResourceName, Definition> {
+        let definition = serde_json::from_str::<evenkeel_model::Draft>(draft).expect("a draft").check().expect("a definition");
+        BTreeMap::from([(definition.name.clone(), definition)])
+    }
+
     #[test]
     fn a_dry_run_lists_each_name() {
         let (old, new) = (set(&[("a", 1), ("b", 1), ("c", 1)]), set(&[("b", 2), ("c", 1), ("d", 1)]));
@@ -316,11 +328,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_says_what_restarts() {
-        let set = |spec: &str| -> BTreeMap<ResourceName, Definition> {
-            let draft = format!(r#"{{"name":"a","kind":"process","spec":{spec}}}"#);
-            let definition = serde_json::from_str::<evenkeel_model::Draft>(&draft).expect("a draft").check().expect("a definition");
-            BTreeMap::from([(definition.name.clone(), definition)])
-        };
+        let set = |spec: &str| defined(&format!(r#"{{"name":"a","kind":"process","spec":{spec}}}"#));
         let old = set(r#"{"command":["./a"]}"#);
         let none = Runs::of(&[], &[]);
         assert_eq!(plan_text(&diff(&old, &set(r#"{"command":["./a"],"restart":"never"}"#)), &none), "~ a (spec; restarts it)\n");
@@ -351,6 +359,19 @@ mod tests {
             );
             assert_eq!(text(r#"{"command":["./b"]}"#), "~ a (spec; restarts it)\n", "it is another program");
         }
+        // Of other kinds only their drivers know; and what is held loosely is not made exclusive in place.
+        let old = defined(r#"{"name":"s","kind":"shop","spec":{"n":1},"ownership":"available"}"#);
+        let traits = evenkeel_proto::v1::DriverTraits { holds: "loose".to_owned(), updates: true };
+        let resource = Some(convert::to_resource(old.values().next().expect("one")).expect("a resource"));
+        let (worker, phase, holds) = ("w".to_owned(), "running".to_owned(), "loose".to_owned());
+        let states = [ResourceState { resource, worker, phase, holds, ..ResourceState::default() }];
+        let drivers = [("shop".to_owned(), traits)].into();
+        let workers = [WorkerState { id: "w".to_owned(), phase: "ready".to_owned(), drivers, ..WorkerState::default() }];
+        let runs = Runs::of(&states, &workers);
+        let text = |draft: &str| plan_text(&diff(&old, &defined(draft)), &runs);
+        let changed = text(r#"{"name":"s","kind":"shop","spec":{"n":2},"ownership":"available"}"#);
+        assert_eq!(changed, "~ s (spec; its driver takes it in place, or restarts it)\n");
+        assert_eq!(text(r#"{"name":"s","kind":"shop","spec":{"n":2}}"#), "~ s (ownership, spec; restarts it)\n");
     }
 
     #[test]

@@ -88,10 +88,13 @@ pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
 /// What a code means to the person at the terminal. What a master says has its way out with it.
 pub(crate) fn advice(subject: &str, code: Code, message: &str) -> String {
     // The subject stands before it already.
-    let message = message.strip_prefix(subject).map_or(message, |rest| rest.trim_start_matches([':', ' ']));
+    let rest = message.strip_prefix(subject).filter(|rest| rest.starts_with([':', ' ']));
+    let message = rest.map_or(message, |rest| rest.trim_start_matches([':', ' ']));
     let or = |fallback: &str| if message.is_empty() { fallback.to_owned() } else { message.to_owned() };
     match code {
         Code::NotFound => or("not found"),
+        // What a master says has its own way out.
+        Code::AlreadyExists if message.contains("; ") => message.to_owned(),
         Code::AlreadyExists => format!(
             "already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete {subject}`"
         ),
@@ -116,6 +119,12 @@ mod tests {
             (
                 Status::already_exists("resource a already exists with a different definition"),
                 "a: already exists with a different definition; change it with `evenkeel apply -f FILE`, or delete it first with `evenkeel delete a`",
+            ),
+            (
+                Status::already_exists(
+                    "add: resource a already exists with a different definition; by `evenkeel apply` this restarts it on w",
+                ),
+                "a: add: resource a already exists with a different definition; by `evenkeel apply` this restarts it on w",
             ),
             (Status::unavailable(""), "a: there is no leader now; try again in a moment"),
             (Status::unavailable("no master leads at the moment; try again"), "a: no master leads at the moment; try again"),
