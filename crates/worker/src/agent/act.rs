@@ -128,6 +128,7 @@ impl Serving<'_> {
             ran: self.state.desired.ran(name),
             all_answered: self.unanswered.is_empty(),
         };
+        let waits_for_drivers = !facts.all_answered && facts.run.is_none() && self.admission_state() == AdmissionState::Current;
         match decide(&facts, now) {
             Some(Action::Start(epoch)) => {
                 if let Some(assigned) = assigned {
@@ -153,6 +154,9 @@ impl Serving<'_> {
                 }
             }
             Some(Action::AskRestart(epoch)) => self.ask_restart(name, epoch),
+            None if waits_for_drivers && assigned.as_ref().is_some_and(|assigned| assigned.is_to_stop()) => {
+                self.show_unanswered(name);
+            }
             // It was not started for want of authority.
             None if assigned.is_some() && facts.run.is_none() && self.lapsed => {
                 self.deferred.insert(name.clone());
@@ -279,6 +283,18 @@ impl Serving<'_> {
         let content = self.last_run(name);
         let status = stands.unwrap_or_else(|| self.status(epoch, content, Observed::Exited, String::new()));
         self.put(name, Row::resting(content, kind, Status { finished: true, ..status }));
+    }
+
+    /// It was told to stop, and an earlier agent may have run it: its end is reported once all drivers have answered.
+    fn show_unanswered(&mut self, name: &ResourceName) {
+        let Some((assigned, (kind, why))) = self.state.desired.assignment(name).zip(self.unanswered.first_key_value()) else { return };
+        let stands = self.state.reporter.last(name);
+        if self.state.desired.past(name).is_some() || stands.is_some_and(|status| status.phase == Observed::Stopping) {
+            return;
+        }
+        let why = format!("the driver of kind {kind} has not said what of an earlier session still lives: {why}");
+        let status = self.status(assigned.epoch, self.last_run(name), Observed::Stopping, why);
+        self.state.reporter.set(name, status);
     }
 
     /// What the epoch of its assignment last ran; empty: that is not known for certain.

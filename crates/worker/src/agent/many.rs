@@ -3,7 +3,10 @@
 //! The wheel: whole workers, but for what is a process of its own: the guard, the servers, the data. So nothing but the end of this process ends the work
 //! of an agent that hangs, and kinds that have effects outside of it do not belong here.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+};
 
 use evenkeel_model::{Registration, WorkerId};
 use evenkeel_store::{Client, keys::Keys};
@@ -84,7 +87,7 @@ impl AgentsConfig {
             kinds: registry.kinds(),
             drivers: registry.traits(),
             authority_ms: Some(timing.authority_ms()),
-            origin: register::origin(format!("process-{}", std::process::id())),
+            origin: register::origin(format!("{:016x}", RandomState::new().hash_one(&id))),
             ..Registration::bare(id, address)
         };
         Parts {

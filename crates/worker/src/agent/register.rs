@@ -54,11 +54,10 @@ impl Registrar {
     /// Registers. Nothing of any earlier session of this guard may run when this is called: that is what is attested.
     /// What it waits for meanwhile is noted.
     pub(crate) async fn register(&self, mut previous: Option<Registered>, noted: impl Fn(String)) -> Result<Begun, WorkerError> {
-        let unanswered = survivors::ask(self.registry.drivers().cloned()).await;
         let mut failures = 0;
         loop {
-            let held = match self.try_once(previous, &unanswered).await {
-                Ok((key, registration)) => return Ok(Begun { key, registration, unanswered }),
+            let held = match self.try_once(previous).await {
+                Ok(begun) => return Ok(begun),
                 Err(Attempt::Held(kv)) => kv,
                 Err(Attempt::Failed(error)) => {
                     let Some(pause) = pause_after(&error, failures, previous.is_some(), &self.registration.id) else {
@@ -89,9 +88,15 @@ impl Registrar {
         }
     }
 
-    async fn try_once(&self, previous: Option<Registered>, unanswered: &Unanswered) -> Result<(LeasedKey, Registration), Attempt> {
+    async fn try_once(&self, previous: Option<Registered>) -> Result<Begun, Attempt> {
+        // What the live holder of this id runs is nobody else's to end.
+        let held = self.client.get(self.keys.worker(&self.registration.id).as_bytes()).await.map_err(Attempt::Failed)?.kv;
+        if let Some(kv) = held.filter(|kv| previous.is_none_or(|previous| previous.session.0 != kv.created.0)) {
+            return Err(Attempt::Held(kv));
+        }
+        let unanswered = survivors::ask(self.registry.drivers().cloned()).await;
         let mut registration = self.registration.clone();
-        (registration.kinds, registration.drivers) = survivors::offer(&self.registry, unanswered);
+        (registration.kinds, registration.drivers) = survivors::offer(&self.registry, &unanswered);
         if let Some(host) = self.find_host.and_then(|find| find()) {
             registration.address = moved_to(&host, &registration.address);
             registration.http = moved_to(&host, &registration.http);
@@ -111,7 +116,7 @@ impl Registrar {
                 if !self.link.registered(registered) {
                     tracing::warn!("the guard could not be told of the session: the next agent finds it in etcd");
                 }
-                Ok((key, registration))
+                Ok(Begun { key, registration, unanswered })
             }
             Err(CreateError::Held { kv }) => Err(Attempt::Held(kv)),
             Err(CreateError::Store(error)) => Err(Attempt::Failed(error)),

@@ -110,10 +110,10 @@ impl<'a> Serving<'a> {
         let leaving = *state.leave.borrow();
         let mut tasks = JoinSet::new();
         tasks.spawn(of_this_process(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender)));
-        let (teller, answered) = mpsc::channel(1);
+        let (answerer, answered) = mpsc::channel(1);
         if !begun.unanswered.is_empty() {
             let (registry, registration) = (agent.registry.clone(), begun.registration.clone());
-            tasks.spawn(of_this_process(survivors::ask_on(registry, Arc::clone(&key), registration, teller)));
+            tasks.spawn(of_this_process(survivors::ask_on(registry, Arc::clone(&key), registration, answerer)));
         }
         Self {
             session,

@@ -9,6 +9,7 @@ use evenkeel_model::Registration;
 use evenkeel_store::{LeasedKey, task::of_this_process};
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -16,8 +17,9 @@ use crate::driver::{Driver, DriverError, Registry};
 
 /// For how long an answer is waited for: a session that begins is held up by no more than this. An engine that lives answers within a second.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The pause before a driver is asked again.
+/// The pause before a driver is asked again: who waits for its kind waits no longer than this, and an engine that starts is not asked without end.
 const AGAIN: Duration = Duration::from_secs(5);
+/// For one write of the registration, as for one of statuses.
 const WRITE: Duration = Duration::from_secs(2);
 
 /// The kinds whose drivers have not answered, and why not.
@@ -25,18 +27,20 @@ pub(crate) type Unanswered = BTreeMap<String, String>;
 
 /// Asks these drivers, all at the same time.
 pub(crate) async fn ask(drivers: impl Iterator<Item = Arc<dyn Driver>>) -> Unanswered {
-    let (teller, mut answers) = mpsc::unbounded_channel();
+    let (sender, mut answers) = mpsc::unbounded_channel();
     let mut unanswered = Unanswered::new();
+    // Who is not waited for any more ends nothing: another session may have begun.
+    let mut tasks = JoinSet::new();
     for driver in drivers {
         // One that panics has not answered.
         unanswered.insert(driver.kind().to_owned(), "it failed when it was asked".to_owned());
-        let teller = teller.clone();
-        tokio::spawn(of_this_process(async move {
+        let sender = sender.clone();
+        tasks.spawn(of_this_process(async move {
             let answer = timeout(ANSWER, end_all(&*driver)).await;
-            let _ = teller.send((driver.kind().to_owned(), answer));
+            let _ = sender.send((driver.kind().to_owned(), answer));
         }));
     }
-    drop(teller);
+    drop(sender);
     while let Some((kind, answer)) = answers.recv().await {
         match answer {
             Ok(Ok(())) => unanswered.remove(&kind),
@@ -69,7 +73,7 @@ pub(super) async fn ask_on(
     registry: Registry,
     key: Arc<LeasedKey>,
     mut registration: Registration,
-    teller: mpsc::Sender<Box<Registration>>,
+    sender: mpsc::Sender<Box<Registration>>,
 ) {
     loop {
         sleep(AGAIN).await;
@@ -83,7 +87,7 @@ pub(super) async fn ask_on(
                 tracing::debug!(%error, "the kinds that are offered by now could not be registered");
                 sleep(AGAIN).await;
             }
-            if teller.send(Box::new(registration.clone())).await.is_err() {
+            if sender.send(Box::new(registration.clone())).await.is_err() {
                 return;
             }
         }

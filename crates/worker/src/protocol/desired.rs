@@ -52,6 +52,12 @@ impl DesiredAssignment {
         self.modified.0 != self.epoch.0
     }
 
+    /// The leader wants it to stop.
+    #[must_use]
+    pub fn is_to_stop(&self) -> bool {
+        matches!(self.assignment.as_deref().map(|assignment| &assignment.phase), Ok(evenkeel_model::Phase::Stop { .. }))
+    }
+
     /// The kind that it names; empty: none, or it cannot be read.
     #[must_use]
     pub fn kind(&self) -> String {
