@@ -1,6 +1,6 @@
 //! Faults that tests inject: the kernel's refusals, at the places where they hurt.
 //!
-//! The wheel: under worker::containment, worker::driver and worker::guard. A build without debug assertions has none of it. It decides
+//! The wheel: under worker::hold, worker::driver and worker::guard. A build without debug assertions has none of it. It decides
 //! nothing: a place that is told to fail fails as if the kernel had refused.
 //!
 //! `EVENKEEL_FAULTS` has items with commas between them: `PLACE=ERRNO`, or `PLACE=ERRNO@FILE` for as long as FILE exists. The agent, the

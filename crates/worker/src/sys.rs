@@ -1,6 +1,6 @@
 //! The one unsafe corner: forks, what a child does between fork and exec, and calls of the kernel that have no safe form.
 //!
-//! The wheel: under worker::containment and worker::guard. It decides nothing.
+//! The wheel: under worker::hold and worker::guard. It decides nothing.
 
 use std::{io, os::fd::OwnedFd, os::unix::process::CommandExt, process::Command};
 

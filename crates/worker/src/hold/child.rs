@@ -1,6 +1,6 @@
 //! The child of a shim, from the fork to its program: what it gets, what it does not inherit, and why it could not be started.
 //!
-//! The wheel: under worker::containment. Whatever here waits for a file system that does not answer holds up this process alone. It has no
+//! The wheel: under worker::hold. Whatever here waits for a file system that does not answer holds up this process alone. It has no
 //! thread beside it, so that it may do what it likes before it executes the program.
 
 use std::{

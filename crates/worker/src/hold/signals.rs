@@ -1,6 +1,6 @@
 //! Signals as a file: what wakes a shim or a spawner when a child has ended.
 //!
-//! The wheel: under worker::containment. Nothing is read from a signal but that there was one: the kernel is asked what has happened.
+//! The wheel: under worker::hold. Nothing is read from a signal but that there was one: the kernel is asked what has happened.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::Signals;

@@ -1,6 +1,6 @@
 //! The spawner: a small process between the agent and its shims. It forks one shim a run, reaps it, and kills whatever a shim leaves behind.
 //!
-//! The wheel: under worker::containment. It is a fork of the agent, made while that had one thread, and stays of one thread, so that its own
+//! The wheel: under worker::hold. It is a fork of the agent, made while that had one thread, and stays of one thread, so that its own
 //! forks are whole processes that share its memory. It is a subreaper: what a shim that was killed leaves behind becomes its child, and a
 //! child that is no shim is somebody's leftover. It decides nothing, and speaks to no one but the agent.
 

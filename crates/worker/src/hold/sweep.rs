@@ -1,6 +1,6 @@
 //! One round of killing whatever descends from this process, and what of it does not die.
 //!
-//! The wheel: under worker::containment. A round may miss a process that is being made. Nobody concludes from it that nothing is left: the
+//! The wheel: under worker::hold. A round may miss a process that is being made. Nobody concludes from it that nothing is left: the
 //! caller is a subreaper, and has no child any more when that is so.
 
 use std::{collections::BTreeSet, fs, io, time::Duration};

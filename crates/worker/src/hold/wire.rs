@@ -1,6 +1,6 @@
 //! What the agent and the shim of a run say to each other over their socket: frames, in one file for both sides.
 //!
-//! The wheel: between worker::driver and worker::containment. A frame is a tag of one byte, the length of the rest as four bytes, the least
+//! The wheel: between worker::driver and worker::hold. A frame is a tag of one byte, the length of the rest as four bytes, the least
 //! first, and the rest. Numbers are little-endian; a text in a list ends with a NUL, which no text has in it.
 //!
 //! | tag | from | rest |
