@@ -133,7 +133,7 @@ impl Settings {
         let text = |name: &str, default: &str| match variable(name).map(OsString::into_string) {
             None => Ok(default.to_owned()),
             Some(Ok(text)) => Ok(text),
-            Some(Err(text)) => Err(format!("{name}: {} is no UTF-8", shown(&text.to_string_lossy()))),
+            Some(Err(text)) => Err(format!("{name}: invalid value {}: must be UTF-8", shown(&text.to_string_lossy()))),
         };
         let id = text("EVENKEEL_ID", "")?;
         if id.is_empty() {
@@ -184,7 +184,7 @@ fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, os::unix::ffi::OsStringExt};
 
     use super::*;
 
@@ -216,6 +216,12 @@ mod tests {
         assert_eq!(settings.etcd, ["http://a:1", "http://b:2"]);
         assert_eq!((settings.http.to_string(), settings.grpc.to_string()), ("127.0.0.2:1".to_owned(), "0.0.0.0:2".to_owned()));
         assert_eq!((settings.advertise.as_str(), settings.data_dir.to_str(), settings.data_dir_is_given), ("box", Some("/data"), true));
+    }
+
+    #[test]
+    fn a_value_that_is_not_utf8_is_shown() {
+        let given = |name: &str| (name == "EVENKEEL_ID").then(|| OsString::from_vec(b"w\xff".to_vec()));
+        assert_eq!(Settings::read(&given), Err("EVENKEEL_ID: invalid value \"w\u{fffd}\": must be UTF-8".to_owned()));
     }
 
     #[test]

@@ -224,7 +224,7 @@ async fn what_is_wrong_is_said_once_and_the_guard_does_not_insist() {
     let port = taken.local_addr().expect("address").port();
     let cases = [
         (json!({"grpc_port": port}), 1, format!("--grpc 127.0.0.1:{port}: Address already in use")),
-        (json!({"drivers": ["docker"]}), 2, "--drivers: there is no driver \"docker\"; known are noop, process".to_owned()),
+        (json!({"drivers": ["docker"]}), 2, "--drivers: unknown driver \"docker\"; use one of noop, process".to_owned()),
         (json!({"catalog": "/none.yaml"}), 1, "--catalog /none.yaml: No such file".to_owned()),
         (json!({"data_dir": "/proc/none"}), 1, "--data-dir /proc/none".to_owned()),
     ];

@@ -38,10 +38,12 @@ impl Kind for TcpPort {
     fn check(&self, spec: &TcpPortSpec) -> Result<(), SpecError> {
         let TcpPortSpec { address, greeting } = spec;
         if !address.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
-            return Err(SpecError(format!("spec.address: {address:?} is not IP:PORT with a port from 1 to 65535, such as 127.0.0.1:7001")));
+            return Err(SpecError(format!(
+                "spec.address: must be IP:PORT with a port from 1 to 65535, such as 127.0.0.1:7001, not {address:?}"
+            )));
         }
         if greeting.is_empty() || greeting.len() > 200 || greeting.contains(char::is_control) {
-            return Err(SpecError(format!("spec.greeting: {greeting:?} is not one line of 1 to 200 bytes")));
+            return Err(SpecError(format!("spec.greeting: must be one line of 1 to 200 bytes, not {greeting:?}")));
         }
         Ok(())
     }

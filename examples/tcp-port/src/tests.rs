@@ -99,15 +99,15 @@ async fn tcp_port_keeps_the_promises_of_a_driver() {
 
 #[tokio::test]
 async fn a_wrong_spec_is_refused_with_the_field() {
-    let address = "is not IP:PORT with a port from 1 to 65535, such as 127.0.0.1:7001";
-    let greeting = "is not one line of 1 to 200 bytes";
+    let address = "spec.address: must be IP:PORT with a port from 1 to 65535, such as 127.0.0.1:7001, not";
+    let greeting = "spec.greeting: must be one line of 1 to 200 bytes, not";
     for (wrong, expected) in [
-        (json!({"address": "here", "greeting": "a"}), format!("spec.address: \"here\" {address}")),
-        (json!({"address": "localhost:7001", "greeting": "a"}), format!("spec.address: \"localhost:7001\" {address}")),
-        (json!({"address": "127.0.0.1:0", "greeting": "a"}), format!("spec.address: \"127.0.0.1:0\" {address}")),
+        (json!({"address": "here", "greeting": "a"}), format!("{address} \"here\"")),
+        (json!({"address": "localhost:7001", "greeting": "a"}), format!("{address} \"localhost:7001\"")),
+        (json!({"address": "127.0.0.1:0", "greeting": "a"}), format!("{address} \"127.0.0.1:0\"")),
         (json!({"address": 7001, "greeting": "a"}), "spec.address: invalid type: integer `7001`, expected a string".to_owned()),
-        (json!({"address": "127.0.0.1:1", "greeting": ""}), format!("spec.greeting: \"\" {greeting}")),
-        (json!({"address": "127.0.0.1:1", "greeting": "a\nb"}), format!("spec.greeting: \"a\\nb\" {greeting}")),
+        (json!({"address": "127.0.0.1:1", "greeting": ""}), format!("{greeting} \"\"")),
+        (json!({"address": "127.0.0.1:1", "greeting": "a\nb"}), format!("{greeting} \"a\\nb\"")),
         (json!({"address": "127.0.0.1:1"}), "spec: missing field `greeting`".to_owned()),
         (json!({"adress": "127.0.0.1:1"}), "spec.adress: unknown field `adress`, expected `address` or `greeting`".to_owned()),
     ] {

@@ -32,7 +32,7 @@ impl Kind for Ticks {
     fn check(&self, spec: &TicksSpec) -> Result<(), SpecError> {
         match spec.every_ms {
             10..=60_000 => Ok(()),
-            ms => Err(SpecError(format!("spec.every_ms: {ms} is not from 10 to 60000"))),
+            ms => Err(SpecError(format!("spec.every_ms: must be from 10 to 60000, not {ms}"))),
         }
     }
 

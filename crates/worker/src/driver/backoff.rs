@@ -4,10 +4,17 @@
 
 use std::time::Duration;
 
+/// The first pause, as Docker's: work that ended once is soon back. It would be longer if a start cost much.
 const FIRST: Duration = Duration::from_millis(100);
+/// The longest pause, and so how long work waits at most once the cause of its failures is mended; Docker's is a minute. Work that always fails is started
+/// six times a minute, and its status is written each time: if thousands fail together and etcd has too much to write, this wants to be longer.
 const LONGEST: Duration = Duration::from_secs(10);
-/// What ran for so long ran well.
+/// A run of this length went well, as for Docker. No shorter than [`LONGEST`], so that work which fails again and again, soon or late, is started no more
+/// often than that in the long run. It would be longer if work commonly failed a little later than this.
 pub(super) const WELL: Duration = Duration::from_secs(10);
+/// How often a shut gate is asked again, which costs the load of an atomic. A start comes this much later than authority at most: a tenth of the half second
+/// from one proof of authority to the next ([`Timing`](crate::protocol::authority::Timing)). It would follow that period.
+pub(super) const GATE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Counts the runs in a row that were too short.
 #[derive(Clone, Copy, Debug, Default)]

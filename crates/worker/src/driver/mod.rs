@@ -271,7 +271,7 @@ pub struct Registry(BTreeMap<String, Arc<dyn Driver>>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
     /// A name that is no driver's.
-    #[error("--drivers: there is no driver {unknown:?}; known are {known}")]
+    #[error("--drivers: unknown driver {unknown:?}; use one of {known}")]
     Unknown {
         /// What was given.
         unknown: String,
@@ -279,10 +279,10 @@ pub enum RegistryError {
         known: String,
     },
     /// Two drivers of one kind.
-    #[error("there are two drivers of kind {0:?}; give one of them another kind, or leave it out")]
+    #[error("a driver of kind {0:?} already exists; give one of them another name, or leave it out")]
     Twice(String),
     /// A kind that no resource can have.
-    #[error("{kind:?} cannot be a kind: it {why}; a kind is a name as those of resources are")]
+    #[error("invalid kind {kind:?}: it {why}; a kind follows the rule for names of resources")]
     Kind {
         /// The kind.
         kind: String,
@@ -389,12 +389,13 @@ mod tests {
         let all = || Registry::default().with(Arc::new(Noop)).expect("one");
         assert_eq!(all().limited_to(&[]).expect("all").kinds(), ["noop"]);
         let error = all().limited_to(&["docker".to_owned()]).expect_err("unknown");
-        assert_eq!(error.to_string(), "--drivers: there is no driver \"docker\"; known are noop");
+        assert_eq!(error.to_string(), "--drivers: unknown driver \"docker\"; use one of noop");
         let error = all().with(Arc::new(Noop)).expect_err("twice");
-        assert_eq!(error.to_string(), "there are two drivers of kind \"noop\"; give one of them another kind, or leave it out");
+        assert_eq!(error.to_string(), "a driver of kind \"noop\" already exists; give one of them another name, or leave it out");
         let named = |kind: &str| Registry::default().with(Arc::new(in_process::InProcess::new(kind, Nothing)));
-        let said = "\"a b\" cannot be a kind: it has ' ' at position 2";
-        assert!(named("a b").expect_err("no name").to_string().starts_with(said));
+        let error = named("a b").expect_err("no name").to_string();
+        assert!(error.starts_with(r#"invalid kind "a b": it has ' ' at position 2"#), "{error}");
+        assert!(error.ends_with("; a kind follows the rule for names of resources"), "{error}");
         assert_eq!(named("mine").expect("a name").kinds(), ["mine"]);
     }
 }

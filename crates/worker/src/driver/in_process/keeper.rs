@@ -4,7 +4,7 @@
 //! none of its tasks is left. Where one keeps its thread, so that it cannot be ended, the keeper says who that is and gives up: then the agent ends,
 //! and with it everything that runs in it.
 
-use std::{any::Any, error::Error, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use evenkeel_model::{Hash, Observed};
 use tokio::{
@@ -14,17 +14,15 @@ use tokio::{
 };
 
 use super::{
-    Failure, Kind, NoAuthority, Piece, Stopping, Update, read,
+    Checked, Failure, Kind, NoAuthority, Piece, Stopping, Update, panic_text,
     threads::{Look, Place, Threads},
 };
 use crate::driver::{
     Change, Lives, Observation, Observer, Work,
-    backoff::{Backoff, WELL},
-    orders::Orders,
+    backoff::{Backoff, GATE_PERIOD, WELL},
+    orders::OrderReceiver,
 };
 
-/// How often a gate that is shut is asked again.
-const GATE_PERIOD: Duration = Duration::from_millis(50);
 /// What a piece reports is written so often at most: each report is a write to etcd.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// A task that is aborted ends when it next gives its thread back, which takes microseconds. One that has not ended for so long is looked at.
@@ -37,12 +35,10 @@ const TELL: Duration = Duration::from_secs(1);
 pub(super) struct Keeper<K: Kind> {
     kind: Arc<K>,
     work: Work,
-    spec: Arc<K::Spec>,
+    spec: Checked<K::Spec>,
     observer: Observer,
-    orders: watch::Receiver<Orders>,
+    orders: OrderReceiver,
     threads: Threads,
-    /// The change that was last looked at.
-    change_seen: Option<Hash>,
     /// How often the piece was started.
     starts: u32,
     /// Runs in a row that failed before they ran well.
@@ -68,15 +64,27 @@ enum Ended {
 
 /// What a task of a piece says at its end.
 enum Said {
-    Run(Result<(), Failure>),
+    Run(Result<(), Failed>),
     Update(Update),
+}
+
+/// The [`Failure`] that a piece returned, put into words by the piece's own task: that calls code of its kind, which may panic.
+enum Failed {
+    NoAuthority,
+    Because(String),
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        if failure.is::<NoAuthority>() { Self::NoAuthority } else { Self::Because(in_words(&*failure)) }
+    }
 }
 
 /// A change that a task looks at.
 struct Asked<S> {
     task: Id,
     change: Change,
-    spec: Arc<S>,
+    spec: Checked<S>,
 }
 
 /// A run that goes on.
@@ -103,8 +111,10 @@ struct Running<S> {
 /// Its tasks were aborted, and have not all ended.
 struct Aborted {
     at: Instant,
+    /// Who had a thread some time later.
     look: Option<Look>,
-    told: bool,
+    /// Who keeps one was named; what is left is the time for people to be told.
+    named: bool,
 }
 
 /// What is to be done at some time if nothing happens before.
@@ -122,8 +132,8 @@ enum Due {
 impl<S> Running<S> {
     /// What is due next, and when.
     fn due(&self, has_report: bool) -> (Due, Instant) {
-        if let Some(Aborted { at, look, told }) = &self.aborted {
-            return match (look, told) {
+        if let Some(Aborted { at, look, named }) = &self.aborted {
+            return match (look, named) {
                 (None, _) => (Due::Look, *at + LOOK_AFTER),
                 (Some(_), false) => (Due::Verdict, *at + LOOK_AFTER + VERDICT_AFTER),
                 (Some(_), true) => (Due::GiveUp, *at + LOOK_AFTER + VERDICT_AFTER + TELL),
@@ -134,14 +144,15 @@ impl<S> Running<S> {
         }
         let well = (!self.well).then_some((Due::RunsWell, self.begun + WELL));
         let report = has_report.then_some((Due::Report, self.report_at));
-        let never = (Due::Nothing, self.begun + Duration::from_secs(365 * 86_400));
-        well.into_iter().chain(report).min_by_key(|(_, at)| *at).unwrap_or(never)
+        // From now on: a time that has passed would be due without end.
+        let nothing = (Due::Nothing, Instant::now() + Duration::from_secs(3600));
+        well.into_iter().chain(report).min_by_key(|(_, at)| *at).unwrap_or(nothing)
     }
 
     fn abort(&mut self) {
         if self.aborted.is_none() {
             self.tasks.abort_all();
-            self.aborted = Some(Aborted { at: Instant::now(), look: None, told: false });
+            self.aborted = Some(Aborted { at: Instant::now(), look: None, named: false });
         }
     }
 }
@@ -149,20 +160,19 @@ impl<S> Running<S> {
 impl<K: Kind> Keeper<K> {
     pub(super) fn new(
         kind: Arc<K>,
-        spec: K::Spec,
+        spec: Checked<K::Spec>,
         work: Work,
         observer: Observer,
-        orders: watch::Receiver<Orders>,
+        orders: OrderReceiver,
         threads: Threads,
     ) -> Self {
         let (starts, failures, backoff) = (0, 0, Backoff::default());
-        let spec = Arc::new(spec);
-        Self { kind, work, spec, observer, orders, threads, change_seen: None, starts, failures, backoff, reported: String::new() }
+        Self { kind, work, spec, observer, orders, threads, starts, failures, backoff, reported: String::new() }
     }
 
     pub(super) async fn keep(mut self) {
         loop {
-            let ended = if self.is_told_to_stop() { Ended::Stopped } else { self.run_once().await };
+            let ended = if self.orders.is_told_to_stop() { Ended::Stopped } else { self.run_once().await };
             match ended {
                 Ended::Stopped => break,
                 // The observer says so by its end.
@@ -200,18 +210,20 @@ impl<K: Kind> Keeper<K> {
             Ok(threads) => threads,
             Err(error) => return Ended::Failed { why: format!("there are no threads for it: {error}"), ran: Duration::ZERO },
         };
-        let (piece, place) = (Piece::new(&self.work, Arc::clone(&self.spec)), Place::take(&self.work.name));
+        let (piece, place) = (Piece::new(&self.work, Arc::clone(&self.spec.spec)), Place::take(&self.work.name));
+        // Before the piece has a thread, or what it reports first would count as seen.
+        let reports = piece.reports();
         let (kind, its) = (Arc::clone(&self.kind), piece.clone());
         let mut tasks = JoinSet::new();
-        let run = async move { Said::Run(kind.run(its).await) };
+        let run = async move { Said::Run(kind.run(its).await.map_err(Failed::from)) };
         let main = tasks.spawn_on(place.watch(run), &threads).id();
         self.reported.clear();
         self.observer.observed(self.seen(Observed::Running, String::new()));
         tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "started");
         let now = Instant::now();
         let ended = self
-            .attend(Running {
-                reports: piece.reports(),
+            .stay_with(Running {
+                reports,
                 piece,
                 place,
                 tasks,
@@ -232,7 +244,7 @@ impl<K: Kind> Keeper<K> {
         ended
     }
 
-    async fn attend(&mut self, mut run: Running<K::Spec>) -> Ended {
+    async fn stay_with(&mut self, mut run: Running<K::Spec>) -> Ended {
         loop {
             let has_report = run.reports.has_changed().unwrap_or(false);
             let (due, at) = run.due(has_report);
@@ -278,8 +290,8 @@ impl<K: Kind> Keeper<K> {
             let ran = run.begun.elapsed();
             run.ended = Some(match said {
                 _ if run.abort_at.is_some() => Ended::Stopped,
-                Ok(Said::Run(Err(error))) if error.is::<NoAuthority>() => Ended::NoAuthority,
-                Ok(Said::Run(Err(error))) => Ended::Failed { why: in_words(&*error), ran },
+                Ok(Said::Run(Err(Failed::NoAuthority))) => Ended::NoAuthority,
+                Ok(Said::Run(Err(Failed::Because(why)))) => Ended::Failed { why, ran },
                 Ok(_) => Ended::Finished,
                 Err(error) => Ended::Failed { why: panicked(error), ran },
             });
@@ -289,11 +301,11 @@ impl<K: Kind> Keeper<K> {
     }
 
     fn take_order(&mut self, run: &mut Running<K::Spec>) {
-        let Some(stop) = self.orders.borrow().stop.filter(|_| !run.orphaned).or(run.orphaned.then(Default::default)) else {
+        let Some(stop) = self.orders.stop().filter(|_| !run.orphaned).or(run.orphaned.then(Default::default)) else {
             return self.take_change(run);
         };
         let now = Instant::now();
-        let grace = if run.orphaned { Duration::ZERO } else { self.kind.grace(&self.spec) };
+        let grace = if run.orphaned { Duration::ZERO } else { self.spec.grace };
         let at = run.abort_at.unwrap_or(now + grace);
         let at = stop.kill_by.map_or(at, |by| self.work.gate.clock().instant(by).min(at));
         run.abort_at = Some(at);
@@ -305,16 +317,16 @@ impl<K: Kind> Keeper<K> {
         if run.asked.is_some() || run.abort_at.is_some() {
             return;
         }
-        let Some(change) = self.new_change() else { return };
+        let Some(change) = self.orders.new_change() else { return };
         if run.ended.is_some() {
             return self.refuse(change.hash);
         }
-        let spec = match read(&*self.kind, &change.spec) {
-            Ok(spec) => Arc::new(spec),
+        let spec = match Checked::read(&*self.kind, &change.spec) {
+            Ok(spec) => spec,
             Err(error) => return self.observer.needs_restart(change.hash, error.to_string()),
         };
         let Ok(threads) = self.threads.handle() else { return self.refuse(change.hash) };
-        let (kind, piece, new) = (Arc::clone(&self.kind), run.piece.clone(), Arc::clone(&spec));
+        let (kind, piece, new) = (Arc::clone(&self.kind), run.piece.clone(), Arc::clone(&spec.spec));
         let update = async move { Said::Update(kind.update(&piece, &new).await) };
         let task = run.tasks.spawn_on(run.place.watch(update), &threads).id();
         run.asked = Some(Asked { task, change, spec });
@@ -326,22 +338,14 @@ impl<K: Kind> Keeper<K> {
             Update::Taken => {
                 tracing::info!(resource = %self.work.name, epoch = %self.work.epoch, "changed in place");
                 self.work.spec = change.spec;
-                self.spec = Arc::clone(&spec);
-                run.piece.set_spec(spec);
+                run.piece.set_spec(Arc::clone(&spec.spec));
+                self.spec = spec;
                 self.observer.updated(change.hash);
             }
             Update::NeedsRestart(why) => self.observer.needs_restart(change.hash, why),
         }
         // Another one may have come meanwhile.
         self.take_change(run);
-    }
-
-    /// The last change that was ordered, if it was not looked at yet.
-    fn new_change(&mut self) -> Option<Change> {
-        let change = self.orders.borrow().change.clone();
-        let change = change.filter(|change| self.change_seen != Some(change.hash))?;
-        self.change_seen = Some(change.hash);
-        Some(change)
     }
 
     fn refuse(&self, hash: Hash) {
@@ -373,7 +377,7 @@ impl<K: Kind> Keeper<K> {
     fn judge(&self, run: &mut Running<K::Spec>) {
         let Some(aborted) = &mut run.aborted else { return };
         let (is_own, others) = aborted.look.as_ref().map(|look| run.place.blockers(look)).unwrap_or_default();
-        aborted.told = true;
+        aborted.named = true;
         let names: Vec<&str> = others.iter().map(|name| name.as_str()).collect();
         let why = match (is_own, names.as_slice()) {
             (true, _) => "it blocks its thread and ignores its stop".to_owned(),
@@ -386,28 +390,11 @@ impl<K: Kind> Keeper<K> {
         self.observer.observed(Observation { overran: is_own, ..self.seen(Observed::Stopping, message) });
     }
 
-    fn is_told_to_stop(&self) -> bool {
-        self.orders.borrow().stop.is_some() || self.orders.has_changed().is_err()
-    }
-
     /// Waits for so long, or without end, or until it is told to stop. Meanwhile no change is taken.
     async fn pause(&mut self, span: Option<Duration>) {
         let end = span.map(|span| Instant::now() + span);
-        let over = async move {
-            match end {
-                Some(end) => sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(over);
-        while !self.is_told_to_stop() {
-            if let Some(change) = self.new_change() {
-                self.refuse(change.hash);
-            }
-            tokio::select! {
-                () = &mut over => return,
-                _ = self.orders.changed() => {}
-            }
+        while let Some(change) = self.orders.change_before(end).await {
+            self.refuse(change.hash);
         }
     }
 
@@ -430,8 +417,5 @@ fn in_words(error: &(dyn Error + 'static)) -> String {
 }
 
 fn panicked(error: JoinError) -> String {
-    let Ok(panic) = error.try_into_panic() else { return "it was cancelled".to_owned() };
-    let panic: Box<dyn Any + Send> = panic;
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("it panicked: {}", text.unwrap_or_else(|| "with what is no text".to_owned()))
+    error.try_into_panic().map_or_else(|_| "it was cancelled".to_owned(), |panic| format!("it panicked: {}", panic_text(&*panic)))
 }

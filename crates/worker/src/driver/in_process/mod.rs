@@ -13,7 +13,13 @@ mod threads;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use evenkeel_model::{DriverTraits, Holds, Spec};
 use evenkeel_store::task::of_this_process;
@@ -25,7 +31,8 @@ use super::{Answer, Driver, Handle, Observer, SpecError, Survivor, Work, orders:
 
 pub use piece::{NoAuthority, Piece, Stopping};
 
-/// What a piece gets from its stop to its kill, unless its kind says otherwise: as a process does.
+/// What a piece gets from its stop to its kill, unless its kind says otherwise: as much as a process does, which has it from
+/// [`Timing::grace`](crate::protocol::authority::Timing), and would follow that. It is for work that only has to let go: what is to finish something says so.
 pub const GRACE: Duration = Duration::from_millis(500);
 
 /// Why a piece has failed: any error.
@@ -58,7 +65,8 @@ pub trait Kind: Send + Sync + 'static {
         Ok(())
     }
 
-    /// How long a piece of this spec needs to stop. When authority ends, at most [`Timing::longest_grace`](crate::protocol::authority::Timing) of it is granted.
+    /// How long a piece of this spec needs to stop; without an answer [`GRACE`], half a second. All of it is granted where the leader says stop. When authority
+    /// ends, at most [`Timing::longest_grace`](crate::protocol::authority::Timing::longest_grace) is, which is 2.75 s unless the timing is changed.
     fn grace(&self, spec: &Self::Spec) -> Duration {
         let _ = spec;
         GRACE
@@ -119,11 +127,11 @@ impl<K: Kind> Driver for InProcess<K> {
     }
 
     fn grace(&self, spec: &Spec) -> Result<Duration, SpecError> {
-        Ok(self.kind.grace(&read(&*self.kind, spec)?))
+        Ok(Checked::read(&*self.kind, spec)?.grace)
     }
 
     fn start(&self, work: Work, observer: Observer) -> Result<Box<dyn Handle>, (SpecError, Observer)> {
-        let spec = match read(&*self.kind, &work.spec) {
+        let spec = match Checked::read(&*self.kind, &work.spec) {
             Ok(spec) => spec,
             Err(error) => return Err((error, observer)),
         };
@@ -143,18 +151,46 @@ impl<K: Kind> Driver for InProcess<K> {
     }
 }
 
-/// Reads a spec as its kind does. The error names the field.
-fn read<K: Kind>(kind: &K, spec: &Spec) -> Result<K::Spec, SpecError> {
+/// A spec that its kind takes.
+struct Checked<S> {
+    spec: Arc<S>,
+    /// What a piece of this spec gets from its stop to its kill.
+    grace: Duration,
+}
+
+impl<S: DeserializeOwned> Checked<S> {
+    /// Reads a spec as its kind does, and asks the kind all that there is to ask about it. The error names the field.
+    fn read<K: Kind<Spec = S>>(kind: &K, spec: &Spec) -> Result<Self, SpecError> {
+        guarded(|| {
+            let spec = parse(spec)?;
+            kind.check(&spec)?;
+            Ok(Self { grace: kind.grace(&spec), spec: Arc::new(spec) })
+        })
+    }
+}
+
+/// Calls a kind, which may panic. The caller is the agent or a keeper, and neither may end by one resource's spec.
+fn guarded<T>(call: impl FnOnce() -> Result<T, SpecError>) -> Result<T, SpecError> {
+    // What the call leaves half done is the kind's own; nothing here looks at it again.
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(SpecError(format!("its kind panicked over the spec: {}", panic_text(&*panic)))))
+}
+
+/// What a panic says.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("with what is no text")
+}
+
+fn parse<S: DeserializeOwned>(spec: &Spec) -> Result<S, SpecError> {
     let text = if spec.as_str().is_empty() { "{}" } else { spec.as_str() };
     let mut json = serde_json::Deserializer::from_str(text);
-    let read: K::Spec = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "spec".to_owned() } else { format!("spec.{path}") };
         let rule = error.into_inner().to_string();
         // A place in the canonical text means nothing to who wrote the spec.
         let rule = rule.rsplit_once(" at line ").map_or(rule.as_str(), |(rule, _)| rule);
         SpecError(format!("{field}: {rule}"))
-    })?;
-    kind.check(&read)?;
-    Ok(read)
+    })
 }

@@ -37,6 +37,8 @@ enum Does {
     Return(u64),
     Fail(u64),
     Panic(u64),
+    /// Fails with an error that cannot be put into words.
+    FailUnsaid,
     /// Fails for want of authority, once the gate is shut.
     Check,
     /// Keeps its thread until the test lets it go.
@@ -52,6 +54,27 @@ struct ProbeSpec {
     update: Option<String>,
     #[serde(default)]
     even: u64,
+    /// Where its kind panics.
+    #[serde(default, deserialize_with = "panics_itself")]
+    panics: Option<Panics>,
+    #[serde(default)]
+    grace_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Panics {
+    Read,
+    Check,
+    Grace,
+    /// Only after the first time.
+    GraceLater,
+}
+
+fn panics_itself<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<Panics>, D::Error> {
+    let panics = Panics::deserialize(json)?;
+    assert_ne!(panics, Panics::Read, "reading");
+    Ok(Some(panics))
 }
 
 #[derive(Default)]
@@ -62,7 +85,21 @@ struct Probe {
     told: Arc<Mutex<Option<Stopping>>>,
     /// What the one that blocks waits for, and where it says that it does.
     blocks: Mutex<Option<(blocking::Receiver<()>, blocking::Sender<()>)>>,
+    /// Where the one that reports says that it has.
+    reported: Mutex<Option<blocking::Sender<()>>>,
+    graces: AtomicUsize,
 }
+
+#[derive(Debug)]
+struct Unsaid;
+
+impl fmt::Display for Unsaid {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("no words")
+    }
+}
+
+impl std::error::Error for Unsaid {}
 
 struct Alive(Arc<AtomicUsize>);
 
@@ -76,8 +113,16 @@ impl Kind for Probe {
     type Spec = ProbeSpec;
 
     fn check(&self, spec: &ProbeSpec) -> Result<(), SpecError> {
+        assert_ne!(spec.panics, Some(Panics::Check), "checking");
         let is_even = spec.even.is_multiple_of(2);
         if is_even { Ok(()) } else { Err(SpecError(format!("spec.even: {} is odd; give an even number", spec.even))) }
+    }
+
+    fn grace(&self, spec: &ProbeSpec) -> Duration {
+        let is_first = self.graces.fetch_add(1, Ordering::SeqCst) == 0;
+        assert!(spec.panics != Some(Panics::Grace), "{}", format!("grace of {:?}", spec.does));
+        assert!(is_first || spec.panics != Some(Panics::GraceLater), "once is enough");
+        spec.grace_ms.map_or(GRACE, Duration::from_millis)
     }
 
     fn updates(&self) -> bool {
@@ -100,6 +145,7 @@ impl Kind for Probe {
                 sleep(MS * u32::try_from(*ms)?).await;
                 panic!("a panic of number {}", piece.epoch());
             }
+            Does::FailUnsaid => Err(Unsaid)?,
             Does::Check => loop {
                 piece.check()?;
                 sleep(MS).await;
@@ -107,13 +153,16 @@ impl Kind for Probe {
             Does::Block => {
                 let blocks = self.blocks.lock().expect("once").take();
                 if let Some((go, begun)) = blocks {
-                    begun.send(()).expect("heard");
+                    begun.send(()).expect("received");
                     let _ = go.recv();
                 }
             }
             Does::Report(words) => {
                 for word in words {
                     piece.report(word);
+                    if let Some(reported) = self.reported.lock().expect("one").take() {
+                        reported.send(()).expect("received");
+                    }
                     sleep(400 * MS).await;
                 }
                 piece.stopping().await;
@@ -286,6 +335,9 @@ async fn one_that_fails_or_panics_is_started_again_with_the_pauses_of_a_process(
         run.stop(StopOrder::default());
         assert_eq!(run.ended().await, 740, "a pause does not hold up a stop");
     }
+    let mut run = Testbed::new().start(json!({"does": "fail_unsaid"}));
+    run.seen().await;
+    assert_eq!(run.words().await, (0, "backoff", "it panicked: no words".to_owned(), 1));
     // One that ran well begins anew, and what it failed before is forgotten while it runs.
     let testbed = Testbed::new();
     let mut run = testbed.start(json!({"does": {"fail": 10_001}}));
@@ -393,13 +445,87 @@ async fn a_wrong_spec_is_refused_with_the_field() {
     for (value, expected) in [
         (json!({"does": "wait", "even": "x"}), "spec.even: invalid type: string \"x\", expected u64"),
         (json!({"does": {"return": -1}}), "spec.does.return: invalid value: integer `-1`, expected u64"),
-        (json!({"does": "wait", "odd": 1}), "spec.odd: unknown field `odd`, expected one of `does`, `update`, `even`"),
+        (
+            json!({"does": "wait", "odd": 1}),
+            "spec.odd: unknown field `odd`, expected one of `does`, `update`, `even`, `panics`, `grace_ms`",
+        ),
         (json!({}), "spec: missing field `does`"),
         (json!({"does": "wait", "even": 1}), "spec.even: 1 is odd; give an even number"),
     ] {
         assert_eq!(testbed.driver.grace(&spec(value)).expect_err(expected).to_string(), expected);
     }
     assert_eq!(testbed.driver.grace(&spec(json!({"does": "wait"}))), Ok(GRACE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_panics_over_a_spec_refuses_it() {
+    let testbed = Testbed::new();
+    let mut run = testbed.start(json!({"does": "wait"}));
+    run.seen().await;
+    for (panics, text) in [("read", "assertion `left != right` failed: reading"), ("check", "checking"), ("grace", "grace of Wait")] {
+        let value = json!({"does": "wait", "panics": panics});
+        let refused = |error: &SpecError| {
+            let said = error.to_string();
+            said.starts_with("its kind panicked over the spec: ") && said.contains(text)
+        };
+        let asked = testbed.driver.grace(&spec(value.clone()));
+        assert!(asked.as_ref().is_err_and(refused), "{asked:?}");
+        let work = Work { name: name(), epoch: Epoch(8), spec: spec(value.clone()), gate: testbed.gate.clone(), log: Log::nowhere() };
+        let (error, observer) =
+            testbed.driver.start(work, Observer::new(name(), Epoch(8), mpsc::unbounded_channel().0)).err().expect("refused");
+        observer.unused();
+        assert!(refused(&error), "{error}");
+        let change = run.update(value);
+        let (_, answer) = run.next().await;
+        assert!(matches!(&answer, EventKind::NeedsRestart(hash, why) if *hash == change && refused(&SpecError(why.clone()))), "{answer:?}");
+    }
+    assert_eq!(testbed.lives(), 1, "the piece runs on, all the while");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grace_is_that_of_the_spec_as_it_was_taken() {
+    let testbed = Testbed::new();
+    // At its stop its kind is not asked again.
+    let mut run = testbed.start(json!({"does": "ignore", "grace_ms": 300, "panics": "grace_later"}));
+    run.seen().await;
+    run.stop(StopOrder::default());
+    assert_eq!(run.ended().await, 300);
+    let mut run = testbed.start(json!({"does": "ignore", "grace_ms": 300}));
+    run.seen().await;
+    let taken = run.update(json!({"does": "ignore", "grace_ms": 700}));
+    assert_eq!(run.next().await, (400, EventKind::Updated(taken)));
+    run.stop(StopOrder::default());
+    assert_eq!(run.ended().await, 1100, "a change that was taken counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_comes_again_is_answered_again() {
+    let testbed = Testbed::new();
+    let mut run = testbed.start(json!({"does": "wait"}));
+    run.seen().await;
+    for at in [100, 200] {
+        let refused = run.update(json!({"does": "wait", "update": "not that"}));
+        let answer = tokio::time::timeout(60_000 * MS, run.next()).await.expect("an answer");
+        assert_eq!(answer, (at, EventKind::NeedsRestart(refused, "not that".to_owned())));
+    }
+}
+
+/// The piece is on a real thread, and has reported before its keeper goes on from its start: the keeper's log holds it up.
+#[tokio::test(start_paused = true)]
+async fn what_is_reported_at_once_is_not_lost() {
+    let (reports, reported) = blocking::channel();
+    let probe = Probe { reported: Mutex::new(Some(reports)), ..Probe::default() };
+    let testbed = Testbed { driver: InProcess::new("probe", probe), ..Testbed::new() };
+    let reported = Mutex::new(reported);
+    let held_up = tracing_subscriber::fmt().with_writer(move || {
+        reported.lock().expect("one").recv_timeout(Duration::from_secs(20)).expect("it has reported");
+        std::io::sink()
+    });
+    let _log = tracing::subscriber::set_default(held_up.finish());
+    let mut run = testbed.start(json!({"does": {"report": ["early"]}}));
+    assert_eq!(run.words().await.2, "");
+    let next = tokio::time::timeout(60_000 * MS, run.words()).await.expect("a report");
+    assert_eq!(next, (0, "running", "early".to_owned(), 0));
 }
 
 /// The piece is on a real thread; the time of its keeper is paused, and runs on while the piece keeps its thread.

@@ -54,7 +54,7 @@ impl Threads {
 struct Polls(Arc<AtomicU64>);
 
 impl Polls {
-    fn turn(&self) {
+    fn toggle(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -69,7 +69,7 @@ pub(super) struct Place {
     polls: Polls,
 }
 
-/// Who had a thread at some moment, and since which of its turns.
+/// Who had a thread at some moment, and since which of its polls.
 #[derive(Debug, Default)]
 pub(super) struct Look(BTreeMap<(ResourceName, u64), u64>);
 
@@ -85,7 +85,7 @@ impl Place {
         Self { key, polls }
     }
 
-    /// The same future, whose turns are counted.
+    /// The same future, whose polls are counted.
     pub(super) fn watch<F: Future>(&self, future: F) -> Watched<F> {
         Watched { future: Some(Box::pin(future)), polls: self.polls.clone() }
     }
@@ -99,7 +99,7 @@ impl Place {
     pub(super) fn blockers(&self, since: &Look) -> (bool, Vec<ResourceName>) {
         let now = Self::look();
         let (own, others): (Vec<_>, Vec<_>) =
-            since.0.iter().filter(|(key, turn)| now.0.get(key) == Some(turn)).partition(|(key, _)| **key == self.key);
+            since.0.iter().filter(|(key, count)| now.0.get(key) == Some(count)).partition(|(key, _)| **key == self.key);
         (!own.is_empty(), others.into_iter().map(|((name, _), _)| name.clone()).collect())
     }
 }
@@ -110,18 +110,25 @@ impl Drop for Place {
     }
 }
 
-/// A future whose turns on a thread are counted, its end included.
+/// A future whose polls are counted, and its drop as one more.
 pub(super) struct Watched<F> {
     future: Option<Pin<Box<F>>>,
     polls: Polls,
 }
 
-/// One turn.
-struct Turn<'a>(&'a Polls);
+/// Has a thread until it is dropped, by a panic as well.
+struct PollGuard<'a>(&'a Polls);
 
-impl Drop for Turn<'_> {
+impl<'a> PollGuard<'a> {
+    fn new(polls: &'a Polls) -> Self {
+        polls.toggle();
+        Self(polls)
+    }
+}
+
+impl Drop for PollGuard<'_> {
     fn drop(&mut self) {
-        self.0.turn();
+        self.0.toggle();
     }
 }
 
@@ -131,16 +138,14 @@ impl<F: Future> Future for Watched<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
         let Some(future) = &mut this.future else { return Poll::Pending };
-        this.polls.turn();
-        let _turn = Turn(&this.polls);
+        let _guard = PollGuard::new(&this.polls);
         future.as_mut().poll(context)
     }
 }
 
 impl<F> Drop for Watched<F> {
     fn drop(&mut self) {
-        self.polls.turn();
-        let _turn = Turn(&self.polls);
+        let _guard = PollGuard::new(&self.polls);
         self.future = None;
     }
 }

@@ -6,19 +6,19 @@
 use std::{ffi::CString, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Hash, Observed, Work as Content,
+    Observed, Work as Content,
     process::{self, ProcessSpec, Restart, StopSignal},
 };
 use evenkeel_store::task::of_this_process;
 use nix::sys::signal::Signal;
 use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
+    sync::OwnedSemaphorePermit,
     time::{Instant, sleep_until},
 };
 
 use super::{
-    Orders, TRAITS, Tools,
-    backoff::{Backoff, WELL},
+    OrderReceiver, TRAITS, Tools,
+    backoff::{Backoff, GATE_PERIOD, WELL},
     cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
     log::Log,
 };
@@ -28,8 +28,6 @@ use crate::{
     protocol::authority::BootTime,
 };
 
-/// How often a gate that is shut is asked again.
-const GATE_PERIOD: Duration = Duration::from_millis(50);
 /// A shim that ends a run says now and then that it still tries. One that says nothing for much longer was stopped or killed: the spawner ends it.
 const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("not by zero");
 /// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
@@ -41,9 +39,7 @@ pub(super) struct Keeper<C: Cells> {
     pub(super) tools: Arc<Tools<C>>,
     pub(super) log: Log,
     pub(super) observer: Observer,
-    pub(super) orders: watch::Receiver<Orders>,
-    /// The change that was answered last: it stays among the orders.
-    pub(super) answered: Option<Hash>,
+    pub(super) orders: OrderReceiver,
     /// How often the process was started.
     pub(super) starts: u32,
     /// Runs in a row that ended, or could not be started, before they ran well.
@@ -74,7 +70,7 @@ enum Next {
 }
 
 /// What is known of a run that goes on.
-struct Attended {
+struct Running {
     /// Its place among those whose shims are on their way, as long as its own is.
     place: Option<OwnedSemaphorePermit>,
     /// Its shim; 0: it has not said anything yet.
@@ -93,7 +89,8 @@ struct Attended {
     killed: bool,
     /// Nobody is left who could give an order.
     orphaned: bool,
-    heard_at: Instant,
+    /// Since when its shim could have said something: its last message, the kill, or the last look for a shim that is not there yet.
+    message_at: Instant,
     /// What did not die when it was last told of.
     stuck: String,
 }
@@ -112,7 +109,7 @@ enum Due {
     Nothing,
 }
 
-impl Attended {
+impl Running {
     fn new() -> Self {
         Self {
             place: None,
@@ -125,7 +122,7 @@ impl Attended {
             grace_ends: None,
             killed: false,
             orphaned: false,
-            heard_at: Instant::now(),
+            message_at: Instant::now(),
             stuck: String::new(),
         }
     }
@@ -133,14 +130,14 @@ impl Attended {
     /// What is due next, and when; `kill_by` is an order's time.
     fn due(&self, kill_by: Option<Instant>) -> (Due, Instant) {
         if self.killed || self.ended.is_some() {
-            return (Due::Silence, self.heard_at + SILENCE);
+            return (Due::Silence, self.message_at + SILENCE);
         }
         match (self.grace_ends, self.begun) {
             (Some(end), _) => (Due::Kill, kill_by.map_or(end, |at| at.min(end))),
             (None, Some(begun)) if !self.well => (Due::RunsWell, begun + WELL),
-            (None, None) if self.shim == 0 => (Due::NoShim, self.heard_at + NO_SHIM),
-            // A shim that starts its child or watches over it has nothing to say.
-            (None, _) => (Due::Nothing, self.heard_at + Duration::from_secs(3600)),
+            (None, None) if self.shim == 0 => (Due::NoShim, self.message_at + NO_SHIM),
+            // A shim that starts its child or watches over it has nothing to say. From now on: a time that has passed would be due without end.
+            (None, _) => (Due::Nothing, Instant::now() + Duration::from_secs(3600)),
         }
     }
 
@@ -162,20 +159,22 @@ impl Attended {
 impl<C: Cells> Keeper<C> {
     pub(super) async fn keep(mut self) {
         loop {
-            let outcome = if self.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
+            let outcome = if self.orders.is_told_to_stop() { Outcome::Stopped } else { self.run_once().await };
             if self.tools.cells.is_ending() {
                 // No end of its own, nor a start that failed by itself. This process ends, and nobody is to be told anything.
                 std::future::pending::<()>().await;
             }
             match self.after(&outcome) {
                 Next::Again { after, message } => {
-                    self.observe(Observed::Backoff, &Attended::new(), message);
+                    self.observe(Observed::Backoff, &Running::new(), message);
                     self.pause(after).await;
                 }
                 Next::Rest { phase, message } => {
-                    let seen = self.seen(phase, &Attended::new(), message);
+                    let seen = self.seen(phase, &Running::new(), message);
                     self.observer.observed(Observation { lives: Lives::Nothing, ..seen });
-                    told_to_stop(&mut self.orders).await;
+                    while let Some(change) = self.orders.change_before(None).await {
+                        self.observer.needs_restart(change.hash, "it has come to its end, and one epoch is not started with two specs");
+                    }
                 }
                 Next::Over => break,
             }
@@ -225,18 +224,18 @@ impl<C: Cells> Keeper<C> {
         let tools = Arc::clone(&self.tools);
         let place = tokio::select! {
             biased;
-            () = told_to_stop(&mut self.orders) => return Outcome::Stopped,
+            () = self.orders.told_to_stop() => return Outcome::Stopped,
             place = tools.cells.place_to_start() => place,
         };
         // What was ordered while it waited shows no more as something new.
-        self.take_change();
+        self.take_new_change();
         let Some(not_after) = self.work.gate.opens_until() else { return Outcome::NoAuthority };
         let mut cell = match tools.cells.cell(&self.work.name) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
         cell.start(self.what_to_start(not_after));
-        let run = self.attend(&mut cell, place).await;
+        let run = self.stay_with(&mut cell, place).await;
         // Whatever the process has left behind must be dead before it is started anew, here or elsewhere.
         cell.clear().await;
         self.log.finish().await;
@@ -244,8 +243,8 @@ impl<C: Cells> Keeper<C> {
     }
 
     /// Stays with a run until its shim says that nothing of it is left, or says nothing where it should.
-    async fn attend(&mut self, cell: &mut C::Cell, place: Option<OwnedSemaphorePermit>) -> Attended {
-        let mut run = Attended { place, ..Attended::new() };
+    async fn stay_with(&mut self, cell: &mut C::Cell, place: Option<OwnedSemaphorePermit>) -> Running {
+        let mut run = Running { place, ..Running::new() };
         loop {
             let (due, at) = run.due(self.kill_by());
             let is_silence = due == Due::Silence;
@@ -254,13 +253,13 @@ impl<C: Cells> Keeper<C> {
                 biased;
                 ordered = self.orders.changed(), if !run.orphaned => {
                     run.orphaned = ordered.is_err();
-                    self.take_change();
-                    if run.orphaned || self.is_told_to_stop() {
+                    self.take_new_change();
+                    if run.orphaned || self.orders.is_told_to_stop() {
                         self.stop(&mut run, cell);
                     }
                 }
                 () = sleep_until(at), if !is_silence => self.act(due, &mut run, cell),
-                heard = hear(&self.log, cell) => match heard {
+                message = next_message(&self.log, cell) => match message {
                     FromShim::Said(ToAgent::Empty) | FromShim::Gone => return run,
                     FromShim::Said(said) => self.take_in(&mut run, said),
                 },
@@ -270,10 +269,10 @@ impl<C: Cells> Keeper<C> {
     }
 
     /// The time has come for this.
-    fn act(&mut self, due: Due, run: &mut Attended, cell: &mut C::Cell) {
+    fn act(&mut self, due: Due, run: &mut Running, cell: &mut C::Cell) {
         match due {
             Due::Kill => {
-                (run.killed, run.heard_at) = (true, Instant::now());
+                (run.killed, run.message_at) = (true, Instant::now());
                 cell.kill();
             }
             Due::RunsWell => {
@@ -282,7 +281,7 @@ impl<C: Cells> Keeper<C> {
             }
             Due::NoShim => {
                 self.observe(Observed::Starting, run, "waits for the process that is to hold it".to_owned());
-                run.heard_at = Instant::now();
+                run.message_at = Instant::now();
                 let cells = Arc::clone(&self.tools.cells);
                 tokio::spawn(of_this_process(async move { cells.check_spawner().await }));
             }
@@ -290,8 +289,8 @@ impl<C: Cells> Keeper<C> {
         }
     }
 
-    fn take_in(&mut self, run: &mut Attended, said: ToAgent) {
-        run.heard_at = Instant::now();
+    fn take_in(&mut self, run: &mut Running, said: ToAgent) {
+        run.message_at = Instant::now();
         match said {
             ToAgent::Ready(pid) => (run.shim, run.place) = (pid.unsigned_abs(), None),
             ToAgent::Forked(pid) => run.main = pid.unsigned_abs(),
@@ -319,7 +318,7 @@ impl<C: Cells> Keeper<C> {
     }
 
     /// Asks the process to end, the first time. A further order may bring the time of the kill forward.
-    fn stop(&mut self, run: &mut Attended, cell: &mut C::Cell) {
+    fn stop(&mut self, run: &mut Running, cell: &mut C::Cell) {
         if run.grace_ends.is_none() {
             let grace = if run.orphaned { Duration::ZERO } else { self.spec.stop_grace.unwrap_or(self.tools.grace) };
             run.grace_ends = Some(self.in_a(grace));
@@ -329,7 +328,7 @@ impl<C: Cells> Keeper<C> {
 
     /// When the order says that everything must be killed.
     fn kill_by(&self) -> Option<Instant> {
-        let kill_by = self.orders.borrow().stop?.kill_by?;
+        let kill_by = self.orders.stop()?.kill_by?;
         Some(self.work.gate.clock().instant(kill_by))
     }
 
@@ -339,27 +338,22 @@ impl<C: Cells> Keeper<C> {
         clock.instant(clock.now() + span)
     }
 
-    fn is_told_to_stop(&self) -> bool {
-        self.orders.borrow().stop.is_some() || self.orders.has_changed().is_err()
-    }
-
     /// Waits until it is time, or until it is told to stop.
     async fn pause(&mut self, span: Duration) {
         let end = Instant::now() + span;
-        while !self.is_told_to_stop() {
-            tokio::select! {
-                biased;
-                _ = self.orders.changed() => self.take_change(),
-                () = sleep_until(end) => return,
-            }
+        while let Some(change) = self.orders.change_before(Some(end)).await {
+            self.take_change(change);
         }
     }
 
-    /// Goes by another spec from now on, if there is one: how it is watched and stopped. The process has what it was started with.
-    fn take_change(&mut self) {
-        let change = self.orders.borrow().change.clone().filter(|change| self.answered != Some(change.hash));
-        let Some(Change { hash, spec }) = change else { return };
-        self.answered = Some(hash);
+    fn take_new_change(&mut self) {
+        if let Some(change) = self.orders.new_change() {
+            self.take_change(change);
+        }
+    }
+
+    /// Goes by another spec from now on, if it may: how it is watched and stopped. The process has what it was started with.
+    fn take_change(&mut self, Change { hash, spec }: Change) {
         let [old, new] = [&self.work.spec, &spec].map(|spec| Content::of(process::KIND, spec));
         match ProcessSpec::stored(&spec) {
             Ok(parsed) if old.is_in_place(new, TRAITS) => {
@@ -391,12 +385,12 @@ impl<C: Cells> Keeper<C> {
         }
     }
 
-    fn observe(&self, phase: Observed, run: &Attended, message: String) {
+    fn observe(&self, phase: Observed, run: &Running, message: String) {
         self.observer.observed(self.seen(phase, run, message));
     }
 
     /// How it is now. What is said of it goes into the log, too.
-    fn seen(&self, phase: Observed, run: &Attended, message: String) -> Observation {
+    fn seen(&self, phase: Observed, run: &Running, message: String) -> Observation {
         if !message.is_empty() {
             tracing::warn!(resource = %self.work.name, epoch = %self.work.epoch, phase = phase.as_str(), message);
         }
@@ -407,14 +401,9 @@ impl<C: Cells> Keeper<C> {
 }
 
 /// What a run says next, once its log has room for what it may be.
-async fn hear(log: &Log, cell: &mut impl Cell) -> FromShim {
+async fn next_message(log: &Log, cell: &mut impl Cell) -> FromShim {
     log.room().await;
     cell.next().await
-}
-
-/// Returns once there is an order to stop, or nobody left to give one.
-async fn told_to_stop(orders: &mut watch::Receiver<Orders>) {
-    let _ = orders.wait_for(|orders| orders.stop.is_some()).await;
 }
 
 fn describe(status: ExitStatus) -> String {

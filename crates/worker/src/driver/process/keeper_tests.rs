@@ -11,7 +11,7 @@ use nix::libc::{SIGINT, SIGTERM};
 use serde_json::{Value, json};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, sleep},
+    time::{Instant, advance, sleep, sleep_until},
 };
 
 use super::{
@@ -24,11 +24,12 @@ use crate::{
 };
 
 const MS: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What the cells were told, and when, counted from the beginning.
+/// What was called of the cells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
+enum Call {
     Start(Vec<String>),
     Signal(i32),
     Kill,
@@ -42,6 +43,8 @@ enum Manner {
     Stays,
     /// Its process ends at once with this status.
     Exits(i32),
+    /// Its process ends three hours after the test began, and is silent until then.
+    ExitsLate,
     /// It says nothing, whatever happens.
     Silent,
 }
@@ -49,7 +52,8 @@ enum Manner {
 #[derive(Debug)]
 struct Script {
     begun: Instant,
-    told: Mutex<Vec<(Duration, Told)>>,
+    /// Each with the time since `begun`.
+    calls: Mutex<Vec<(Duration, Call)>>,
     /// How the runs go, one after another; the last for all that follow.
     manners: Mutex<VecDeque<Manner>>,
     places: Arc<Semaphore>,
@@ -66,8 +70,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Script {
-    fn note(&self, told: Told) {
-        lock(&self.told).push((self.begun.elapsed(), told));
+    fn note(&self, call: Call) {
+        lock(&self.calls).push((self.begun.elapsed(), call));
     }
 }
 
@@ -104,20 +108,20 @@ impl Cells for Script {
 impl Cell for ScriptedCell {
     fn start(&mut self, start: Start) {
         let command = start.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        self.script.note(Told::Start(command));
+        self.script.note(Call::Start(command));
         match self.manner {
             Manner::Stays => self.says.extend([ToAgent::Ready(1), ToAgent::Forked(2), ToAgent::Started]),
             Manner::Exits(status) => self.says.extend([ToAgent::Ready(1), ToAgent::Started, ToAgent::Exited(status), ToAgent::Empty]),
-            Manner::Silent => self.says.extend([ToAgent::Ready(1), ToAgent::Started]),
+            Manner::Silent | Manner::ExitsLate => self.says.extend([ToAgent::Ready(1), ToAgent::Started]),
         }
     }
 
     fn signal(&mut self, number: i32) {
-        self.script.note(Told::Signal(number));
+        self.script.note(Call::Signal(number));
     }
 
     fn kill(&mut self) {
-        self.script.note(Told::Kill);
+        self.script.note(Call::Kill);
         if self.manner == Manner::Stays {
             self.says.extend([ToAgent::Exited(9), ToAgent::Empty]);
         }
@@ -126,12 +130,17 @@ impl Cell for ScriptedCell {
     async fn next(&mut self) -> FromShim {
         match self.says.pop_front() {
             Some(said) => FromShim::Said(said),
+            None if self.manner == Manner::ExitsLate => {
+                sleep_until(self.script.begun + 3 * HOUR).await;
+                self.says.push_back(ToAgent::Empty);
+                FromShim::Said(ToAgent::Exited(0))
+            }
             None => std::future::pending().await,
         }
     }
 
     async fn clear(self) {
-        self.script.note(Told::Cleared);
+        self.script.note(Call::Cleared);
     }
 }
 
@@ -169,7 +178,7 @@ impl Testbed {
         let begun = Instant::now();
         let places = Arc::new(Semaphore::new(1));
         let manners = Mutex::new(manners.iter().copied().collect());
-        let script = Arc::new(Script { begun, told: Mutex::default(), manners, places });
+        let script = Arc::new(Script { begun, calls: Mutex::default(), manners, places });
         let config = ProcessConfig { worker: WorkerId::new("worker-1").expect("id"), grace: GRACE, env_pass: EnvPass::default() };
         let driver = ProcessDriver::new(config, Arc::clone(&script));
         let gate = Gate::shut(Arc::new(PausedClock(begun)));
@@ -186,16 +195,16 @@ impl Testbed {
         self.handle.update(Change { hash: hash(changes), spec: spec(changes) });
     }
 
-    fn told(&self) -> Vec<Told> {
-        lock(&self.script.told).iter().map(|(_, told)| told.clone()).collect()
+    fn calls(&self) -> Vec<Call> {
+        lock(&self.script.calls).iter().map(|(_, call)| call.clone()).collect()
     }
 
-    fn when(&self, what: &Told) -> Duration {
-        lock(&self.script.told).iter().find(|(_, told)| told == what).unwrap_or_else(|| panic!("{what:?} was not told")).0
+    fn when(&self, what: &Call) -> Duration {
+        lock(&self.script.calls).iter().find(|(_, call)| call == what).unwrap_or_else(|| panic!("{what:?} was not called")).0
     }
 
     fn starts(&self) -> usize {
-        self.told().iter().filter(|told| matches!(told, Told::Start(_))).count()
+        self.calls().iter().filter(|call| matches!(call, Call::Start(_))).count()
     }
 
     /// All that was said of changes and of the end so far, and the last phase.
@@ -220,11 +229,11 @@ async fn a_change_is_taken_while_it_runs_and_counts_from_then_on() {
     testbed.change(&changes);
     sleep(MS).await;
     assert_eq!(testbed.said(), (vec![EventKind::Updated(hash(&changes))], Some(Observed::Running)), "one answer for one change");
-    assert_eq!(testbed.told(), [Told::Start(vec!["work".to_owned(), "on".to_owned()])], "the process knows nothing of it");
+    assert_eq!(testbed.calls(), [Call::Start(vec!["work".to_owned(), "on".to_owned()])], "the process knows nothing of it");
     testbed.handle.stop(StopOrder::default());
     sleep(5000 * MS).await;
-    assert_eq!(testbed.told()[1..], [Told::Signal(SIGINT), Told::Kill, Told::Cleared]);
-    assert_eq!(testbed.when(&Told::Kill) - testbed.when(&Told::Signal(SIGINT)), 2000 * MS);
+    assert_eq!(testbed.calls()[1..], [Call::Signal(SIGINT), Call::Kill, Call::Cleared]);
+    assert_eq!(testbed.when(&Call::Kill) - testbed.when(&Call::Signal(SIGINT)), 2000 * MS);
     assert_eq!(testbed.said().0, [EventKind::Ended]);
 }
 
@@ -251,8 +260,8 @@ async fn a_change_after_a_stop_has_no_effect() {
     sleep(MS).await;
     testbed.change(&json!({"stop_grace": "9s", "stop_signal": "INT"}));
     sleep(20_000 * MS).await;
-    assert_eq!(testbed.told()[1..], [Told::Signal(SIGTERM), Told::Kill, Told::Cleared]);
-    assert_eq!(testbed.when(&Told::Kill) - testbed.when(&Told::Signal(SIGTERM)), GRACE);
+    assert_eq!(testbed.calls()[1..], [Call::Signal(SIGTERM), Call::Kill, Call::Cleared]);
+    assert_eq!(testbed.when(&Call::Kill) - testbed.when(&Call::Signal(SIGTERM)), GRACE);
     assert_eq!(testbed.said().0, [EventKind::Ended]);
 }
 
@@ -264,13 +273,13 @@ async fn a_change_that_comes_while_it_waits_for_its_place_is_taken() {
     let changes = json!({"stop_signal": "INT"});
     testbed.change(&changes);
     sleep(MS).await;
-    assert_eq!(testbed.told(), []);
+    assert_eq!(testbed.calls(), []);
     drop(taken);
     sleep(MS).await;
     assert_eq!(testbed.said().0, [EventKind::Updated(hash(&changes))]);
     testbed.handle.stop(StopOrder::default());
     sleep(MS).await;
-    assert_eq!(testbed.told()[1..], [Told::Signal(SIGINT)]);
+    assert_eq!(testbed.calls()[1..], [Call::Signal(SIGINT)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,6 +303,49 @@ async fn what_a_process_was_started_with_is_not_changed_while_it_runs() {
     assert_eq!(testbed.starts(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_that_comes_again_is_answered_again() {
+    let mut testbed = Testbed::start(&json!({}), &[Manner::Stays]);
+    sleep(MS).await;
+    let other = json!({"command": ["other"]});
+    for time in ["first", "second"] {
+        testbed.change(&other);
+        sleep(MS).await;
+        let (said, _) = testbed.said();
+        assert!(matches!(said[..], [EventKind::NeedsRestart(answered, _)] if answered == hash(&other)), "the {time} time: {said:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_work_that_was_silent_for_hours_is_noticed() {
+    let mut testbed = Testbed::start(&json!({"restart": "never"}), &[Manner::ExitsLate]);
+    sleep(MS).await;
+    // Time is moved by hand: it would not go on by itself beside a keeper that never rests.
+    for _ in 0..4 {
+        advance(HOUR).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(testbed.said().1, Some(Observed::Exited));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_what_rests_needs_a_restart() {
+    let mut testbed = Testbed::start(&json!({"restart": "never"}), &[Manner::Exits(0)]);
+    sleep(MS).await;
+    assert_eq!(testbed.said().1, Some(Observed::Exited));
+    let changes = json!({"restart": "always"});
+    testbed.change(&changes);
+    sleep(60_000 * MS).await;
+    let (said, _) = testbed.said();
+    assert!(matches!(said[..], [EventKind::NeedsRestart(answered, _)] if answered == hash(&changes)), "{said:?}");
+    assert_eq!(testbed.starts(), 1, "one epoch is not started with two specs");
+    testbed.handle.stop(StopOrder::default());
+    sleep(MS).await;
+    assert_eq!(testbed.said().0, [EventKind::Ended]);
+}
+
 /// A shim that was stopped or killed says nothing: the run is cleared by force, and only then does it count as ended.
 #[tokio::test(start_paused = true)]
 async fn a_shim_that_says_nothing_after_a_kill_is_cleared() {
@@ -301,10 +353,10 @@ async fn a_shim_that_says_nothing_after_a_kill_is_cleared() {
     sleep(MS).await;
     testbed.handle.stop(StopOrder::default());
     sleep(1100 * MS).await;
-    assert_eq!(testbed.told()[1..], [Told::Signal(SIGTERM), Told::Kill]);
+    assert_eq!(testbed.calls()[1..], [Call::Signal(SIGTERM), Call::Kill]);
     assert_eq!(testbed.said().0, []);
     sleep(60_000 * MS).await;
-    assert_eq!(testbed.when(&Told::Cleared) - testbed.when(&Told::Kill), cells::STUCK_EVERY * 5 / 2);
+    assert_eq!(testbed.when(&Call::Cleared) - testbed.when(&Call::Kill), cells::STUCK_EVERY * 5 / 2);
     assert_eq!(testbed.said().0, [EventKind::Ended]);
 }
 
@@ -318,7 +370,7 @@ async fn an_order_brings_the_kill_forward_and_never_back() {
         sleep(MS).await;
     }
     sleep(20_000 * MS).await;
-    assert_eq!(testbed.when(&Told::Kill), 2000 * MS);
+    assert_eq!(testbed.when(&Call::Kill), 2000 * MS);
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use super::{
     Answer, Driver, Handle, Observer, SpecError, Survivor, Work,
     backoff::{self, Backoff},
     log,
-    orders::{Orders, Run},
+    orders::{OrderReceiver, Run},
 };
 use evenkeel_model::{
     DriverTraits, Holds, Spec, WorkerId,
@@ -102,7 +102,7 @@ impl<C: Cells> Driver for ProcessDriver<C> {
         let log = work.log.clone();
         let tools = Arc::clone(&self.0);
         let backoff = Backoff::default();
-        let keeper = Keeper { work, spec, tools, log, observer, orders, answered: None, starts: 0, failures: 0, backoff };
+        let keeper = Keeper { work, spec, tools, log, observer, orders, starts: 0, failures: 0, backoff };
         tokio::spawn(of_this_process(keeper.keep()));
         Ok(Box::new(run))
     }
