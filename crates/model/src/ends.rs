@@ -38,8 +38,8 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, definition: Option<&Defi
             // What it works on refuses the epoch that was, once it has seen the next one. Other work has another fence, or none.
             Holds::Fenced if definition.is_some_and(|definition| holder.held.has_work_of(definition)) => {
                 match worker.gone_since.map(|since| since.after(COMES_BACK)) {
-                    Some(until) if until <= now => End::Known(EndReason::Fenced),
-                    Some(until) => End::At(until),
+                    Some(over) if over <= now => End::Known(EndReason::Fenced),
+                    Some(over) => End::At(over),
                     None => End::Open,
                 }
             }
