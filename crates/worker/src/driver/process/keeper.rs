@@ -353,7 +353,8 @@ impl<C: Cells> Keeper<C> {
     }
 
     /// Goes by another spec from now on, if it may: how it is watched and stopped. The process has what it was started with.
-    fn take_change(&mut self, Change { hash, spec }: Change) {
+    fn take_change(&mut self, change: Change) {
+        let Change { hash, spec } = change;
         let [old, new] = [&self.work.spec, &spec].map(|spec| Content::of(process::KIND, spec));
         match ProcessSpec::stored(&spec) {
             Ok(parsed) if old.is_in_place(new, TRAITS) => {
