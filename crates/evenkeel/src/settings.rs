@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The drivers that the worker has.
-const DRIVERS: [&str; 2] = ["noop", "process"];
+const DRIVERS: [&str; 2] = evenkeel_worker::driver::BUILT_IN;
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

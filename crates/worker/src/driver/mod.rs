@@ -26,6 +26,9 @@ pub use log::Log;
 pub use noop::Noop;
 pub use process::{ProcessConfig, ProcessDriver, environment::EnvPass};
 
+/// The kinds for which each worker has a driver, unless it was limited to others.
+pub const BUILT_IN: [&str; 2] = [noop::KIND, evenkeel_model::process::KIND];
+
 /// What a driver is to run.
 #[derive(Clone, Debug)]
 pub struct Work {
