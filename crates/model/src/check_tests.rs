@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Admission, Change, Decision, Definition, DriverTraits, EndReason, Entry, Hash, Holds, Observed, Origin, Phase, Record, Registration,
+    Admission, Change, Decision, Definition, DriverTraits, EndReason, Entry, Holds, Observed, Origin, Phase, Record, Registration,
     Revision, Spec, Status,
 };
 
@@ -86,19 +86,7 @@ fn nothing_is_taken_for_finished_and_nothing_that_has_finished_is_run_again() {
     let finish = Action::Finish { resource: name("held"), worker: id("w"), epoch: Epoch(1), message: "".into() };
     let unknown = Violation::NotFinished(name("held"), id("w"));
     assert_eq!(left(&cluster, vec![finish.clone(), place("b")]), (vec![place("b")], vec![unknown]));
-    let status = Status {
-        phase: Observed::Exited,
-        epoch: Epoch(1),
-        since: 0,
-        hash: Hash::default(),
-        answers: crate::Revision::default(),
-        restart_for: Hash::default(),
-        overran: false,
-        restarts: 0,
-        failures: 0,
-        finished: true,
-        message: String::new(),
-    };
+    let status = Status { finished: true, ..Status::new(Observed::Exited, Epoch(1), 0) };
     cluster.apply(Change::at(Revision(2), Entry::Status(id("w"), name("held"), Some(status))), Moment::default());
     assert_eq!(left(&cluster, vec![finish.clone()]), (vec![finish.clone()], vec![]));
     for write in Decision::of(&finish, &cluster).expect("known").writes {

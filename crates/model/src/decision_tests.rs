@@ -44,19 +44,7 @@ fn cluster(observed: Observed) -> Cluster {
     let (spec, require) = (Spec::default(), Selector::EMPTY);
     let assignment = Assignment { kind: String::new(), spec, require, hash: Hash::default(), holds: Holds::Strict, phase: Phase::Run };
     see(EPOCH.0, Entry::Assignment(id("w"), name(), Some(assignment)));
-    let status = Status {
-        phase: observed,
-        epoch: EPOCH,
-        since: 0,
-        hash: Hash::default(),
-        answers: crate::Revision::default(),
-        restart_for: Hash::default(),
-        overran: false,
-        restarts: 0,
-        failures: 0,
-        finished: observed == Observed::Exited,
-        message: String::new(),
-    };
+    let status = Status { finished: observed == Observed::Exited, ..Status::new(observed, EPOCH, 0) };
     see(8, Entry::Status(id("w"), name(), Some(status)));
     cluster
 }

@@ -102,17 +102,11 @@ mod tests {
     #[test]
     fn of_a_long_message_a_line_is_kept() {
         let status = |phase, message: &str| Status {
-            phase,
-            epoch: Epoch(7),
-            since: 5,
-            hash: Hash::default(),
-            answers: crate::Revision::default(),
-            restart_for: Hash::default(),
-            overran: false,
             restarts: 2,
             failures: 1,
             finished: true,
             message: message.to_owned(),
+            ..Status::new(phase, Epoch(7), 5)
         };
         let long = "é".repeat(MAX_MESSAGE);
         let finish = Finish::of(Hash::default(), &worker(1), &status(Observed::Failed, &long));

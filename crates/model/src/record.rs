@@ -263,19 +263,8 @@ mod tests {
         // And so is how it ended, or where it failed.
         let phase = crate::Observed::Exited;
         let message = "\u{1}".repeat(1024);
-        let status = crate::Status {
-            phase,
-            epoch: crate::Epoch(i64::MAX),
-            since: i64::MAX,
-            hash: Hash::default(),
-            answers: crate::Revision::default(),
-            restart_for: Hash::default(),
-            overran: false,
-            restarts: u32::MAX,
-            failures: 0,
-            finished: true,
-            message,
-        };
+        let status =
+            crate::Status { restarts: u32::MAX, finished: true, message, ..crate::Status::new(phase, crate::Epoch(i64::MAX), i64::MAX) };
         let finish = Finish::of(longest.definition.hash(), &worker, &status);
         let finished = Record { finished: Some(Box::new(finish)), ..longest.clone() };
         assert_eq!(read(&String::from_utf8(json(&finished)).expect("text")), Some(finished));

@@ -9,7 +9,7 @@ use evenkeel_master::{
     engine::{Effect, Engine, Handle, Leadership, PutAnswer, PutMode, Refusal, Request},
 };
 use evenkeel_model::{
-    Assignment, Definition, Draft, DriverTraits, EntryKind, Hash, HistoryEntry, Holds, IntentKind, MasterId, MasterRecord, Observed, Phase,
+    Assignment, Definition, Draft, DriverTraits, EntryKind, HistoryEntry, Holds, IntentKind, MasterId, MasterRecord, Observed, Phase,
     Record, Registration, ResourceName, Status, StopReason, WorkerId,
 };
 use evenkeel_sim::{
@@ -288,19 +288,7 @@ async fn an_end_from_before_a_delete_says_nothing_of_what_was_added_since() {
     testbed.delete("a").await.unwrap().unwrap();
     testbed.put(resource("a", 1), PutMode::Add).await.unwrap().unwrap();
     for phase in [Observed::Stopping, Observed::Stopped] {
-        let status = Status {
-            phase,
-            epoch,
-            since: 0,
-            hash: Hash::default(),
-            answers: evenkeel_model::Revision::default(),
-            restart_for: Hash::default(),
-            overran: false,
-            restarts: 0,
-            failures: 1,
-            finished: true,
-            message: "exit status 0".to_owned(),
-        };
+        let status = Status { failures: 1, finished: true, message: "exit status 0".to_owned(), ..Status::new(phase, epoch, 0) };
         hand.put(keys.status(&ids[0], &name), serde_json::to_vec(&status).unwrap()).await.unwrap();
         sleep(SECOND).await;
         let record = |store: &evenkeel_sim::etcd::Store| {

@@ -172,19 +172,7 @@ mod tests {
     use super::*;
 
     fn status(phase: Observed, failures: u32, finished: bool, message: &str) -> Status {
-        Status {
-            phase,
-            epoch: Epoch(7),
-            since: 5,
-            hash: Hash::default(),
-            answers: Revision::default(),
-            restart_for: Hash::default(),
-            overran: false,
-            restarts: 2,
-            failures,
-            finished,
-            message: message.to_owned(),
-        }
+        Status { restarts: 2, failures, finished, message: message.to_owned(), ..Status::new(phase, Epoch(7), 5) }
     }
 
     fn noop() -> Definition {
