@@ -101,8 +101,9 @@ where
     S::Future: Send,
 {
     let (end, ends) = watch::channel(false);
+    let limits = Arc::new(keeper.limits().clone());
     let mut house =
-        House { service, keeper, open_ended, ends, connections: JoinSet::new(), refused: JoinSet::new(), log: Rarely::default() };
+        House { service, keeper, limits, open_ended, ends, connections: JoinSet::new(), refused: JoinSet::new(), log: Rarely::default() };
     loop {
         tokio::select! {
             biased;
@@ -110,7 +111,7 @@ where
             Some(_) = house.connections.join_next() => {}
             Some(_) = house.refused.join_next() => {}
             accepted = listener.accept() => {
-                if let Err(error) = accepted.map(|(stream, peer)| house.take(stream, peer)) && !house.passes_over(&error) {
+                if !house.take(accepted) {
                     sleep(ACCEPT_AGAIN).await;
                 }
             }
@@ -118,9 +119,7 @@ where
     }
     // A listener that is closed over connections resets them, and who has sent something there already does not know what became of it.
     while let Some(accepted) = listener.waiting() {
-        if let Err(error) = accepted.map(|(stream, peer)| house.take(stream, peer))
-            && !house.passes_over(&error)
-        {
+        if !house.take(accepted) {
             break;
         }
     }
@@ -134,6 +133,7 @@ where
 struct House<S> {
     service: S,
     keeper: Keeper,
+    limits: Arc<Limits>,
     open_ended: OpenEnded,
     ends: watch::Receiver<bool>,
     connections: JoinSet<()>,
@@ -146,21 +146,33 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    fn take<T>(&mut self, stream: T, peer: SocketAddr)
+    /// Seats who has come, or tells them why not. Whether the next can be accepted at once: false when a failure would repeat itself.
+    fn take<T>(&mut self, accepted: io::Result<(T, SocketAddr)>) -> bool
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let limits = Arc::new(self.keeper.limits().clone());
+        match accepted {
+            Ok((stream, peer)) => self.seat(stream, peer),
+            Err(error) => return self.passes_over(&error),
+        }
+        true
+    }
+
+    fn seat<T>(&mut self, stream: T, peer: SocketAddr)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         match self.keeper.admit(peer) {
             Ok(seat) => {
                 let activity = Arc::new(Activity::new(seat));
-                let service = Requests { service: self.service.clone(), activity, limits, open_ended: self.open_ended.clone() };
+                let (limits, open_ended) = (Arc::clone(&self.limits), self.open_ended.clone());
+                let service = Requests { service: self.service.clone(), activity, limits, open_ended };
                 self.connections.spawn(connection(stream, service, self.ends.clone()));
             }
             Err(full) => {
                 self.log.warn(&format!("a connection from {peer} is refused: {full}"));
                 if self.refused.len() < TOLD {
-                    self.refused.spawn(tell(stream, full, limits.linger));
+                    self.refused.spawn(tell(stream, full, self.limits.linger));
                 }
             }
         }
