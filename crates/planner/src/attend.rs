@@ -136,12 +136,7 @@ pub(crate) fn ended<'a>(turn: &mut Turn<'a>, name: &ResourceName, unit: &'a Unit
 /// Where a resource goes: where it was meant to go, if that worker can still take it; else where a new choice puts it.
 fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, from: &WorkerId) -> Option<WorkerId> {
     let home = unit.home();
-    if let Some(home) = home {
-        turn.loads.leave(definition, home, true);
-    }
-    if home != Some(from) {
-        turn.loads.vacate(definition, from);
-    }
+    give_up(turn, definition, home, from);
     let to = next_home(turn, definition, home, home == Some(from)).ok()?.worker;
     turn.loads.come(definition, &to);
     Some(to)
@@ -150,15 +145,19 @@ fn successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, f
 /// Where a resource goes whose last run only the fence ends: to a worker that shows its epoch to the fence.
 fn fenced_successor<'a>(turn: &mut Turn<'a>, definition: &'a Definition, unit: &Unit, from: &WorkerId) -> Option<WorkerId> {
     let to = turn.choose_fenced(definition)?;
-    let home = unit.home();
+    give_up(turn, definition, unit.home(), from);
+    turn.loads.come(definition, &to);
+    Some(to)
+}
+
+/// What has ended on a worker counts neither there nor at its home.
+fn give_up<'a>(turn: &mut Turn<'a>, definition: &'a Definition, home: Option<&WorkerId>, from: &WorkerId) {
     if let Some(home) = home {
         turn.loads.leave(definition, home, true);
     }
     if home != Some(from) {
         turn.loads.vacate(definition, from);
     }
-    turn.loads.come(definition, &to);
-    Some(to)
 }
 
 /// Where it is meant to be, if it can be there; where it was before, neither a cordon nor, if no other takes it, a drain is an obstacle.

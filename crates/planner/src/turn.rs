@@ -14,7 +14,7 @@ use crate::{
     failing, leave,
     loads::{Assumed, Loads},
     rebalance,
-    workers::{self, TOLD},
+    workers::{self, LISTED},
 };
 
 /// A plan in the making.
@@ -165,10 +165,10 @@ impl<'a> Turn<'a> {
         chosen.map(|choice| choice.worker)
     }
 
-    /// Only the fence ends what a lost worker ran, and nobody who is fenced takes it. They stay for as long as that is so: each plan tells of some.
+    /// Only the fence ends what a lost worker ran, and nobody who is fenced takes it. They stay for as long as that is so: each plan lists some.
     pub(crate) fn kept_by_fence(&mut self, name: &ResourceName, worker: WorkerId) {
         self.kept_by_fence += 1;
-        if self.kept_by_fence <= TOLD {
+        if self.kept_by_fence <= LISTED {
             self.undone(Subject::Resource(name.clone()), Pending::Fenced(worker));
         }
     }

@@ -6,9 +6,9 @@ use evenkeel_model::{
 
 use crate::{attend, loads::Assumed, turn::Turn};
 
-/// So many of what a lost worker holds loosely are told one by one: as much as a person reads of one worker. They stay as long as it is lost, so each
-/// plan tells them again.
-pub(crate) const TOLD: usize = 16;
+/// So many of what a lost worker holds loosely are listed one by one: as much as a person reads of one worker. They stay as long as it is lost, so each
+/// plan lists them again.
+pub(crate) const LISTED: usize = 16;
 
 /// Looks at each worker that is not ready, and at those that are taken to be gone.
 pub(crate) fn turn<'a>(turn: &mut Turn<'a>, assumed: &'a [(WorkerId, Assumed)]) {
@@ -173,7 +173,7 @@ fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: 
         let Some(holder) = unit.holders.iter().find(|h| h.worker == *id) else { continue };
         if reason == EndReason::Waited && is_open(unit, holder) {
             open += 1;
-            if open <= TOLD {
+            if open <= LISTED {
                 turn.undone(Subject::Resource(name.clone()), Pending::Loose(id.clone()));
             }
         } else if unit.holders.len() == 1 {
@@ -184,8 +184,8 @@ fn evacuate<'a>(turn: &mut Turn<'a>, id: &WorkerId, worker: &'a Worker, reason: 
             }
         }
     }
-    if open > TOLD {
-        turn.undone(Subject::More(open - TOLD), Pending::Loose(id.clone()));
+    if open > LISTED {
+        turn.undone(Subject::More(open - LISTED), Pending::Loose(id.clone()));
     }
     if open == worker.names.len() && open > 0 {
         turn.holding.insert(id.clone());
