@@ -396,14 +396,15 @@ impl Cell {
             }
             self.write();
             let interest = if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-            if !self.deaf && self.stream.ready(interest).await.is_err() {
+            // Who hears nothing more may yet have something to say, and says it or goes.
+            if self.stream.ready(interest).await.is_err() {
                 return FromShim::Gone;
             }
             let mut room = [0; 16 << 10];
             match self.stream.try_read(&mut room) {
                 Ok(0) => return FromShim::Gone,
                 Ok(count) => self.inbox.add(&room[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.deaf => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return FromShim::Gone,
             }
         }

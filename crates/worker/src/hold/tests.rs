@@ -3,6 +3,8 @@
 use std::{
     ffi::CString,
     fs,
+    io::Write,
+    net::Shutdown,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -109,6 +111,26 @@ async fn nothing_is_started_once_authority_has_ended() {
     assert!(matches!(said.as_slice(), [ToAgent::Ready(_), ToAgent::TooLate, ToAgent::Empty]), "{said:?}");
     cell.clear().await;
     assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_refusal_is_heard_that_comes_after_the_order_was_refused() {
+    let containment = containment();
+    let (own, mut shims) = StdStream::pair().expect("pair");
+    own.set_nonblocking(true).expect("set");
+    let mut cell = Cell { stream: UnixStream::from_std(own).expect("watched"), ..cell(&containment) };
+    shims.shutdown(Shutdown::Read).expect("shut");
+    cell.stream.ready(Interest::WRITABLE).await.expect("watched");
+    cell.start(start("true"));
+    assert!(cell.deaf, "the order was refused");
+    let mut waits = Box::pin(cell.next());
+    let pending = std::future::poll_fn(|context| std::task::Poll::Ready(waits.as_mut().poll(context).is_pending())).await;
+    assert!(pending, "nothing was said yet");
+    let said = [ToAgent::Refused("no process".to_owned()), ToAgent::Empty];
+    shims.write_all(&said.clone().map(|said| said.encode()).concat()).expect("written");
+    drop(shims);
+    assert!(matches!(waits.await, FromShim::Said(first) if first == said[0]));
+    assert_eq!(rest(&mut cell).await, said[1..]);
 }
 
 #[tokio::test]
