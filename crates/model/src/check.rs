@@ -174,6 +174,7 @@ impl Recount {
         self.expect(self.fenced == *cluster.fenced(), "the number of workers that hold a kind by a fence");
         let relations = (self.relative > 0).then(|| cluster.relations_anew());
         self.expect(relations.as_ref() == cluster.relations(), "the relations");
+        self.expect(cluster.tasks().is_true(), "the tasks");
         self.expect(self.agenda == *cluster.agenda(), "the agenda");
         self.expect(self.noted == (cluster.finished(), cluster.failed()), "the number of resources that have finished or failed");
         self.found
@@ -311,7 +312,7 @@ impl<'a> PlanChecker<'a> {
         let allowed = worker.is_some_and(|worker| match worker.standing() {
             Standing::Released => true,
             Standing::Lost => worker.names.is_empty() && worker.authority_ends(self.wait).is_some_and(|until| until <= self.now),
-            Standing::Absent | Standing::New | Standing::Returning | Standing::Ready => false,
+            Standing::Absent | Standing::New | Standing::Returning | Standing::Ready | Standing::Leaving => false,
         });
         if !allowed {
             self.found.push(Violation::Forgotten(id.clone()));

@@ -12,6 +12,7 @@ use crate::{
     relations::Count,
     reservation::{Counted, Reservation},
     standing::Burden,
+    task::Tasks,
 };
 
 /// All that is known of the cluster.
@@ -46,6 +47,7 @@ pub struct Cluster {
     leads_since: Moment,
     /// The lost sessions whose work a person has given up waiting for.
     pub(crate) written_off: BTreeMap<WorkerId, Session>,
+    pub(crate) tasks: Tasks,
     /// What the leader has decided, by name, until its outcome is known.
     reserved: BTreeMap<ResourceName, Box<Reservation>>,
 }
@@ -67,6 +69,7 @@ impl Cluster {
         for worker in self.workers.values_mut() {
             worker.gone_since = worker.gone_since.map(|_| now);
         }
+        self.tasks.begin_term(now);
     }
 
     /// The same observer has listed everything anew: what it had seen of the past stays seen. A session that is gone never comes back,
@@ -82,6 +85,7 @@ impl Cluster {
                 worker.draining_since = Some(since);
             }
         }
+        self.tasks.keep_waits_of(&old.tasks);
         self.joins = old.joins.clone();
         self.losses = old.losses.clone();
         self.moves = old.moves.clone();
@@ -311,6 +315,7 @@ impl Cluster {
         if let Some((session, old)) = registered.as_deref()
             && worker.registered.as_ref().map(|r| r.0) != Some(*session)
             && !old.released
+            && !old.leaving
         {
             self.losses.note(id.clone(), now);
         }
@@ -319,10 +324,15 @@ impl Cluster {
         if let Some(relations) = self.relations.as_mut().filter(|_| old_labels != new_labels) {
             relations.relabel(id, old_labels.as_ref(), new_labels.as_ref());
         }
+        let was_registered = registered.is_some();
+        let is_registered = worker.registered.is_some();
         let names = if registration_changed { worker.names.clone() } else { BTreeSet::new() };
         self.agenda.put_worker(id, worker);
         if worker.is_empty() {
             self.workers.remove(id);
+        }
+        if was_registered != is_registered {
+            self.see_worker_of_tasks(id, (!is_registered).then_some(now));
         }
         for name in names {
             self.put_on_agenda(&name);

@@ -31,7 +31,7 @@ pub fn end_of(holder: &Holder, worker: Option<&Worker>, definition: Option<&Defi
     let Some(worker) = worker else { return End::Known(EndReason::Released) };
     match worker.standing() {
         // No session is admitted, and a worker runs nothing without an admission.
-        Standing::Absent | Standing::New | Standing::Released => End::Known(EndReason::Released),
+        Standing::Absent | Standing::New | Standing::Leaving | Standing::Released => End::Known(EndReason::Released),
         Standing::Ready => End::Open,
         Standing::Lost | Standing::Returning if holder.ownership(definition) == Ownership::Available => End::Known(EndReason::Available),
         Standing::Lost | Standing::Returning => match holder.held.holds {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, MasterId, Read, Revision, Stored, Suffix};
+use crate::{Epoch, MasterId, Read, Revision, Stored, Suffix, TaskId};
 
 /// The value of `/election/<lease>`: a master that leads or would lead. The key with the lowest create revision leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,9 @@ pub struct HistoryEntry {
     /// The assignment that it speaks of.
     #[serde(default, skip_serializing_if = "is_no_epoch")]
     pub epoch: Epoch,
+    /// The task that it is about, if any.
+    #[serde(default, skip_serializing_if = "is_no_task")]
+    pub task: TaskId,
 }
 
 impl HistoryEntry {
@@ -84,7 +87,7 @@ impl Stored for Vec<HistoryEntry> {
 
 /// What an entry of the history is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum EntryKind {
     /// A resource was added.
     Added,
@@ -127,6 +130,28 @@ pub enum EntryKind {
     WrittenOff,
     /// A master became the leader.
     Leading,
+    /// A task was created.
+    TaskCreated,
+    /// Nothing more of it is ordered.
+    TaskPaused,
+    /// It goes on.
+    TaskResumed,
+    /// Nothing more of it begins.
+    TaskCancelled,
+    /// The same, and what runs is stopped; or one host of it.
+    TaskKilled,
+    /// Hosts of it run once more.
+    TaskRedone,
+    /// What came of one host counts no more.
+    TaskIgnored,
+    /// A host was not reached in time.
+    TaskUndelivered,
+    /// How it ended on a host is not known.
+    TaskLost,
+    /// All hosts are at an end.
+    TaskDone,
+    /// It is kept no longer.
+    TaskRemoved,
 }
 
 impl EntryKind {
@@ -154,6 +179,17 @@ impl EntryKind {
             Self::Resumed => "resumed",
             Self::WrittenOff => "letgo",
             Self::Leading => "leading",
+            Self::TaskCreated => "task-created",
+            Self::TaskPaused => "task-paused",
+            Self::TaskResumed => "task-resumed",
+            Self::TaskCancelled => "task-cancelled",
+            Self::TaskKilled => "task-killed",
+            Self::TaskRedone => "task-redone",
+            Self::TaskIgnored => "task-ignored",
+            Self::TaskUndelivered => "task-undelivered",
+            Self::TaskLost => "task-lost",
+            Self::TaskDone => "task-done",
+            Self::TaskRemoved => "task-removed",
         }
     }
 }
@@ -166,4 +202,9 @@ fn is_zero(n: &i64) -> bool {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_no_epoch(epoch: &Epoch) -> bool {
     *epoch == Epoch::default()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_no_task(task: &TaskId) -> bool {
+    *task == TaskId::default()
 }

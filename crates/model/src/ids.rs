@@ -198,9 +198,45 @@ number_type! {
     Epoch
 }
 
+/// The number of a task, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskId(pub u32);
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is no number of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is no id of a task: a number from 1")]
+pub struct NoTaskId;
+
+impl FromStr for TaskId {
+    type Err = NoTaskId;
+
+    /// One spelling each: it becomes a part of a key.
+    fn from_str(text: &str) -> Result<Self, NoTaskId> {
+        let id = text.parse().map(Self).map_err(|_| NoTaskId)?;
+        if id.0 > 0 && id.to_string() == text { Ok(id) } else { Err(NoTaskId) }
+    }
+}
+
+impl Id for TaskId {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_of_a_task_has_one_spelling() {
+        assert_eq!("7".parse(), Ok(TaskId(7)));
+        for text in ["", "0", "07", "+7", "-1", "4294967296", "x"] {
+            assert_eq!(text.parse::<TaskId>(), Err(NoTaskId), "{text}");
+        }
+    }
 
     #[test]
     fn names_obey_the_rule() {

@@ -13,8 +13,8 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Admission, Assignment, Cluster, HistoryEntry, Intent, MasterRecord, Moment, Record, Registration, ResourceName, Revision, Session,
-    Status, Suffix, WorkerId, shown::sentence,
+    Admission, Assignment, Cluster, HistoryEntry, Intent, MasterRecord, Moment, NextTask, Order, Record, Registration, ResourceName,
+    Revision, Session, Status, Suffix, Task, TaskId, TaskIntent, TaskResult, TaskScript, TaskTail, WorkerId, shown::sentence,
 };
 
 /// One part of a key that tells it apart from others of its kind. Its text is read back by its `FromStr`.
@@ -105,6 +105,12 @@ macro_rules! kinds {
         pub enum Entry { $($(#[$doc])* $kind($($Id,)* Option<$Value>),)* }
 
         impl Kind {
+            /// Masters watch keys of this kind. The others are large, and read on demand.
+            #[must_use]
+            pub const fn is_watched(self) -> bool {
+                !matches!(self, Self::TaskScript | Self::TaskTail)
+            }
+
             /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
@@ -211,6 +217,20 @@ kinds! {
     Intent(worker: WorkerId) = Intent;
     /// `/intents/brake`
     WrittenOff() = BTreeMap<WorkerId, Session>;
+    /// `/results/<worker>/<task>`
+    TaskResult(worker: WorkerId, task: TaskId) = TaskResult;
+    /// `/orders/<worker>/<task>`
+    Order(worker: WorkerId, task: TaskId) = Order;
+    /// `/intents/tasks/<task>`
+    TaskIntent(task: TaskId) = TaskIntent;
+    /// `/tasks/<task>`
+    Task(task: TaskId) = Task;
+    /// `/intents/next-task`
+    NextTask() = NextTask;
+    /// `/x/scripts/<task>`
+    TaskScript(task: TaskId) = TaskScript;
+    /// `/x/tails/<worker>/<task>`
+    TaskTail(worker: WorkerId, task: TaskId) = TaskTail;
 }
 
 #[cfg(test)]

@@ -92,6 +92,40 @@ limits! {
         /// Its version, its containment, its boot id and its guard's id. The leader writes the last two into the admission.
         MAX_WORD: usize = 128, "characters";
     }
+    "Tasks (INVALID_ARGUMENT, which names the field and the limit; RESOURCE_EXHAUSTED for what is kept)" {
+        /// A script. It is read by each of its workers and kept with the task; what is larger is better fetched by the script.
+        MAX_SCRIPT: usize = 64 << 10, "bytes";
+        /// What it reads from its standard input. It is kept beside the script.
+        MAX_STDIN: usize = 16 << 10, "bytes";
+        /// Its arguments together, with one byte more for each. They stand in the definition, which each master holds.
+        MAX_TASK_ARGS: usize = 4096, "bytes";
+        /// Its environment together, with two bytes more for each variable. See the arguments.
+        MAX_TASK_ENV: usize = 16 << 10, "bytes";
+        /// Its references to secrets, each of which becomes a file.
+        MAX_TASK_SECRETS: usize = 64, "references";
+        /// The hosts of a task. Each costs an order, a result and a tail in etcd.
+        MAX_HOSTS: usize = 10_000, "hosts";
+        /// The hosts of a task as they are named, with three bytes more for each. They stand in one key, beside which a transaction has room for the script.
+        MAX_HOSTS_BYTES: usize = 512 << 10, "bytes";
+        /// The title of a task, as the original has it.
+        MAX_TITLE: usize = 255, "characters";
+        /// Who asks, as they say, as the original has it.
+        MAX_CREATOR: usize = 64, "characters";
+        /// The account that a script runs as, as the original has it. Linux takes 32.
+        MAX_ACCOUNT: usize = 64, "characters";
+        /// The key by which a repetition is known. A UUID fits well.
+        MAX_TASK_KEY: usize = 128, "characters";
+        /// `timeout`, `grace` and `deliver`. For so long a result is kept.
+        MAX_TASK_SPAN: u64 = 604_800, "seconds";
+        /// Tasks that are kept. The oldest that are done make room; if none is, another is refused.
+        MAX_TASKS: usize = 1000, "tasks";
+        /// Results that are kept of all tasks. At 0.3 KiB they are 60 MiB in etcd and in each master.
+        MAX_RESULTS: usize = 200_000, "results";
+        /// Tails of output that are kept in etcd of all tasks, the oldest going first. An eighth of the space that etcd has unless told otherwise.
+        MAX_TAILS: u64 = 256 << 20, "bytes";
+        /// For how long a task is kept after it was done.
+        KEEP_TASKS_S: u64 = 604_800, "seconds";
+    }
     "Files of resources (an error with file and line)" {
         /// A file. A million resources of the usual size fit.
         MAX_FILE: usize = 64 << 20, "bytes";

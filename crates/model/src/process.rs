@@ -279,6 +279,40 @@ pub fn duration(text: &str) -> Option<Duration> {
     }
 }
 
+/// A span as people write it; what has no whole number of milliseconds is cut to one.
+#[must_use]
+pub fn in_units(span: Duration) -> String {
+    let ms = span.as_millis();
+    match ms {
+        0 => "0s".to_owned(),
+        _ if ms % 1000 != 0 => format!("{ms}ms"),
+        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        _ => format!("{}s", ms / 1000),
+    }
+}
+
+/// A span in a record, as people write it.
+pub(crate) mod duration_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    #[allow(clippy::ref_option, reason = "serde passes a reference")]
+    pub(crate) fn serialize<S: Serializer>(span: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match span {
+            Some(span) => serializer.serialize_str(&super::in_units(*span)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        let read = |text: String| super::duration(&text).ok_or_else(|| de::Error::custom(format!("{text:?} is no span such as 5s")));
+        text.map(read).transpose()
+    }
+}
+
 fn without_nul(field: &str, text: &str) -> Checked<String> {
     if text.contains('\0') { wrong(field, "has a NUL character") } else { Ok(text.to_owned()) }
 }
@@ -396,6 +430,8 @@ mod tests {
         ];
         for (text, millis) in cases {
             assert_eq!(duration(text), millis.map(Duration::from_millis), "{text}");
+            let span = duration(text).unwrap_or_default();
+            assert_eq!(duration(&in_units(span)), Some(span), "{text}");
         }
     }
 }

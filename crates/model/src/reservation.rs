@@ -115,6 +115,7 @@ impl Cluster {
                 _ => {}
             }
         }
+        self.reserve_tasks(writes, true);
         if let Some(name) = resource_of(writes) {
             debug_assert!(!self.is_reserved(name), "one thing after another is done with {name}");
             let reservation = Reservation::of(self.unit(name.as_str()), writes);
@@ -129,6 +130,7 @@ impl Cluster {
                 self.close(worker, None, now);
             }
         }
+        self.reserve_tasks(writes, false);
         if let Some(name) = resource_of(writes) {
             self.with_reservation(name, None);
         }

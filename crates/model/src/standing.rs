@@ -74,6 +74,8 @@ pub enum Standing {
     Returning,
     /// The registered session is the admitted one.
     Ready,
+    /// The session has stopped all resources and runs none any more; it keeps its id, for scripts of tasks that still run.
+    Leaving,
     /// The admitted session has stopped everything and says so.
     Released,
     /// The admitted session is gone and no other has come.
@@ -224,12 +226,13 @@ impl Worker {
             (None, None) => Standing::Absent,
             (None, Some(_)) => Standing::Lost,
             (Some((_, registration)), None) if registration.released => Standing::Released,
+            (Some((_, registration)), None) if registration.leaving => Standing::Leaving,
             (Some(_), None) => Standing::New,
             (Some((session, registration)), Some(admission)) if admission.value.session == *session => {
-                if registration.released {
-                    Standing::Released
-                } else {
-                    Standing::Ready
+                match (registration.released, registration.leaving) {
+                    (true, _) => Standing::Released,
+                    (false, true) => Standing::Leaving,
+                    (false, false) => Standing::Ready,
                 }
             }
             (Some(_), Some(_)) => Standing::Returning,

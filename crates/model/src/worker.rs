@@ -67,6 +67,12 @@ pub struct Registration {
     /// The earlier session of which, as the guard attests, nothing runs any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attests: Option<Session>,
+    /// It takes tasks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tasks: bool,
+    /// All resources were stopped and this session runs none any more; scripts of tasks may still run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Everything was stopped and this session runs nothing more: its last write.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
@@ -92,6 +98,8 @@ impl Registration {
             authority_ms: None,
             origin: Origin::default(),
             attests: None,
+            tasks: false,
+            leaving: false,
             released: false,
             refused: None,
         }
@@ -110,8 +118,8 @@ impl Registration {
         let Err(reason) = self.check(id) else { return self };
         let http = if self.http.len() > MAX_ADDRESS { String::new() } else { self.http };
         let address = if self.address.len() > MAX_ADDRESS { String::new() } else { self.address };
-        let (authority_ms, released) = (self.authority_ms, self.released);
-        Self { address, http, authority_ms, released, ..Self::unusable(id.clone(), reason) }
+        let (authority_ms, leaving, released) = (self.authority_ms, self.leaving, self.released);
+        Self { address, http, authority_ms, leaving, released, ..Self::unusable(id.clone(), reason) }
     }
 
     fn check(&self, id: &WorkerId) -> Result<(), String> {

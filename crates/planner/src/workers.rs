@@ -47,7 +47,7 @@ fn look_at<'a>(turn: &mut Turn<'a>, id: &'a WorkerId) {
             evacuate(turn, id, worker, EndReason::Released);
             turn.plan.actions.push(Action::Forget { worker: id.clone(), reason: EndReason::Released });
         }
-        Standing::Absent => evacuate(turn, id, worker, EndReason::Released),
+        Standing::Absent | Standing::Leaving => evacuate(turn, id, worker, EndReason::Released),
         Standing::Lost => lost(turn, id, worker),
     }
 }

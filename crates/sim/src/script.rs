@@ -115,6 +115,8 @@ fn registration(world: &World, id: &str, mut fields: Labels, attests: bool) -> R
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: id.to_owned() },
         attests: admitted.filter(|_| attests),
+        tasks: false,
+        leaving: false,
         released: false,
         refused: None,
     })

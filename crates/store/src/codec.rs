@@ -111,8 +111,8 @@ fn deleted_with(key: Key) -> Option<Key> {
 #[cfg(test)]
 mod tests {
     use evenkeel_model::{
-        Admission, Assignment, EntryKind, Epoch, Hash, Intent, IntentKind, Kind, MasterId, Origin, Phase, Registration, ResourceName,
-        Selector, Session, Spec, WorkerId,
+        Admission, Assignment, EntryKind, Epoch, Hash, Intent, IntentKind, Kind, MasterId, Order, Origin, Phase, Registration,
+        ResourceName, Selector, Session, Spec, TaskId, TaskIntent, TaskResult, WorkerId, task::TaskWish,
     };
 
     use super::*;
@@ -189,6 +189,29 @@ mod tests {
                 Entry::Intent(id(), Some(Intent { kind: IntentKind::Cordon, since: 0 })),
             ),
             Kind::WrittenOff => of("/intents/brake", r#"{"w":2}"#, Entry::WrittenOff(None)),
+            Kind::Task => of(
+                "/tasks/7",
+                r#"{"ID":7,"Title":"t","Creator":"ada","From":"10.0.0.9","Created":1,"SHA256":"00","Account":"root","Args":["-x"],"Env":{"A":"b"},"Secrets":{"PW":"file:/run/pw"},"On":{"Workers":["w"]},"Timeout":"5s","Grace":"1500ms","Deliver":"2h","Batch":"10%","Tolerance":"0","OnLost":"retry","Key":"k"}"#,
+                Entry::Task(TaskId(7), None),
+            ),
+            Kind::TaskIntent => {
+                let paused = TaskIntent { wish: TaskWish::Pause, why: "its intent in etcd cannot be read".into(), ..TaskIntent::default() };
+                let json = r#"{"Intent":"run","Ignored":["w"],"Attempts":{"w":2},"Killed":["w"],"Passed":["w"],"Accepted":1,"DoneAt":9}"#;
+                of("/intents/tasks/7", json, Entry::TaskIntent(TaskId(7), Some(paused)))
+            }
+            Kind::NextTask => of("/intents/next-task", "8", Entry::NextTask(None)),
+            Kind::Order => of(
+                "/orders/w/7",
+                r#"{"Attempt":1,"Intent":"stop","Why":"killed by a person","Since":7}"#,
+                Entry::Order(id(), TaskId(7), Some(Order::run(1, 0))),
+            ),
+            Kind::TaskResult => of(
+                "/results/w/7",
+                r#"{"Attempt":1,"Order":4711,"Phase":"ended","Outcome":"timed-out","Signal":9,"Began":7,"Ended":9,"Out":12,"Err":1,"Leftover":3,"Message":"m","Kept":"disk"}"#,
+                Entry::TaskResult(id(), TaskId(7), Some(TaskResult::running(0, Revision(0), 0))),
+            ),
+            Kind::TaskScript => of("/x/scripts/7", r##"{"Script":"#!/bin/sh\nid","Stdin":"x"}"##, Entry::TaskScript(TaskId(7), None)),
+            Kind::TaskTail => of("/x/tails/w/7", r#"{"Attempt":1,"Out":"text","Err":"hex:ff"}"#, Entry::TaskTail(id(), TaskId(7), None)),
         }
     }
 

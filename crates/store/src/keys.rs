@@ -27,6 +27,14 @@ const fn room(kind: Kind) -> &'static str {
         Kind::Election => "election",
         Kind::Intent => "intents/workers",
         Kind::WrittenOff => "intents/brake",
+        Kind::Task => "tasks",
+        Kind::TaskIntent => "intents/tasks",
+        Kind::NextTask => "intents/next-task",
+        Kind::Order => "orders",
+        Kind::TaskResult => "results",
+        // Behind what masters watch.
+        Kind::TaskScript => "x/scripts",
+        Kind::TaskTail => "x/tails",
     }
 }
 
@@ -107,6 +115,18 @@ impl Keys {
         format!("{}/{id}/", self.room(Kind::Status))
     }
 
+    /// The prefix of one worker's orders.
+    #[must_use]
+    pub fn orders_of(&self, id: &WorkerId) -> String {
+        format!("{}/{id}/", self.room(Kind::Order))
+    }
+
+    /// The prefix of one worker's results.
+    #[must_use]
+    pub fn results_of(&self, id: &WorkerId) -> String {
+        format!("{}/{id}/", self.room(Kind::TaskResult))
+    }
+
     /// The prefix of the masters' candidacies; the lease's id in hexadecimal follows.
     #[must_use]
     pub fn election(&self) -> String {
@@ -137,6 +157,8 @@ fn parse(kind: Kind, rest: &str) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
+    use evenkeel_model::TaskId;
+
     use super::*;
 
     #[test]
@@ -148,6 +170,7 @@ mod tests {
             let ids = |id: &&str| match *id {
                 "worker" => "worker-1",
                 "name" => "task-test-1",
+                "task" => "7",
                 _ => "7c0de",
             };
             for kind in Kind::ALL {
@@ -155,7 +178,7 @@ mod tests {
                 let text = keys.spell(&key);
                 assert_eq!(keys.parse(text.as_bytes()), Some(key.clone()), "{text}");
                 assert_eq!(key.kind(), *kind, "{text}");
-                assert!(keys.everything().contains(text.as_bytes()), "{text}");
+                assert_eq!(keys.everything().contains(text.as_bytes()), kind.is_watched(), "{text}");
             }
             let spelled = [
                 (keys.resource(&name), "/resources/task-test-1"),
@@ -171,6 +194,15 @@ mod tests {
                 (keys.statuses_of(&worker), "/status/worker-1/"),
                 (keys.election(), "/election/"),
                 (keys.events(), "/events/"),
+                (keys.spell(&Key::Task(TaskId(7))), "/tasks/7"),
+                (keys.spell(&Key::TaskIntent(TaskId(7))), "/intents/tasks/7"),
+                (keys.spell(&Key::NextTask()), "/intents/next-task"),
+                (keys.spell(&Key::Order(worker.clone(), TaskId(7))), "/orders/worker-1/7"),
+                (keys.spell(&Key::TaskResult(worker.clone(), TaskId(7))), "/results/worker-1/7"),
+                (keys.spell(&Key::TaskScript(TaskId(7))), "/x/scripts/7"),
+                (keys.spell(&Key::TaskTail(worker.clone(), TaskId(7))), "/x/tails/worker-1/7"),
+                (keys.orders_of(&worker), "/orders/worker-1/"),
+                (keys.results_of(&worker), "/results/worker-1/"),
             ];
             for (text, path) in spelled {
                 assert_eq!(text, format!("{prefix}{path}"));
@@ -193,6 +225,10 @@ mod tests {
             "/p/intents/brake/",
             "/p/intents/brakes",
             "/p/resourcesa",
+            "/p/tasks/0",
+            "/p/tasks/07",
+            "/p/orders/w",
+            "/p/x/scripts/",
             "/p/events",
             "/p/events/",
             "/p",

@@ -185,6 +185,7 @@ pub(crate) fn event(sequence: i64, entry: &HistoryEntry) -> v1::Event {
         reason: entry.reason.clone(),
         master: entry.master.clone(),
         epoch: entry.epoch.0,
+        task: entry.task.0,
     }
 }
 

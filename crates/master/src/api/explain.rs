@@ -84,7 +84,7 @@ fn penalty_in_words(penalty: Penalty) -> &'static str {
 fn not_ready(standing: Standing) -> &'static str {
     match standing {
         Standing::Lost => "it is not ready: its session is gone",
-        Standing::Released => "it is not ready: it leaves",
+        Standing::Leaving | Standing::Released => "it is not ready: it leaves",
         Standing::New | Standing::Returning => "it is not ready: its session is not admitted yet",
         Standing::Absent | Standing::Ready => "it is not ready",
     }

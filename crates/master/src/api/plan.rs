@@ -59,7 +59,7 @@ fn show(plan: &Plan) -> v1::PlanResponse {
     let mut room = Room::of_a_page();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let (more_actions, more_undone) = (number(room.cut(&mut actions)), number(room.cut(&mut undone)));
-    v1::PlanResponse { actions, undone, brake, more_actions, more_undone }
+    v1::PlanResponse { actions, undone, brake, more_actions, more_undone, task_actions: Vec::new() }
 }
 
 /// What the plan is to take to be so.

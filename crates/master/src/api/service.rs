@@ -408,4 +408,60 @@ impl Master for Service {
         let output = super::logs::read(&state, request, &self.config).await?;
         Ok(output.map(|output| with_place(output, place).boxed()))
     }
+
+    async fn create_task(&self, _: tonic::Request<v1::CreateTaskRequest>) -> Result<Response<v1::CreateTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn list_tasks(&self, _: tonic::Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn get_task(&self, _: tonic::Request<v1::GetTaskRequest>) -> Result<Response<v1::GetTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn pause_task(&self, _: tonic::Request<v1::PauseTaskRequest>) -> Result<Response<v1::PauseTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn resume_task(&self, _: tonic::Request<v1::ResumeTaskRequest>) -> Result<Response<v1::ResumeTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn cancel_task(&self, _: tonic::Request<v1::CancelTaskRequest>) -> Result<Response<v1::CancelTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn kill_task(&self, _: tonic::Request<v1::KillTaskRequest>) -> Result<Response<v1::KillTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn redo_task(&self, _: tonic::Request<v1::RedoTaskRequest>) -> Result<Response<v1::RedoTaskResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn redo_task_host(&self, _: tonic::Request<v1::RedoTaskHostRequest>) -> Result<Response<v1::RedoTaskHostResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn kill_task_host(&self, _: tonic::Request<v1::KillTaskHostRequest>) -> Result<Response<v1::KillTaskHostResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    async fn ignore_task_host(&self, _: tonic::Request<v1::IgnoreTaskHostRequest>) -> Result<Response<v1::IgnoreTaskHostResponse>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    type WatchTaskStream = Answers<v1::WatchTaskResponse>;
+
+    async fn watch_task(&self, _: tonic::Request<v1::WatchTaskRequest>) -> Result<Response<Self::WatchTaskStream>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
+
+    type ReadTaskOutputStream = Answers<v1::ReadTaskOutputResponse>;
+
+    async fn read_task_output(&self, _: tonic::Request<v1::ReadTaskOutputRequest>) -> Result<Response<Self::ReadTaskOutputStream>, Status> {
+        Err(Status::unimplemented("tasks"))
+    }
 }

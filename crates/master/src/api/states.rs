@@ -125,6 +125,7 @@ pub(crate) fn worker(cluster: &Cluster, id: &WorkerId, worker: &Worker, now: Mom
         Standing::Ready => ("ready", ""),
         Standing::New => ("joining", "it has just registered"),
         Standing::Returning => ("joining", "waits until nothing of its session before can run"),
+        Standing::Leaving => ("leaving", "it has stopped its resources, and waits for its tasks"),
         Standing::Released => ("leaving", "it has stopped everything"),
         Standing::Lost => ("lost", "its session is gone; its resources move when nothing can run there any more"),
         Standing::Absent if worker.names.is_empty() => ("left", "nothing stands of it but what is wanted; uncordon it to forget that"),

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use evenkeel_model::{Action, Cluster, EndReason, EntryKind, Epoch, HistoryEntry, Holder, Moment, Status, StopReason};
+use evenkeel_model::{Action, Cluster, EndReason, EntryKind, Epoch, HistoryEntry, Holder, Moment, Status, StopReason, TaskId};
 
 /// How long the first entry waits for others. The history is never what a caller waits for.
 const DELAY: Duration = Duration::from_millis(50);
@@ -75,6 +75,7 @@ pub(super) fn entry(kind: EntryKind, time: i64, master: &str, resource: &str, re
         reason: reason.to_owned(),
         master: master.to_owned(),
         epoch: Epoch::default(),
+        task: TaskId::default(),
     }
 }
 

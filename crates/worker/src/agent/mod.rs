@@ -115,6 +115,8 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         authority_ms: Some(config.timing.authority_ms()),
         origin,
         attests: None,
+        tasks: false,
+        leaving: false,
         released: false,
         refused: None,
     };

@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use evenkeel_model::{Epoch, ResourceName, WorkerId, shown::shown};
-use evenkeel_proto::v1::{ListRunningRequest, ListRunningResponse, LogsRequest, LogsResponse, Running, worker_server::Worker};
+use evenkeel_proto::v1::{
+    ListRunningRequest, ListRunningResponse, LogsRequest, LogsResponse, Running, TaskOutputRequest, TaskOutputResponse,
+    worker_server::Worker,
+};
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -51,6 +54,12 @@ impl Worker for Service {
             processes: total.map(|total| total.processes),
             unmeasured: read.err().map(|error| error.to_string()).unwrap_or_default(),
         }))
+    }
+
+    type TaskOutputStream = ReceiverStream<Result<TaskOutputResponse, Status>>;
+
+    async fn task_output(&self, _: Request<TaskOutputRequest>) -> Result<Response<Self::TaskOutputStream>, Status> {
+        Err(Status::unimplemented("tasks"))
     }
 
     type LogsStream = ReceiverStream<Result<LogsResponse, Status>>;
