@@ -54,14 +54,14 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
-            Refusal::AlreadyExists(_) => Self::already_exists(message),
+            Refusal::NotFound(_) | Refusal::NoWorker(_) | Refusal::NoTask(_) | Refusal::NoHost(..) => Self::not_found(message),
+            Refusal::AlreadyExists(_) | Refusal::KeyTaken(..) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
             Refusal::NotLeader => without_effect(Self::unavailable(message)),
             Refusal::Unknown(_) | Refusal::UnknownOutcome => Self::unavailable(message),
-            Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
-            Refusal::TooLarge(_) => Self::invalid_argument(message),
-            Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
+            Refusal::NoSpace | Refusal::Busy | Refusal::TooManyTasks { .. } => Self::resource_exhausted(message),
+            Refusal::TooLarge(_) | Refusal::WrongTask(_) => Self::invalid_argument(message),
+            Refusal::Rejected(_) | Refusal::OfAnother(..) | Refusal::TaskState(_) => Self::failed_precondition(message),
         }
     }
 }

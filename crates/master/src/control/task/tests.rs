@@ -1,0 +1,1 @@
+//! Commands about tasks, judged by a state without a control loop.
