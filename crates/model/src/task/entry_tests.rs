@@ -188,7 +188,7 @@ fn a_task_that_is_kept_no_longer_goes_in_pages_and_last_of_all_itself() {
     let mut pages = 0;
     while bed.cluster.tasks().get(ID).is_some() {
         let decision = TaskAction::Delete { task: ID }.decide(&bed.cluster).expect("it fits");
-        assert!(decision.writes.len() <= 120);
+        assert!(decision.writes.len() <= 121);
         decision.writes.into_iter().for_each(|write| bed.put(write.entry));
         pages += 1;
         assert!(pages <= 4, "it comes to an end");
