@@ -234,7 +234,7 @@ impl NextTask {
     /// The counter after this id.
     #[must_use]
     pub fn after(id: TaskId) -> Self {
-        Self(id.0.saturating_add(1))
+        Self { next: id.0.saturating_add(1) }
     }
 }
 
