@@ -62,6 +62,8 @@ pub(crate) struct ForwardLayer {
     shared: Arc<Shared>,
     id: HeaderValue,
     kinds: Arc<Kinds>,
+    /// Calls about tasks are taken here.
+    takes_tasks: bool,
     lanes: Arc<Mutex<Option<Lanes>>>,
 }
 
@@ -80,9 +82,9 @@ struct Call {
 
 impl ForwardLayer {
     /// For a master of this id.
-    pub(crate) fn new(shared: Arc<Shared>, id: &str, kinds: Kinds) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, id: &str, kinds: Kinds, takes_tasks: bool) -> Self {
         let id = HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("master"));
-        Self { shared, id, kinds: Arc::new(kinds), lanes: Arc::default() }
+        Self { shared, id, kinds: Arc::new(kinds), takes_tasks, lanes: Arc::default() }
     }
 
     /// Waits for somebody to lead.
@@ -333,6 +335,11 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// A call is about tasks, by its name: whoever gets through with it runs what he likes on workers, or sees what others run.
+fn is_of_tasks(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|method| method.contains("Task"))
+}
+
 /// A call can be answered by this leader, or be passed on to it.
 fn usable(leader: &Leadership, is_passed_on: bool) -> bool {
     match leader {
@@ -372,6 +379,10 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         if !LEADERS.iter().any(|service| path.starts_with(service)) {
             return Box::pin(inner.call(request));
+        }
+        if !self.layer.takes_tasks && is_of_tasks(path) {
+            let why = "others reach this master without authentication, so it serves no tasks; start it with --insecure if that is meant";
+            return Box::pin(std::future::ready(Ok(Status::permission_denied(why).into_http())));
         }
         let layer = self.layer.clone();
         let is_stream = layer.kinds.streams.contains(path);

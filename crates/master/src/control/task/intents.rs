@@ -54,17 +54,16 @@ impl Command for SetIntent {
 
     fn judge(&self, by: &mut Judge<'_>) -> Ruling<()> {
         let id = self.id;
-        let (entry, before) = match known(by, id) {
+        let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
             Err(ruling) => return ruling,
         };
+        let by_whom = by_whom(&self.from);
         let refused = |why: String| stands(entry, id, Err(Refusal::TaskState(why)));
-        let is_done = before.done_at != 0;
-        let mut intent = before.clone();
-        intent.why = by_whom(&self.from).into();
-        let kind = match (self.verb, before.wish) {
+        let (is_done, before) = (intent.done_at != 0, intent.wish);
+        let kind = match (self.verb, before) {
             (TaskVerb::Pause | TaskVerb::Resume, TaskWish::Cancel | TaskWish::Kill) => {
-                return refused(format!("task {id} was {}, and that is final; create it again", past(before.wish)));
+                return refused(format!("task {id} was {}, and that is final; create it again", past(before)));
             }
             (TaskVerb::Pause | TaskVerb::Resume, _) if is_done => {
                 return refused(format!("task {id} is done; redo hosts of it, or create it again"));
@@ -74,7 +73,7 @@ impl Command for SetIntent {
             // Nothing begins or runs any more.
             (TaskVerb::Cancel | TaskVerb::Kill, _) if is_done => return stands(entry, id, Ok(())),
             (TaskVerb::Pause, _) => {
-                intent.wish = TaskWish::Pause;
+                (intent.wish, intent.why) = (TaskWish::Pause, format!("paused {by_whom}").into());
                 EntryKind::TaskPaused
             }
             (TaskVerb::Resume, _) => {
@@ -82,15 +81,15 @@ impl Command for SetIntent {
                 EntryKind::TaskResumed
             }
             (TaskVerb::Cancel, _) => {
-                intent.wish = TaskWish::Cancel;
+                (intent.wish, intent.why) = (TaskWish::Cancel, format!("cancelled {by_whom}").into());
                 EntryKind::TaskCancelled
             }
             (TaskVerb::Kill, _) => {
-                intent.wish = TaskWish::Kill;
+                (intent.wish, intent.why) = (TaskWish::Kill, format!("killed {by_whom}").into());
                 EntryKind::TaskKilled
             }
         };
-        let told = told(by, kind, id, None, &by_whom(&self.from));
+        let told = told(by, kind, id, None, &by_whom);
         writes(entry, id, intent, told)
     }
 }
@@ -99,14 +98,8 @@ impl Command for SetIntent {
 fn resume(entry: &TaskEntry, intent: &mut TaskIntent) {
     intent.wish = TaskWish::Run;
     intent.why = Box::default();
-    let counts = entry.counts();
-    let task = entry.task();
-    let mut failed: usize = [HostState::Failed, HostState::TimedOut, HostState::Lost].map(|state| counts.of(state)).iter().sum();
-    if task.is_some_and(|task| task.count_undelivered) {
-        failed += counts.of(HostState::Undelivered);
-    }
-    intent.accepted = u32::try_from(failed).unwrap_or(u32::MAX);
-    let canaries = task.map(|task| task.pause_after.as_slice()).unwrap_or_default();
+    intent.accepted = u32::try_from(entry.failed()).unwrap_or(u32::MAX);
+    let canaries = entry.task().map(|task| task.pause_after.as_slice()).unwrap_or_default();
     intent.passed.extend(canaries.iter().filter(|worker| entry.state_of(worker).is_some_and(HostState::is_end)).cloned());
 }
 
@@ -119,12 +112,12 @@ impl Command for Redo {
 
     fn judge(&self, by: &mut Judge<'_>) -> Ruling<()> {
         let id = self.id;
-        let (entry, before) = match known(by, id) {
+        let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
             Err(ruling) => return ruling,
         };
-        if before.wish.is_final() {
-            let why = format!("task {id} was {}, and that is final; create it again", past(before.wish));
+        if intent.wish.is_final() {
+            let why = format!("task {id} was {}, and that is final; create it again", past(intent.wish));
             return stands(entry, id, Err(Refusal::TaskState(why)));
         }
         let workers = match &self.hosts {
@@ -144,7 +137,6 @@ impl Command for Redo {
         if workers.is_empty() {
             return stands(entry, id, Ok(()));
         }
-        let mut intent = before.clone();
         if std::mem::take(&mut intent.done_at) != 0 && intent.wish == TaskWish::Pause {
             // It had come to its end while it was paused: to do some of it again is to go on.
             resume(entry, &mut intent);
@@ -171,17 +163,16 @@ impl Command for KillHost {
 
     fn judge(&self, by: &mut Judge<'_>) -> Ruling<()> {
         let (id, worker) = (self.id, &self.worker);
-        let (entry, before) = match known(by, id) {
+        let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
             Err(ruling) => return ruling,
         };
         match entry.state_of(worker) {
             None => return stands(entry, id, Err(Refusal::NoHost(id, worker.clone()))),
             // Nothing runs there any more, or that is wanted already.
-            Some(state) if state.is_end() || before.killed.contains(worker) => return stands(entry, id, Ok(())),
+            Some(state) if state.is_end() || intent.killed.contains(worker) => return stands(entry, id, Ok(())),
             Some(_) => {}
         }
-        let mut intent = before.clone();
         intent.killed.insert(worker.clone());
         let told = told(by, EntryKind::TaskKilled, id, Some(worker), &by_whom(&self.from));
         writes(entry, id, intent, told)
@@ -197,7 +188,7 @@ impl Command for IgnoreHost {
 
     fn judge(&self, by: &mut Judge<'_>) -> Ruling<()> {
         let (id, worker) = (self.id, &self.worker);
-        let (entry, before) = match known(by, id) {
+        let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
             Err(ruling) => return ruling,
         };
@@ -211,7 +202,6 @@ impl Command for IgnoreHost {
         if state.is_active() {
             return stands(entry, id, Err(Refusal::TaskState(format!("{worker} is {state}; kill it first"))));
         }
-        let mut intent = before.clone();
         intent.ignored.insert(worker.clone());
         let told = told(by, EntryKind::TaskIgnored, id, Some(worker), &format!("was {state}, {}", by_whom(&self.from)));
         writes(entry, id, intent, told)

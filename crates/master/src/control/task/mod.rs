@@ -9,7 +9,7 @@ mod intents;
 pub(super) mod planned;
 
 use evenkeel_model::{
-    Decision, Entry, EntryKind, Guard, HistoryEntry, TaskId, TaskIntent, WorkerId, Write,
+    Decision, Entry, EntryKind, Guard, HistoryEntry, Key, TaskId, TaskIntent, WorkerId, Write,
     task::{NewTask, TaskEntry, TaskWish},
 };
 
@@ -86,18 +86,18 @@ impl Request {
     }
 }
 
-/// A task with which something can still be done; else the answer for who asked, with the conditions under which it is true.
-fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, &'a TaskIntent), Ruling<A>> {
+/// A task with which something can still be done, and what is wanted of it; else the answer for who asked, with the conditions under which it is
+/// true.
+fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, TaskIntent), Ruling<A>> {
     let entry = by.cluster.tasks().get(id);
-    let intent = entry.and_then(TaskEntry::intent).filter(|intent| intent.value.wish != TaskWish::Remove);
-    match (entry, intent) {
-        (Some(entry), Some(intent)) => Ok((entry, &intent.value)),
-        (entry, _) => {
-            let revision = entry.and_then(TaskEntry::intent).map(|intent| intent.revision).unwrap_or_default();
-            let guards = vec![Guard::Modified(evenkeel_model::Key::TaskIntent(id), revision)];
-            Err(Ruling::Stands(guards, Err(Refusal::NoTask(id))))
-        }
+    if let Some(entry) = entry.filter(|entry| entry.wish() != TaskWish::Remove) {
+        // Of one whose intent somebody has deleted, what is wanted now is what is asked for.
+        let lost = || TaskIntent { wish: entry.wish(), ..TaskIntent::default() };
+        return Ok((entry, entry.intent().map_or_else(lost, |intent| intent.value.clone())));
     }
+    let revision = entry.and_then(TaskEntry::intent).map(|intent| intent.revision).unwrap_or_default();
+    let guards = vec![Guard::Modified(Key::TaskIntent(id), revision)];
+    Err(Ruling::Stands(guards, Err(Refusal::NoTask(id))))
 }
 
 /// Nothing is to be written, as long as what is wanted of the task is what was looked at.

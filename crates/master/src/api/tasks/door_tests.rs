@@ -1,0 +1,2 @@
+//! What the door of the original takes and refuses, without a master behind it.
+use super::*;
