@@ -33,7 +33,10 @@ use tokio::{
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
-    api::{room::Turns, service::{Service, Store}},
+    api::{
+        room::Turns,
+        service::{Service, Store},
+    },
     control::candidacy::follow_election,
     engine::Engine,
     source::FileSource,

@@ -50,7 +50,13 @@ pub fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value:
 ///
 /// # Errors
 /// When the page cannot be written.
-pub fn gauges_by(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, label: &'static str, values: &[(&'static str, u64)]) -> fmt::Result {
+pub fn gauges_by(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: &[(&'static str, u64)],
+) -> fmt::Result {
     let family = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
     for (value, count) in values {
         family.get_or_create(&vec![(label, *value)]).set(i64::try_from(*count).unwrap_or(i64::MAX));

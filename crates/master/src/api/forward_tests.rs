@@ -116,7 +116,7 @@ impl Standby {
         let shared = Arc::new(Shared::new(Arc::new(SystemClock::start())));
         let own = Fake::that(own);
         let kinds = Kinds { reads: [READ.to_owned()].into(), ..Kinds::default() };
-        let forward = ForwardLayer::new(Arc::clone(&shared), "standby", kinds).layer(own.clone());
+        let forward = ForwardLayer::new(Arc::clone(&shared), "standby", kinds, true).layer(own.clone());
         Self { shared, own, forward }
     }
 

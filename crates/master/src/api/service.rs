@@ -481,7 +481,10 @@ impl Master for Service {
         Ok(Response::new(v1::KillTaskHostResponse { task }))
     }
 
-    async fn ignore_task_host(&self, request: tonic::Request<v1::IgnoreTaskHostRequest>) -> Result<Response<v1::IgnoreTaskHostResponse>, Status> {
+    async fn ignore_task_host(
+        &self,
+        request: tonic::Request<v1::IgnoreTaskHostRequest>,
+    ) -> Result<Response<v1::IgnoreTaskHostResponse>, Status> {
         let v1::IgnoreTaskHostRequest { id, worker } = request.get_ref();
         let task = tasks::ignore_host(self, &request, *id, worker).await?;
         Ok(Response::new(v1::IgnoreTaskHostResponse { task }))

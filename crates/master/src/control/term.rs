@@ -4,7 +4,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, TaskId, WorkerId, check,
+    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, TaskId, WorkerId,
+    check,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{

@@ -132,7 +132,9 @@ fn text(sent: &Map<String, Value>, field: &str) -> Result<String, Wrong> {
 
 /// 0: as long as is usual.
 fn seconds(sent: Option<&Value>) -> Result<u64, Wrong> {
-    let wrong = |value: &Value| Wrong::field("timeout", format!("invalid {}: a number of seconds from 0 to {MAX_TASK_SPAN}", shown(&value.to_string())));
+    let wrong = |value: &Value| {
+        Wrong::field("timeout", format!("invalid {}: a number of seconds from 0 to {MAX_TASK_SPAN}", shown(&value.to_string())))
+    };
     match sent {
         None | Some(Value::Null) => Ok(0),
         Some(value) => value.as_u64().filter(|seconds| *seconds <= MAX_TASK_SPAN).ok_or_else(|| wrong(value)),

@@ -70,7 +70,20 @@ impl Asked<'_> {
     fn log<T>(&self, result: &Result<T, Status>) {
         let (outcome, why) = result.as_ref().err().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
         let Self { action, id, host, creator, from, account, targets, sha256 } = self;
-        tracing::info!(audit = true, action, task = id, host, creator, from, account, targets, sha256, ?outcome, why, "asked for by a person");
+        tracing::info!(
+            audit = true,
+            action,
+            task = id,
+            host,
+            creator,
+            from,
+            account,
+            targets,
+            sha256,
+            ?outcome,
+            why,
+            "asked for by a person"
+        );
     }
 }
 
@@ -95,12 +108,17 @@ pub(super) async fn create(service: &Service, request: Request<v1::CreateTaskReq
         hosts = task.hosts.len();
     }
     let id = result.as_ref().ok().and_then(|answer| answer.task.as_ref()).map_or(0, |task| task.id);
-    let asked = Asked { action: "create", id, host: "", creator: &creator, from: &from, account: &account, targets: hosts, sha256: &sha256 };
+    let asked =
+        Asked { action: "create", id, host: "", creator: &creator, from: &from, account: &account, targets: hosts, sha256: &sha256 };
     asked.log(&result);
     result
 }
 
-async fn create_checked(service: &Service, new: Box<evenkeel_model::task::NewTask>, bytes: usize) -> Result<v1::CreateTaskResponse, Status> {
+async fn create_checked(
+    service: &Service,
+    new: Box<evenkeel_model::task::NewTask>,
+    bytes: usize,
+) -> Result<v1::CreateTaskResponse, Status> {
     let (reply, answer) = Reply::new(service.engine.intake.one(bytes + OVERHEAD)?);
     service.engine.ask(request::Request::create_task(new, reply))?;
     let created = settled(answer, || Refusal::Unknown(Subject::Tasks)).await?;
@@ -140,7 +158,9 @@ pub(super) async fn redo<T>(
 ) -> Result<Option<v1::TaskState>, Status> {
     let from = from(&service.shared().read(), request);
     let hosts = match (workers.is_empty(), failed) {
-        (true, false) => return Err(Status::invalid_argument("workers: are missing; name hosts of the task, or set failed for all that failed")),
+        (true, false) => {
+            return Err(Status::invalid_argument("workers: are missing; name hosts of the task, or set failed for all that failed"));
+        }
         (false, true) => return Err(Status::invalid_argument("failed: cannot be given beside workers; use one of them")),
         (true, true) => Redone::Failed,
         (false, false) => Redone::Hosts(workers.iter().map(|id| worker_id("workers", id)).collect::<Result<_, _>>()?),
@@ -163,7 +183,12 @@ pub(super) async fn kill_host<T>(service: &Service, request: &Request<T>, id: u3
 }
 
 /// Counts one host of a task no more; then shows it.
-pub(super) async fn ignore_host<T>(service: &Service, request: &Request<T>, id: u32, worker: &str) -> Result<Option<v1::TaskState>, Status> {
+pub(super) async fn ignore_host<T>(
+    service: &Service,
+    request: &Request<T>,
+    id: u32,
+    worker: &str,
+) -> Result<Option<v1::TaskState>, Status> {
     let from = from(&service.shared().read(), request);
     let host: WorkerId = worker_id("worker", worker)?;
     ask(service, Wanted { action: "ignore", id, host: worker, from: &from }, |id, reply| {

@@ -31,7 +31,10 @@ struct Wanted {
 }
 
 /// The output of one host of a task.
-pub(in crate::api) async fn read(service: &Service, request: v1::ReadTaskOutputRequest) -> Result<Answers<v1::ReadTaskOutputResponse>, Status> {
+pub(in crate::api) async fn read(
+    service: &Service,
+    request: v1::ReadTaskOutputRequest,
+) -> Result<Answers<v1::ReadTaskOutputResponse>, Status> {
     let (wanted, address) = wanted(service, &request)?;
     let place = service.turns.watch()?;
     let ask = v1::TaskOutputRequest { id: request.id, attempt: wanted.attempt, stream: request.stream, tail: request.tail };
@@ -79,7 +82,8 @@ async fn ask_worker(
     ask: v1::TaskOutputRequest,
 ) -> Result<Answers<v1::ReadTaskOutputResponse>, Status> {
     let channel = logs::connect(worker.as_str(), address, logs::is_local(&service.config), "its output").await?;
-    let chunks = WorkerClient::new(channel).task_output(ask).await.map_err(|status| logs::breaks_off(worker.as_str(), status))?.into_inner();
+    let chunks =
+        WorkerClient::new(channel).task_output(ask).await.map_err(|status| logs::breaks_off(worker.as_str(), status))?.into_inner();
     let worker = worker.clone();
     let pass_on = |part: v1::TaskOutputResponse| v1::ReadTaskOutputResponse { chunk: part.chunk, note: part.note };
     Ok(chunks.map(move |part| part.map(pass_on).map_err(|status| logs::breaks_off(worker.as_str(), status))).boxed())
@@ -103,7 +107,10 @@ async fn from_etcd(service: &Service, wanted: &Wanted, asked: &Status) -> Result
     }
     let kept = if *is_err { tail.err } else { tail.out };
     let has = kept.len() as u64;
-    let of = written.filter(|written| *written > has).map(|written| format!("the last {has} of {written} bytes")).unwrap_or("all of it".to_owned());
+    let of = written
+        .filter(|written| *written > has)
+        .map(|written| format!("the last {has} of {written} bytes"))
+        .unwrap_or("all of it".to_owned());
     let note = format!("from etcd, {of}: {why}");
     let chunk = last_lines(&kept, *lines).to_vec();
     Ok(stream::iter([Ok(v1::ReadTaskOutputResponse { chunk, note })]).boxed())
@@ -125,7 +132,8 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_whole() {
-        for (text, lines, expected) in [("a\nb\nc\n", 2, "b\nc\n"), ("a\nb\nc", 1, "c"), ("a\n", 5, "a\n"), ("", 1, ""), ("a\nb", 0, "a\nb"), ("a\n\n", 1, "\n")]
+        for (text, lines, expected) in
+            [("a\nb\nc\n", 2, "b\nc\n"), ("a\nb\nc", 1, "c"), ("a\n", 5, "a\n"), ("", 1, ""), ("a\nb", 0, "a\nb"), ("a\n\n", 1, "\n")]
         {
             assert_eq!(last_lines(text.as_bytes(), lines), expected.as_bytes(), "{text:?} {lines}");
         }

@@ -44,7 +44,9 @@ pub(in crate::api) async fn list(service: &Service, request: &v1::ListTasksReque
     let size = match usize::try_from(request.page_size) {
         Ok(0) => USUAL_PAGE,
         Ok(size) => size.min(LARGEST_PAGE),
-        Err(_) => return Err(Status::invalid_argument(format!("page_size: {} is less than 0; leave it out for {USUAL_PAGE}", request.page_size))),
+        Err(_) => {
+            return Err(Status::invalid_argument(format!("page_size: {} is less than 0; leave it out for {USUAL_PAGE}", request.page_size)));
+        }
     };
     let mut before = page_token(&request.page_token, |text| text.parse::<TaskId>())?;
     let (mut tasks, mut room): (Vec<v1::TaskState>, _) = (Vec::new(), Room::of_a_page());
@@ -80,6 +82,7 @@ pub(in crate::api) async fn list(service: &Service, request: &v1::ListTasksReque
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
 fn state(text: &str) -> Result<TaskState, Status> {
     let all = [TaskState::Running, TaskState::Paused, TaskState::Done];
-    let unknown = || Status::invalid_argument(format!("states: unknown {}; use running, paused or done", evenkeel_model::shown::shown(text)));
+    let unknown =
+        || Status::invalid_argument(format!("states: unknown {}; use running, paused or done", evenkeel_model::shown::shown(text)));
     all.into_iter().find(|state| state.as_str() == text).ok_or_else(unknown)
 }

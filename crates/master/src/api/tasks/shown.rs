@@ -198,9 +198,10 @@ fn until(entry: &TaskEntry, order: Option<&Order>) -> String {
 /// When a host's delivery ends.
 fn deadline(entry: &TaskEntry, order: Option<&Order>) -> String {
     let deliver = entry.task().map_or(Task::DELIVER, Task::deliver);
-    order.map_or_else(|| format!("{} after its order", in_units(deliver)), |order| {
-        rfc3339(order.since.saturating_add(i64::try_from(deliver.as_nanos()).unwrap_or(i64::MAX)))
-    })
+    order.map_or_else(
+        || format!("{} after its order", in_units(deliver)),
+        |order| rfc3339(order.since.saturating_add(i64::try_from(deliver.as_nanos()).unwrap_or(i64::MAX))),
+    )
 }
 
 /// A time of day, to the second.

@@ -54,9 +54,11 @@ impl Command for Create {
             Ok(task) => task,
             Err(error) => return Ruling::Refuse(Refusal::WrongTask(error)),
         };
-        let hosts = if task.on.late { format!("{} hosts and those that come later", task.on.workers.len()) } else { count(task.on.workers.len()) };
+        let hosts =
+            if task.on.late { format!("{} hosts and those that come later", task.on.workers.len()) } else { count(task.on.workers.len()) };
         let account = if task.account.is_empty() { "the worker's own account".to_owned() } else { format!("account {}", task.account) };
-        let who = [("by", &task.creator), ("from", &task.from)].map(|(word, who)| if who.is_empty() { String::new() } else { format!(", {word} {who}") });
+        let who = [("by", &task.creator), ("from", &task.from)]
+            .map(|(word, who)| if who.is_empty() { String::new() } else { format!(", {word} {who}") });
         let reason = format!("{hosts}, {account}, SHA-256 {}{}", task.sha256, who.concat());
         let entry = told(by, EntryKind::TaskCreated, id, None, &reason);
         let decision = Decision {
