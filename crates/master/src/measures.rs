@@ -283,8 +283,11 @@ impl Collector for Sight {
     }
 }
 
+/// A number for each of a few words.
+type Counted = Vec<(&'static str, u64)>;
+
 /// How many tasks are in each state, and how many hosts of those that are not done.
-fn counted_of_tasks(state: &crate::state::State) -> (Vec<(&'static str, u64)>, Vec<(&'static str, u64)>) {
+fn counted_of_tasks(state: &crate::state::State) -> (Counted, Counted) {
     let tasks = state.cluster.tasks();
     let done = tasks.done().count() as u64;
     let is_paused = |task: &evenkeel_model::task::TaskEntry| task.state() == TaskState::Paused;

@@ -229,3 +229,50 @@ async fn ask(
     result?;
     shown::whole(service, id).await.map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{MasterId, MasterRecord, Revision};
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+
+    #[test]
+    fn only_a_master_that_is_known_says_for_whom_it_asks() {
+        let mut state = State::default();
+        let mut request = Request::new(v1::KillTaskRequest { id: 1 });
+        assert_eq!(&*from(&state, &request), "", "of a connection nothing is known");
+        request.extensions_mut().insert(Peer("10.0.0.1".parse().expect("an address")));
+        request.metadata_mut().insert(FROM, MetadataValue::from_static("10.0.0.9"));
+        assert_eq!(&*from(&state, &request), "10.0.0.1");
+        request.metadata_mut().insert(MARK, MetadataValue::from_static("master-2"));
+        assert_eq!(&*from(&state, &request), "10.0.0.1", "nobody knows that master");
+        let id = MasterId::new("master-2").expect("id");
+        let record = MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
+        state.masters.insert(Revision(1), (String::new(), record));
+        assert_eq!(&*from(&state, &request), "10.0.0.9");
+    }
+
+    #[test]
+    fn a_key_is_a_field_or_a_header() {
+        let asked = |field: &str, headers: &[&'static str]| {
+            let mut request = Request::new(v1::CreateTaskRequest { task: None, key: field.to_owned() });
+            for header in headers {
+                request.metadata_mut().append(KEY, MetadataValue::from_static(header));
+            }
+            key(&request).map_err(|status| status.message().to_owned())
+        };
+        let differs = Err("key: is given twice, and differs; give it once".to_owned());
+        let cases: [(&str, &[&'static str], Result<String, String>); 6] = [
+            ("", &[], Ok(String::new())),
+            ("a", &[], Ok("a".to_owned())),
+            ("", &["a"], Ok("a".to_owned())),
+            ("a", &["a"], Ok("a".to_owned())),
+            ("a", &["b"], differs.clone()),
+            ("", &["a", "b"], differs),
+        ];
+        for (field, headers, expected) in cases {
+            assert_eq!(asked(field, headers), expected, "{field} {headers:?}");
+        }
+    }
+}

@@ -45,7 +45,10 @@ pub(in crate::api) async fn list(service: &Service, request: &v1::ListTasksReque
         Ok(0) => USUAL_PAGE,
         Ok(size) => size.min(LARGEST_PAGE),
         Err(_) => {
-            return Err(Status::invalid_argument(format!("page_size: {} is less than 0; leave it out for {USUAL_PAGE}", request.page_size)));
+            return Err(Status::invalid_argument(format!(
+                "page_size: {} is less than 0; leave it out for {USUAL_PAGE}",
+                request.page_size
+            )));
         }
     };
     let mut before = page_token(&request.page_token, |text| text.parse::<TaskId>())?;

@@ -56,7 +56,7 @@ impl Command for SetIntent {
         let id = self.id;
         let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
-            Err(ruling) => return ruling,
+            Err(ruling) => return *ruling,
         };
         let by_whom = by_whom(&self.from);
         let refused = |why: String| stands(entry, id, Err(Refusal::TaskState(why)));
@@ -114,7 +114,7 @@ impl Command for Redo {
         let id = self.id;
         let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
-            Err(ruling) => return ruling,
+            Err(ruling) => return *ruling,
         };
         if intent.wish.is_final() {
             let why = format!("task {id} was {}, and that is final; create it again", past(intent.wish));
@@ -165,7 +165,7 @@ impl Command for KillHost {
         let (id, worker) = (self.id, &self.worker);
         let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
-            Err(ruling) => return ruling,
+            Err(ruling) => return *ruling,
         };
         match entry.state_of(worker) {
             None => return stands(entry, id, Err(Refusal::NoHost(id, worker.clone()))),
@@ -190,7 +190,7 @@ impl Command for IgnoreHost {
         let (id, worker) = (self.id, &self.worker);
         let (entry, mut intent) = match known(by, id) {
             Ok(known) => known,
-            Err(ruling) => return ruling,
+            Err(ruling) => return *ruling,
         };
         let state = match entry.state_of(worker) {
             None => return stands(entry, id, Err(Refusal::NoHost(id, worker.clone()))),

@@ -88,7 +88,7 @@ impl Request {
 
 /// A task with which something can still be done, and what is wanted of it; else the answer for who asked, with the conditions under which it is
 /// true.
-fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, TaskIntent), Ruling<A>> {
+fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, TaskIntent), Box<Ruling<A>>> {
     let entry = by.cluster.tasks().get(id);
     if let Some(entry) = entry.filter(|entry| entry.wish() != TaskWish::Remove) {
         // Of one whose intent somebody has deleted, what is wanted now is what is asked for.
@@ -97,7 +97,7 @@ fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, TaskIntent
     }
     let revision = entry.and_then(TaskEntry::intent).map(|intent| intent.revision).unwrap_or_default();
     let guards = vec![Guard::Modified(Key::TaskIntent(id), revision)];
-    Err(Ruling::Stands(guards, Err(Refusal::NoTask(id))))
+    Err(Box::new(Ruling::Stands(guards, Err(Refusal::NoTask(id)))))
 }
 
 /// Nothing is to be written, as long as what is wanted of the task is what was looked at.
