@@ -234,6 +234,13 @@ impl Given {
             Place::Unknown => return Err(unknown(path)),
             Place::Beside(other) => return refused(format!("{} is given as well; leave out one of them", other.name())),
         };
+        if field.is_list() && field.kind() == Kind::String {
+            // A list is given value by value.
+            if let Some(list) = message.get_field_mut(&field).as_list_mut() {
+                list.push(Value::String(text.to_owned()));
+            }
+            return Ok(());
+        }
         let Some(value) = parse(&field, text) else {
             return refused(format!("{} is not a value for a field of type {:?}", shown(text), field.kind()));
         };
@@ -389,6 +396,9 @@ mod tests {
             (Method::POST, "/v1/workers/w:drain", "", r#"{"deadlineMs":"5"}"#, "DrainWorker", r#"{"id":"w","deadlineMs":"5"}"#),
             (Method::GET, "/v1/usage", "worker=w&onlyTotals=true", "", "ListUsage", r#"{"worker":"w","onlyTotals":true}"#),
             (Method::POST, "/v1/brake:release", "", "", "ReleaseBrake", "{}"),
+            (Method::GET, "/v1/tasks", "states=paused&states=done", "", "ListTasks", r#"{"states":["paused","done"]}"#),
+            (Method::GET, "/v1/tasks/7", "with_script", "", "GetTask", r#"{"id":7,"withScript":true}"#),
+            (Method::POST, "/v1/tasks/7/hosts/w.1:redo", "", "", "RedoTaskHost", r#"{"id":7,"worker":"w.1"}"#),
         ];
         for (method, path, query, body, rpc, message) in cases {
             let rpc = if rpc.starts_with('/') { rpc.to_owned() } else { format!("{master}{rpc}") };

@@ -186,13 +186,9 @@ pub(super) fn host(state: &State, entry: &TaskEntry, worker: &WorkerId) -> v1::T
 fn pending(worker: &WorkerId, entry: &TaskEntry, order: Option<&Order>, registration: Option<&Registration>) -> String {
     match registration {
         Some(registration) if registration.tasks => String::new(),
-        Some(_) => format!("tasks are off on this worker: it begins none until it is started with --tasks on, and {}", until(entry, order)),
+        Some(_) => format!("tasks are off on this worker: it waits until {}; start the worker with --tasks on", deadline(entry, order)),
         None => format!("no worker is known as {worker}: it waits until {}", deadline(entry, order)),
     }
-}
-
-fn until(entry: &TaskEntry, order: Option<&Order>) -> String {
-    format!("this one waits until {}", deadline(entry, order))
 }
 
 /// When a host's delivery ends.
