@@ -376,6 +376,7 @@ mod tests {
             reason: String::new(),
             master: String::new(),
             epoch: Epoch::default(),
+            task: evenkeel_model::TaskId::default(),
         };
         (0..count).map(entry).collect()
     }

@@ -298,15 +298,7 @@ impl Cluster {
             worker.shape = Some(self.rankings.insert(id, registration, worker.load));
         }
         if registered != worker.registered {
-            for (sessions, adds) in [(&registered, false), (&worker.registered, true)] {
-                for kind in fenced_kinds(sessions.as_ref().map(|registered| &registered.1)) {
-                    let count = self.fenced.entry(kind.into()).or_default();
-                    *count = if adds { *count + 1 } else { count.saturating_sub(1) };
-                    if *count == 0 {
-                        self.fenced.remove(kind);
-                    }
-                }
-            }
+            count_fenced(&mut self.fenced, registered.as_deref(), worker.registered.as_deref());
         }
         let is_uncordoned = intent.is_some() && worker.is_open();
         if is_uncordoned || (standing, standing_after) == (Standing::New, Standing::Ready) {
@@ -508,6 +500,19 @@ fn relate(relations: &mut Relations, workers: &BTreeMap<WorkerId, Worker>, count
         let labels = workers.get(worker).and_then(Worker::registration).map(|r| &r.labels);
         let by = Count { home: sign * i64::from(home == Some(worker)), present: sign };
         relations.add(definition, worker, labels, by);
+    }
+}
+
+/// Counts how many registered workers hold each kind by a fence, now that one says something else.
+fn count_fenced(fenced: &mut BTreeMap<Box<str>, usize>, before: Option<&(Session, Registration)>, after: Option<&(Session, Registration)>) {
+    for (session, adds) in [(before, false), (after, true)] {
+        for kind in fenced_kinds(session.map(|(_, registration)| registration)) {
+            let count = fenced.entry(kind.into()).or_default();
+            *count = if adds { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                fenced.remove(kind);
+            }
+        }
     }
 }
 

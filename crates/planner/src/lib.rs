@@ -16,6 +16,7 @@ mod loads;
 mod policy;
 mod rebalance;
 mod suppose;
+pub mod tasks;
 mod turn;
 mod workers;
 

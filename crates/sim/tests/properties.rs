@@ -131,6 +131,8 @@ fn registration(id: u8, zone: u8, guard: u8, capacity: Option<u64>) -> Registrat
         authority_ms: None,
         origin: Origin { boot_id: "boot".to_owned(), guard: guard.to_string() },
         attests: None,
+        tasks: false,
+        leaving: false,
         released: false,
         refused: None,
     }

@@ -199,7 +199,7 @@ mod tests {
                 let json = r#"{"Intent":"run","Ignored":["w"],"Attempts":{"w":2},"Killed":["w"],"Passed":["w"],"Accepted":1,"DoneAt":9}"#;
                 of("/intents/tasks/7", json, Entry::TaskIntent(TaskId(7), Some(paused)))
             }
-            Kind::NextTask => of("/intents/next-task", "8", Entry::NextTask(None)),
+            Kind::NextTask => of("/intents/next-task", r#"{"Next":8}"#, Entry::NextTask(None)),
             Kind::Order => of(
                 "/orders/w/7",
                 r#"{"Attempt":1,"Intent":"stop","Why":"killed by a person","Since":7}"#,

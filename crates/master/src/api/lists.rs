@@ -240,6 +240,7 @@ mod tests {
             reason: "x".repeat(20_000),
             master: String::new(),
             epoch: Epoch::default(),
+            task: evenkeel_model::TaskId::default(),
         }
     }
 

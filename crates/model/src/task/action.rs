@@ -141,12 +141,12 @@ impl TaskAction {
                 Some(HostState::Running) => rewrite(entry, id, worker, OrderIntent::Stop, why),
                 _ => Err(NotYet),
             },
-            Self::Pause { why, passed, .. } => with_intent(entry, id, |intent| {
+            Self::Pause { why, passed, .. } => Ok(with_intent(entry, id, |intent| {
                 (intent.wish, intent.why) = (TaskWish::Pause, why.clone());
                 intent.passed.extend(passed.clone());
-            }),
-            Self::Done { at, .. } => with_intent(entry, id, |intent| intent.done_at = *at),
-            Self::Remove { .. } => with_intent(entry, id, |intent| intent.wish = TaskWish::Remove),
+            })),
+            Self::Done { at, .. } => Ok(with_intent(entry, id, |intent| intent.done_at = *at)),
+            Self::Remove { .. } => Ok(with_intent(entry, id, |intent| intent.wish = TaskWish::Remove)),
             Self::Delete { .. } => delete(entry, id),
             Self::DeleteTails { .. } => delete_tails(entry, id),
         }
@@ -162,11 +162,12 @@ impl TaskIntent {
 }
 
 /// Writes the intent with something changed in it.
-pub(super) fn with_intent(entry: &TaskEntry, id: TaskId, change: impl FnOnce(&mut TaskIntent)) -> Result<Decision, NotYet> {
-    let mut intent = entry.intent().ok_or(NotYet)?.value.clone();
+pub fn with_intent(entry: &TaskEntry, id: TaskId, change: impl FnOnce(&mut TaskIntent)) -> Decision {
+    let paused = || TaskIntent { wish: TaskWish::Pause, ..TaskIntent::default() };
+    let mut intent = entry.intent().map_or_else(paused, |intent| intent.value.clone());
     change(&mut intent);
     let writes = vec![Write::new(Entry::TaskIntent(id, Some(intent)))];
-    Ok(Decision { guards: vec![TaskIntent::guard(entry, id)], writes })
+    Decision { guards: vec![TaskIntent::guard(entry, id)], writes }
 }
 
 fn order(entry: &TaskEntry, id: TaskId, worker: &WorkerId, attempt: u32, since: i64) -> Result<Decision, NotYet> {
@@ -203,25 +204,28 @@ fn delete(entry: &TaskEntry, id: TaskId) -> Result<Decision, NotYet> {
     if entry.wish() != TaskWish::Remove {
         return Err(NotYet);
     }
-    let mut writes = Vec::new();
+    // Each page rewrites the intent: one after another, and whoever sees only a part of the task sees that it is going.
+    let mut decision = with_intent(entry, id, |intent| intent.wish = TaskWish::Remove);
     for (worker, _) in entry.known_hosts().take(PAGE) {
-        for key in [Key::Order(worker.clone(), id), Key::TaskResult(worker.clone(), id), Key::TaskTail(worker.clone(), id)] {
-            writes.push(Write::delete(key));
-        }
+        let keys = [Key::Order(worker.clone(), id), Key::TaskResult(worker.clone(), id), Key::TaskTail(worker.clone(), id)];
+        decision.writes.extend(keys.map(Write::delete));
     }
-    if writes.is_empty() {
-        writes.extend([Key::Task(id), Key::TaskScript(id), Key::TaskIntent(id)].map(Write::delete));
+    if decision.writes.len() == 1 {
+        decision.writes = [Key::Task(id), Key::TaskScript(id), Key::TaskIntent(id)].map(Write::delete).into();
     }
-    Ok(Decision { guards: vec![TaskIntent::guard(entry, id)], writes })
+    Ok(decision)
 }
 
 fn delete_tails(entry: &TaskEntry, id: TaskId) -> Result<Decision, NotYet> {
-    let deleted = entry.intent().ok_or(NotYet)?.value.tails_deleted as usize;
+    let deleted = entry.intent().map_or(0, |intent| intent.value.tails_deleted as usize);
+    if deleted >= entry.order().len() {
+        return Err(NotYet);
+    }
     let hosts = entry.order().iter().skip(deleted).take(2 * PAGE);
     let tails: Vec<Write> = hosts.map(|worker| Write::delete(Key::TaskTail(worker.clone(), id))).collect();
     let mut decision = with_intent(entry, id, |intent| {
         intent.tails_deleted = u32::try_from(deleted + tails.len()).unwrap_or(u32::MAX);
-    })?;
+    });
     decision.writes.extend(tails);
     Ok(decision)
 }
@@ -230,7 +234,7 @@ impl NextTask {
     /// The counter after this id.
     #[must_use]
     pub fn after(id: TaskId) -> Self {
-        Self(id.0.saturating_add(1))
+        Self { next: id.0.saturating_add(1) }
     }
 }
 

@@ -219,8 +219,11 @@ impl Stored for TaskScript {
 
 /// The value of `/intents/next-task`: the id of the next task. It never goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct NextTask(pub u32);
+#[serde(rename_all = "PascalCase")]
+pub struct NextTask {
+    /// That id.
+    pub next: u32,
+}
 
 impl Stored for NextTask {
     type Ids = ();

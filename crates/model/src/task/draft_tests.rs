@@ -7,7 +7,10 @@ fn draft() -> TaskDraft {
     TaskDraft { script: "id".to_owned(), hosts: vec!["w1".to_owned()], ..TaskDraft::default() }
 }
 
-fn cluster(workers: &[(&str, &str, &[(&str, &str)])]) -> Cluster {
+/// An id, an address, and labels.
+type Known<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+fn cluster(workers: &[Known<'_>]) -> Cluster {
     let mut cluster = Cluster::default();
     for (n, (id, address, labels)) in (1..).zip(workers) {
         let id = WorkerId::new(id).expect("id");

@@ -235,16 +235,21 @@ impl TaskEntry {
         self.unreadable.as_deref()
     }
 
-    /// What is wanted of it. A task without an intent is one of which nothing more is wanted: it is half deleted, by whoever.
+    /// What is wanted of it, as it stands in etcd.
     #[must_use]
     pub fn intent(&self) -> Option<&Versioned<TaskIntent>> {
         self.intent.as_deref()
     }
 
-    /// What is wanted of it, in a word.
+    /// What is wanted of it, in a word. What is left of a task without a definition is deleted; one whose intent somebody has deleted waits for a
+    /// person.
     #[must_use]
     pub fn wish(&self) -> TaskWish {
-        self.intent().map_or(TaskWish::Remove, |intent| intent.value.wish)
+        match self.intent() {
+            _ if self.task.is_none() && self.unreadable.is_none() => TaskWish::Remove,
+            Some(intent) => intent.value.wish,
+            None => TaskWish::Pause,
+        }
     }
 
     /// When every host was at an end; 0: it goes on.
@@ -256,9 +261,9 @@ impl TaskEntry {
     /// What it is at.
     #[must_use]
     pub fn state(&self) -> TaskState {
-        match self.intent() {
-            Some(intent) if intent.value.done_at != 0 => TaskState::Done,
-            Some(intent) if intent.value.wish == TaskWish::Pause => TaskState::Paused,
+        match self.wish() {
+            _ if self.done_at() != 0 => TaskState::Done,
+            TaskWish::Pause => TaskState::Paused,
             _ => TaskState::Running,
         }
     }
@@ -270,6 +275,14 @@ impl TaskEntry {
             return None;
         }
         self.counts.each().last().map(|(state, _)| state)
+    }
+
+    /// How many hosts count as failed: their scripts failed, timed out or are lost, or, where that was asked for, they were not reached.
+    #[must_use]
+    pub fn failed(&self) -> usize {
+        let undelivered = self.task().is_some_and(|task| task.count_undelivered).then_some(HostState::Undelivered);
+        let counted = [HostState::Failed, HostState::TimedOut, HostState::Lost].into_iter().chain(undelivered);
+        counted.map(|state| self.counts.of(state)).sum()
     }
 
     /// How many hosts are in each state.
@@ -352,7 +365,7 @@ impl TaskEntry {
         let host = self.hosts.get(worker);
         let attempt = host.map_or(0, TaskHost::attempt);
         let wanted = intent.and_then(|intent| intent.attempts.get(worker).copied()).unwrap_or(1);
-        let is_final = intent.is_none_or(|intent| intent.wish.is_final() || intent.killed.contains(worker));
+        let is_final = self.wish().is_final() || intent.is_some_and(|intent| intent.killed.contains(worker));
         let observed = host.and_then(TaskHost::observed);
         let retries = self.task().is_some_and(|task| task.on_lost == OnLost::Retry) && attempt < Task::MOST_ATTEMPTS;
         match observed {

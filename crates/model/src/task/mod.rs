@@ -24,7 +24,7 @@ mod result;
 mod share;
 mod tasks;
 
-pub use action::{Close, TaskAction};
+pub use action::{Close, TaskAction, with_intent};
 pub use definition::{Children, NextTask, OnLost, Task, TaskScript, TaskTargets};
 pub use draft::{NewTask, TaskDraft, TaskError};
 pub use entry::{Counts, HostState, TaskEntry, TaskHost, TaskState};

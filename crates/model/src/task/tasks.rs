@@ -214,7 +214,7 @@ impl Cluster {
 
     pub(crate) fn set_next_task(&mut self, next: Option<NextTask>, revision: Revision) {
         // It never goes back, whoever writes it.
-        self.tasks.next = (revision, next.map_or(0, |next| next.0).max(self.tasks.next.1));
+        self.tasks.next = (revision, next.map_or(0, |next| next.next).max(self.tasks.next.1));
     }
 
     /// Counts what is decided of tasks where it will be, or no longer.
