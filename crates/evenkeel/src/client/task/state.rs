@@ -110,9 +110,14 @@ pub(super) fn headline(task: &TaskState) -> String {
 
 /// Why a task is paused, and what leads on.
 pub(super) fn paused(task: &TaskState) -> String {
-    let (id, why) = (task.id, if task.why.is_empty() { "by a person".to_owned() } else { sentence(&task.why) });
+    let (id, why) = (task.id, sentence(&task.why));
+    let state = match why.as_str() {
+        "" => "paused".to_owned(),
+        why if why.starts_with("paused") => why.to_owned(),
+        why => format!("paused: {why}"),
+    };
     format!(
-        "paused: {why}; `evenkeel task resume {id}` goes on, `evenkeel task redo {id} --failed` runs it again where it failed, `evenkeel task cancel {id}` ends it"
+        "{state}; `evenkeel task resume {id}` goes on and accepts what has failed, `evenkeel task redo {id} --failed` before that lets it run again there, `evenkeel task cancel {id}` ends it"
     )
 }
 

@@ -71,10 +71,10 @@ fn a_task_reads_like_this() {
     let killed = TaskHost { signal: 9, exit: None, leftover: 3, ..ended("w-4", "killed", 0, "the agent died") };
     let mut shown =
         task("paused", "", vec![ended("w-1", "succeeded", 0, ""), ended("w-2", "failed", 3, ""), running, killed, host("w-5", "waiting")]);
-    shown.why = "tolerance: 2 of 0 failed".to_owned();
+    shown.why = "tolerance: 1 failed, and 0 may".to_owned();
     let expected = "\
 task 7 \"disk.sh\": paused; 1 waiting, 1 running, 1 succeeded, 1 killed, 1 failed
-paused: tolerance: 2 of 0 failed; `evenkeel task resume 7` goes on, `evenkeel task redo 7 --failed` runs it again where it failed, `evenkeel task cancel 7` ends it
+paused: tolerance: 1 failed, and 0 may; `evenkeel task resume 7` goes on and accepts what has failed, `evenkeel task redo 7 --failed` before that lets it run again there, `evenkeel task cancel 7` ends it
 by ada, 10s ago; as root; batch 10%, tolerance 0, timeout 5m, deliver 60m
 
 WORKER   STATE       ATTEMPT   EXIT       TOOK   MESSAGE
@@ -85,6 +85,17 @@ w-4      killed      1         signal 9   3s     the agent died; 3 of its proces
 w-5      waiting     -         -          -
 ";
     assert_eq!(whole(&shown, 11 * S, false), expected);
+}
+
+#[test]
+fn a_pause_says_why() {
+    let of = |why: &str| {
+        let why = why.to_owned();
+        paused(&TaskState { id: 7, why, ..TaskState::default() }).split(';').next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(of(""), "paused");
+    assert_eq!(of("paused from 10.0.0.9"), "paused from 10.0.0.9");
+    assert_eq!(of("after w-1, as it was asked for"), "paused: after w-1, as it was asked for");
 }
 
 #[test]
