@@ -14,7 +14,7 @@ use std::{
 use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{Registration, WorkerId};
 use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
-use evenkeel_store::{Client, Config, KeyName, LeasedKey, NewLeasedKey, codec, keys::Keys};
+use evenkeel_store::{Client, Config, KeyName, KeyRange, Kv, LeasedKey, NewLeasedKey, codec, keys::Keys};
 use evenkeel_worker::{
     agent::many::{Agents, AgentsConfig},
     driver::{Noop, Registry},
@@ -104,6 +104,13 @@ impl Stage {
         format!("bench-{:09}", self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Whether every worker says that it takes tasks.
+    pub(super) async fn takes_tasks(&self) -> Result<bool, String> {
+        let workers = self.raw()?.list(&KeyRange::prefix("/workers/")).await.map_err(|e| e.to_string())?;
+        let says_so = |kv: &Kv| serde_json::from_slice::<Registration>(&kv.value).is_ok_and(|registration| registration.tasks);
+        Ok(workers.kvs.iter().all(says_so))
+    }
+
     async fn ready(&self) {
         loop {
             if self.is_ready().await {
@@ -125,8 +132,12 @@ impl Stage {
 fn start_agents(client: &Client, count: u32) -> Result<Agents, String> {
     let registry = Registry::default().with(Arc::new(Noop)).map_err(|e| e.to_string())?;
     let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: Timing::default() };
-    let ids: Result<Vec<_>, _> = (0..count).map(|number| WorkerId::new(&format!("agent-{number}"))).collect();
-    Ok(Agents::start(&config, ids.map_err(|e| e.to_string())?))
+    Ok(Agents::start(&config, agents(count)?))
+}
+
+/// The ids of so many agents.
+pub(super) fn agents(count: u32) -> Result<Vec<WorkerId>, String> {
+    (0..count).map(|number| WorkerId::new(&format!("agent-{number}")).map_err(|e| e.to_string())).collect()
 }
 
 /// A worker that registers and runs nothing.
