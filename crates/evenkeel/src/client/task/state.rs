@@ -3,13 +3,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evenkeel_model::{shown::sentence, task::HostState};
+use evenkeel_model::{process::in_units, shown::sentence, task::HostState};
 use evenkeel_proto::v1::{TaskHost, TaskState};
 use serde_json::Value;
 
 use crate::{
     client::{ClientError, convert},
-    output::{self, Row, Tone, age, or_dash, span},
+    output::{self, Row, Tone, age, or_dash, processor_time},
 };
 
 /// How many hosts a summary names.
@@ -149,7 +149,7 @@ fn asked(task: &TaskState, now_ns: i64) -> String {
         (who, address) => format!("by {who} from {address}"),
     };
     let account = if definition.account.is_empty() { "the worker's own user" } else { definition.account.as_str() };
-    let text = |ms: u64| span(Duration::from_millis(ms));
+    let text = |ms: u64| in_units(Duration::from_millis(ms));
     let line = format!(
         "{}, {} ago; as {account}; batch {}, tolerance {}, timeout {}, deliver {}",
         from(&sentence(&definition.creator), &task.from),
@@ -164,11 +164,13 @@ fn asked(task: &TaskState, now_ns: i64) -> String {
 
 /// A host as a row of [`table_of_hosts`].
 fn host_row(host: &TaskHost, now_ns: i64) -> Row {
+    let until = |end: i64| processor_time(Duration::from_nanos(u64::try_from(end.saturating_sub(host.began)).unwrap_or(0)));
     let took = match (host.began, host.ended) {
         (0, _) => "-".to_owned(),
-        (began, 0) if is_at_end(&host.state) => age(began, began),
-        (began, 0) => age(began, now_ns),
-        (began, ended) => age(began, ended),
+        // Nobody knows how long.
+        (_, 0) if is_at_end(&host.state) => "-".to_owned(),
+        (_, 0) => until(now_ns),
+        (_, ended) => until(ended),
     };
     let attempt = if host.attempt == 0 { "-".to_owned() } else { host.attempt.to_string() };
     let exit = match (host.exit, host.signal) {
@@ -223,7 +225,8 @@ pub(super) fn summary(task: &TaskState) -> String {
     if ill.len() > NAMED {
         text.push_str(&format!("  and {} more: evenkeel task get {}\n", ill.len() - NAMED, task.id));
     }
-    if let [first, ..] = ill.as_slice() {
+    // What was never begun has written nothing.
+    if let Some(first) = ill.iter().find(|host| host.began != 0) {
         text.push_str(&format!("what they wrote: evenkeel task output {} {}\n", task.id, output::printable(&first.worker)));
     }
     text

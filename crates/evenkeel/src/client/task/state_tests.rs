@@ -75,13 +75,13 @@ fn a_task_reads_like_this() {
     let expected = "\
 task 7 \"disk.sh\": paused; 1 waiting, 1 running, 1 succeeded, 1 killed, 1 failed
 paused: tolerance: 1 failed, and 0 may; `evenkeel task resume 7` goes on and accepts what has failed, `evenkeel task redo 7 --failed` before that lets it run again there, `evenkeel task cancel 7` ends it
-by ada, 10s ago; as root; batch 10%, tolerance 0, timeout 5m, deliver 60m
+by ada, 10s ago; as root; batch 10%, tolerance 0, timeout 5m, deliver 1h
 
 WORKER   STATE       ATTEMPT   EXIT       TOOK   MESSAGE
-w-1      succeeded   1         0          3s
-w-2      failed      1         3          3s
-w-3      running     2         -          9s
-w-4      killed      1         signal 9   3s     the agent died; 3 of its processes were killed
+w-1      succeeded   1         0          3.0s
+w-2      failed      1         3          3.0s
+w-3      running     2         -          9.0s
+w-4      killed      1         signal 9   3.0s   the agent died; 3 of its processes were killed
 w-5      waiting     -         -          -
 ";
     assert_eq!(whole(&shown, 11 * S, false), expected);
