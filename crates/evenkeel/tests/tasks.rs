@@ -264,7 +264,7 @@ async fn a_worker_that_is_away_is_undelivered_at_the_deadline_and_does_not_begin
 
 #[tokio::test]
 async fn etcd_is_away_and_a_running_script_goes_on_while_work_is_stopped() {
-    let mut bed = Bed::with(1, 1).await;
+    let bed = Bed::with(1, 1).await;
     bed.stage.cli("master-1", &["add", "a", "--", "sleep", "1000"]);
     bed.stage.settled(1).await;
     let wait = bed.waits_for("go");
