@@ -200,6 +200,8 @@ pub(crate) struct CommonSettings {
     pub(crate) grpc: Endpoint,
     /// Further names that the HTTP port answers to.
     pub(crate) http_names: Names,
+    /// Nobody but this machine reaches its ports, or `--insecure` says that this is meant.
+    pub(crate) is_closed_or_meant: bool,
     /// What the log is to say once it is there.
     pub(crate) notes: Vec<Note>,
 }
@@ -343,7 +345,9 @@ fn settle_common(
     let (grpc, more) = resolve(wish("--grpc", grpc), around.host)?;
     notes.extend(more);
     let http_names = Names::of(&common.http_host).map_err(|e| format!("--http-host: {e}"))?;
-    Ok(CommonSettings { etcd, prefix: common.prefix.clone(), http, grpc, http_names, notes })
+    let is_closed = [&http, &grpc].iter().all(|endpoint| endpoint.listen.ip().is_loopback());
+    let is_closed_or_meant = is_closed || common.insecure;
+    Ok(CommonSettings { etcd, prefix: common.prefix.clone(), http, grpc, http_names, is_closed_or_meant, notes })
 }
 
 /// A number makes `master-1`; without an id it is the host's name, made to fit the rule for names.

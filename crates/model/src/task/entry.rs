@@ -229,6 +229,12 @@ impl TaskEntry {
         self.task.as_deref().map(|task| &task.value)
     }
 
+    /// The revision that wrote it; zero: it is not there, or cannot be read.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.task.as_ref().map_or(Revision::default(), |task| task.revision)
+    }
+
     /// Why what was asked for cannot be read.
     #[must_use]
     pub fn unreadable(&self) -> Option<&str> {

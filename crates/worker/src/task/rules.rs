@@ -179,7 +179,11 @@ fn is_running(result: &TaskResult, record: &Record) -> bool {
 fn of_order(facts: &Facts<'_>) -> Step {
     let unrecorded = facts.result.filter(|seen| seen.result.end().is_none()).filter(|seen| !has_record(facts.record, &seen.result));
     if unrecorded.is_some() {
-        return Step::SayLost("its data folder has no record of it".to_owned());
+        return match facts.permit {
+            // Who may begin something has the id: nobody else can be running it.
+            Permit::Granted | Permit::Full => Step::SayLost("its data folder has no record of it".to_owned()),
+            held => Step::Wait(held),
+        };
     }
     let Some(SeenOrder { order, modified }) = facts.order else { return Step::Nothing };
     if order.intent != OrderIntent::Run || facts.result.is_some_and(|seen| seen.result.attempt >= order.attempt) {

@@ -63,7 +63,10 @@ fn an_order_is_begun_where_it_may_be() {
         (Some(closed(OrderIntent::Undelivered)), None, Granted, Step::Nothing),
         (Some(closed(OrderIntent::Lost)), None, Granted, Step::Nothing),
         (Some(first), Some(running(1, 10)), Granted, Step::SayLost("its data folder has no record of it".to_owned())),
-        (None, Some(running(1, 10)), NoAuthority, Step::SayLost("its data folder has no record of it".to_owned())),
+        (None, Some(running(1, 10)), Full, Step::SayLost("its data folder has no record of it".to_owned())),
+        // Another may have the id, and run it.
+        (None, Some(running(1, 10)), NoAuthority, Step::Wait(NoAuthority)),
+        (None, Some(running(1, 10)), Leaving, Step::Wait(Leaving)),
         (None, Some(ended(1, 10)), Granted, Step::Nothing),
     ];
     for (order, result, permit, expected) in cases {
