@@ -5,7 +5,10 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -61,10 +64,11 @@ impl Bed {
         given
     }
 
-    /// A worker in which this place kills the agent as long as its file is there.
-    fn worker_dying_at(&self, place: &str) -> Worker {
+    /// A worker in which this place fails as long as its file is there; by `KILL` the agent dies.
+    fn worker_failing_at(&self, place: &str, how: &str) -> Worker {
+        fs::write(self.fault(), "").expect("written");
         let mut command = Command::new(program());
-        command.env("EVENKEEL_FAULTS", format!("{place}=KILL@{}", self.fault().display()));
+        command.env("EVENKEEL_FAULTS", format!("{place}={how}@{}", self.fault().display()));
         self.testbed.worker_by(command, Self::given(json!({})))
     }
 
@@ -466,8 +470,7 @@ async fn a_worker_whose_data_was_wiped_says_lost_and_begins_nothing_again() {
 /// The agent dies before each step, and so after the one before it. What it did is found, and what it did not do is done, or said.
 async fn dies_at(place: &str, is_begun: bool, expected: Outcome) {
     let bed = Bed::start(&place.replace('.', "-dies-")).await;
-    fs::write(bed.fault(), "").expect("written");
-    let worker = bed.worker_dying_at(place);
+    let worker = bed.worker_failing_at(place, "KILL");
     let admits = bed.admits();
     let agent = worker.agent_pid().await;
     bed.order(1, &format!("{ORACLE}echo out"), json!({})).await;
@@ -516,6 +519,45 @@ async fn an_agent_that_dies_before_it_tells_an_end_tells_it_later() {
 #[tokio::test]
 async fn an_agent_that_dies_after_it_told_an_end_has_nothing_to_do() {
     dies_at("task.done", true, Outcome::Succeeded).await;
+}
+
+/// A disk that is full before anything was executed.
+#[tokio::test]
+async fn what_cannot_be_recorded_is_rejected_and_never_begun() {
+    for (place, expected) in [("task.order", "it cannot be recorded: "), ("task.begun", "it cannot be recorded, and was not executed: ")] {
+        let bed = Bed::start(&place.replace('.', "-full-")).await;
+        let _worker = bed.worker_failing_at(place, "ENOSPC");
+        bed.testbed.admit_after(Session(0)).await;
+        bed.order(1, ORACLE, json!({})).await;
+        let result = bed.ended(1, 1).await;
+        assert!(result.outcome == Some(Outcome::Rejected) && result.message.starts_with(expected), "{result:?}");
+        fs::remove_file(bed.fault()).expect("removed");
+        bed.put_order(1, &Order::run(2, 9)).await;
+        assert_eq!((bed.ended(1, 2).await.outcome, bed.begun()), (Some(Outcome::Succeeded), vec!["1.2".to_owned()]));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_rights_runs_its_own_account_alone() {
+    const NOBODY: u32 = 65_534;
+    if !is_root() {
+        return;
+    }
+    let bed = Bed::start("task-no-root").await;
+    let mut command = Command::new(bed.testbed.open_to_all());
+    command.uid(NOBODY).gid(NOBODY);
+    let _worker = bed.testbed.worker_by(command, Bed::given(json!({})));
+    bed.testbed.admit_after(Session(0)).await;
+    bed.order(1, ORACLE, json!({"Account": "root"})).await;
+    let result = bed.ended(1, 1).await;
+    assert_eq!(result.outcome, Some(Outcome::Rejected));
+    assert!(result.message.contains("only root can become another"), "{result:?}");
+    for (id, account) in [(2, ""), (3, "nobody")] {
+        bed.order(id, "id -un", json!({"Account": account})).await;
+        assert_eq!(bed.ended(id, 1).await.outcome, Some(Outcome::Succeeded));
+        assert_eq!(bed.tail(id).await.out, b"nobody\n");
+    }
+    assert_eq!(bed.begun(), [""; 0]);
 }
 
 #[tokio::test]

@@ -177,7 +177,7 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
 
     /// Tells etcd that it begins. True only if that is certain.
     async fn tell_begin(&self, begin: &Begin, running: &TaskResult) -> Written {
-        match self.write(begin.txn(&self.shared, running)).await {
+        match self.write(begin.txn(&self.shared.keys, &self.shared.worker, running)).await {
             Written::Unknown => {}
             certain => return certain,
         }
@@ -196,7 +196,7 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
     /// Says that it will not begin. It may be that nobody takes it: then it is decided again.
     async fn reject(&self, begin: &Begin, running: TaskResult, why: &str) -> Done {
         let result = TaskResult { began: 0, ..running.with_end(Outcome::Rejected, self.shared.clock.unix_ns(), why) };
-        match self.write(begin.txn(&self.shared, &result)).await {
+        match self.write(begin.txn(&self.shared.keys, &self.shared.worker, &result)).await {
             Written::At(modified) => {
                 tracing::warn!(task = %self.id, attempt = result.attempt, why, "a script is rejected");
                 self.shared.counts.ended(Outcome::Rejected);
@@ -380,9 +380,8 @@ struct Begin {
 
 impl Begin {
     /// PURE: puts the result, if all that it rests on is still so. Exactly one of this and of what the leader does to close the order takes effect.
-    fn txn<C, J, S>(&self, shared: &Shared<C, J, S>, result: &TaskResult) -> Txn {
+    fn txn(&self, keys: &Keys, worker: &WorkerId, result: &TaskResult) -> Txn {
         let Self { id, order, admitted, before } = *self;
-        let (keys, worker) = (&shared.keys, &shared.worker);
         let key = keys.spell(&Key::TaskResult(worker.clone(), id));
         let is_as_read = |key: &str, equals| Compare::ModRevision { key: key.as_bytes().to_vec(), equals };
         let compares = vec![
@@ -432,4 +431,70 @@ fn tail_of(record: &Record, kept: &Kept, blotter: Option<&Blotter>) -> TaskTail 
         blotter.unwrap_or(&none).tail(text, record.tail)
     });
     TaskTail { attempt: record.attempt, out, err }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let (id, origin) = (TaskId(7), Origin::default());
+        Record { id, attempt: 2, order: Revision(10), origin, began: 5, tail: 4, stage: Stage::Begun }
+    }
+
+    #[test]
+    fn the_first_word_rests_on_order_session_admission_and_result() {
+        let (keys, worker) = (Keys::new("/p"), WorkerId::new("w").expect("id"));
+        let admitted = Admitted { session: Session(20), admission: Revision(30) };
+        let begin = Begin { id: TaskId(7), order: Revision(10), admitted, before: Revision(40) };
+        let result = TaskResult::running(2, Revision(10), 5);
+        let txn = begin.txn(&keys, &worker, &result);
+        let is_at = |key: &str, equals| Compare::ModRevision { key: key.as_bytes().to_vec(), equals: Revision(equals) };
+        let expected = [
+            is_at("/p/orders/w/7", 10),
+            Compare::CreateRevision { key: b"/p/workers/w".to_vec(), equals: Revision(20) },
+            is_at("/p/admissions/w", 30),
+            is_at("/p/results/w/7", 40),
+        ];
+        assert_eq!((txn.compares.as_slice(), txn.otherwise.len()), (expected.as_slice(), 0));
+        assert_eq!(txn.then, [Op::put("/p/results/w/7", serde_json::to_vec(&result).expect("json"))]);
+    }
+
+    #[test]
+    fn an_end_is_told_by_what_made_it() {
+        let spans = Spans { timeout: Duration::from_secs(5), grace: Duration::ZERO };
+        let status = |raw| Some(ExitStatus::from_raw(raw));
+        let ended = |status, cause| Ran::Ended { status, cause, left: 3 };
+        let told = |why: &str| Some(Cause::Told(why.to_owned()));
+        // how it ran; outcome, exit status, signal, what is left, message
+        let cases = [
+            (ended(status(0), None), Outcome::Succeeded, Some(0), 0, 3, "a note"),
+            (ended(status(3 << 8), None), Outcome::Failed, Some(3), 0, 3, "a note"),
+            (ended(status(9), None), Outcome::Failed, None, 9, 3, "a note"),
+            (ended(status(0), Some(Cause::Timeout)), Outcome::TimedOut, Some(0), 0, 3, "it was stopped after its timeout of 5s; a note"),
+            (ended(status(15), told("by a person")), Outcome::Killed, None, 15, 3, "by a person; a note"),
+            (ended(None, None), Outcome::Lost, None, 0, 3, "its shim was killed, and nobody saw how it ended; a note"),
+            (Ran::Refused("no".to_owned()), Outcome::Rejected, None, 0, 0, "no; a note"),
+        ];
+        for (ran, outcome, exit, signal, left, message) in cases {
+            let result = end_of(&record(), ran.clone(), spans, vec!["a note".to_owned()], 9);
+            let found = (result.end(), result.exit, result.signal, result.leftover, &*result.message);
+            assert_eq!(found, (Some(outcome), exit, signal, left, message), "{ran:?}");
+            assert_eq!((result.attempt, result.order, result.began, result.ended), (2, Revision(10), 5, 9));
+        }
+    }
+
+    #[test]
+    fn what_may_hold_secrets_that_nobody_knows_is_not_told() {
+        let kept = |has_secrets| Kept { written: [9, 1], last: [b"the secret".to_vec(), b"x".to_vec()], has_secrets };
+        let tail = |has_secrets, blotter| {
+            let TaskTail { attempt, out, err } = tail_of(&record(), &kept(has_secrets), blotter);
+            assert_eq!(attempt, 2);
+            (String::from_utf8(out).expect("text"), String::from_utf8(err).expect("text"))
+        };
+        let of = |out: &str, err: &str| (out.to_owned(), err.to_owned());
+        assert_eq!(tail(false, None), of("cret", "x"));
+        assert_eq!(tail(true, None), of("", ""));
+        assert_eq!(tail(true, Some(&Blotter::of([b"secret".to_vec()]))), of("ret]", "x"));
+    }
 }

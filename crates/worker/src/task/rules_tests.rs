@@ -88,6 +88,7 @@ fn what_is_recorded_decides_after_a_death() {
         (Some(first.clone()), None, Stage::Ordered, Granted, begin(1, 10)),
         (Some(run(1, 12)), None, Stage::Ordered, Granted, begin(1, 12)),
         (Some(stopped.clone()), None, Stage::Ordered, Granted, Step::Nothing),
+        (Some(run(1, 12)), Some(running(1, 12)), Stage::Ordered, Granted, Step::SayLost("its data folder has no record of it".to_owned())),
         // It certainly was not executed, and etcd was told.
         (Some(first.clone()), Some(running(1, 10)), Stage::Ordered, Granted, Step::Execute),
         (Some(first.clone()), Some(running(1, 10)), Stage::Ordered, NoAuthority, Step::Wait(NoAuthority)),
