@@ -39,6 +39,7 @@ pub(crate) fn master(settings: MasterSettings, manager: Option<Manager>) -> Resu
         resources: settings.resources,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lease: settings.spans.master_lease,
+        tasks: settings.common.is_closed_or_meant,
         planner: settings.planner,
     };
     // Each connection is a file. Never a worker's limit: its work would inherit it.
@@ -134,6 +135,7 @@ pub(crate) fn worker_agent(settings: WorkerSettings, link: Result<GuardLink, Lin
     config.catalog = settings.catalog;
     config.drivers = settings.drivers;
     config.env_pass = settings.env_pass;
+    config.tasks = settings.tasks;
     config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     let runtime = runtime()?;

@@ -31,6 +31,8 @@ pub struct MasterConfig {
     pub version: String,
     /// How long this master's candidacy outlives it.
     pub lease: Duration,
+    /// Tasks are served. They are not where others reach a port of it, unless that is meant: whoever may create a task runs what he likes on all workers.
+    pub tasks: bool,
     /// What steers placement.
     pub planner: PlannerConfig,
 }
@@ -52,6 +54,7 @@ impl MasterConfig {
             resources: None,
             version: String::new(),
             lease: MASTER_LEASE,
+            tasks: true,
             planner: PlannerConfig::default(),
         }
     }

@@ -22,6 +22,7 @@ pub use crate::{
     control::request::{Refusal, Reply, Request},
     control::resources::{Effect, PutAnswer, PutMode},
     control::subjects::Subject,
+    control::task::{Created, Redone, TaskVerb},
     state::Leadership,
     time::Clock,
 };

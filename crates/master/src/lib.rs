@@ -33,7 +33,10 @@ use tokio::{
 
 pub use self::config::{MASTER_LEASE, MasterConfig, MasterError};
 use self::{
-    api::{room::Turns, service::Service},
+    api::{
+        room::Turns,
+        service::{Service, Store},
+    },
     control::candidacy::follow_election,
     engine::Engine,
     source::FileSource,
@@ -71,7 +74,13 @@ pub async fn run(config: MasterConfig, stop: impl Future<Output = ()>) -> Result
     let ports = Ports { grpc: record.address.clone(), http: record.http.clone() };
     let engine = Engine::new(config.clone(), client.clone(), record, Arc::new(SystemClock::start()));
     let (source, source_handle) = config.resources.clone().map(FileSource::new).unzip();
-    let service = Service { config: config.clone(), engine: engine.handle(), turns: Turns::default(), source: source_handle };
+    let service = Service {
+        config: config.clone(),
+        engine: engine.handle(),
+        turns: Turns::default(),
+        store: Store::new(client.clone(), &config.prefix),
+        source: source_handle,
+    };
     let shared = service.engine.shared.clone();
     let (stop_servers, servers_stop) = watch::channel(false);
     // Dropped, it ends the servers. They serve before etcd answers: what is asked meanwhile is told what this master waits for.

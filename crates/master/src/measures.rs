@@ -5,7 +5,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use evenkeel_metrics::gauge;
-use evenkeel_model::{Action, IntentKind, Standing};
+use evenkeel_model::{
+    Action, EntryKind, IntentKind, Standing,
+    task::{HostState, TaskAction, TaskState},
+};
 use evenkeel_store::Outcome;
 use prometheus_client::{
     collector::Collector,
@@ -29,12 +32,21 @@ pub(crate) struct Measures {
     commit_times: Histogram,
     losses: Counter,
     flaws: Counter,
+    task_actions: Family<ActionLabels, Counter>,
+    task_ends: Family<StateLabels, Counter>,
+    tasks_created: Counter,
+    tasks_done: Counter,
     calls: Family<CallLabels, Histogram>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabels {
     action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +62,8 @@ struct CallLabels {
 
 /// What actions are called here.
 const ACTIONS: [&str; 8] = ["admit", "forget", "place", "stop", "move", "end", "finish", "view"];
+/// What actions for tasks are called here.
+const TASK_ACTIONS: [&str; 7] = ["order", "close", "stop", "pause", "done", "remove", "delete"];
 /// What may become of a transaction.
 const OUTCOMES: [&str; 7] = ["written", "refused", "void", "fence_lost", "no_space", "rejected", "unknown"];
 
@@ -59,6 +73,12 @@ impl Default for Measures {
         // A series that begins with its first event hides that event from rates.
         for action in ACTIONS {
             drop(measures.actions.get_or_create(&ActionLabels { action }));
+        }
+        for action in TASK_ACTIONS {
+            drop(measures.task_actions.get_or_create(&ActionLabels { action }));
+        }
+        for state in HostState::ALL.into_iter().filter(|state| state.is_end()) {
+            drop(measures.task_ends.get_or_create(&StateLabels { state: state.as_str() }));
         }
         for outcome in OUTCOMES {
             drop(measures.commits.get_or_create(&OutcomeLabels { outcome }));
@@ -82,6 +102,10 @@ impl Measures {
             commit_times: latencies(),
             losses: Counter::default(),
             flaws: Counter::default(),
+            task_actions: Family::default(),
+            task_ends: Family::default(),
+            tasks_created: Counter::default(),
+            tasks_done: Counter::default(),
             calls: Family::new_with_constructor(latencies),
         }
     }
@@ -115,6 +139,34 @@ impl Measures {
             Action::View { .. } => "view",
         };
         self.actions.get_or_create(&ActionLabels { action }).inc();
+    }
+
+    /// An action for a task was handed to the pipeline.
+    pub(crate) fn decided_of_task(&self, action: &TaskAction) {
+        let action = match action {
+            TaskAction::Order { .. } => "order",
+            TaskAction::Close { .. } => "close",
+            TaskAction::Stop { .. } => "stop",
+            TaskAction::Pause { .. } => "pause",
+            TaskAction::Done { .. } => "done",
+            TaskAction::Remove { .. } => "remove",
+            TaskAction::Delete { .. } | TaskAction::DeleteTails { .. } => "delete",
+        };
+        self.task_actions.get_or_create(&ActionLabels { action }).inc();
+    }
+
+    /// A host of a task has come to an end.
+    pub(crate) fn host_of_task_ended(&self, state: HostState) {
+        self.task_ends.get_or_create(&StateLabels { state: state.as_str() }).inc();
+    }
+
+    /// What the history says of something is written.
+    pub(crate) fn told(&self, kind: EntryKind) {
+        match kind {
+            EntryKind::TaskCreated => self.tasks_created.inc(),
+            EntryKind::TaskDone => self.tasks_done.inc(),
+            _ => return,
+        };
     }
 
     /// It is certain what has become of a transaction.
@@ -153,6 +205,11 @@ impl Measures {
         registry.register("evenkeel_worker_losses", "Workers that this leader has seen go without having left", self.losses.clone());
         let help = "Actions of plans that violated an invariant and were not carried out; each is a bug";
         registry.register("evenkeel_plan_flaws", help, self.flaws.clone());
+        let help = "Actions for tasks that this master has handed on to be written";
+        registry.register("evenkeel_task_actions", help, self.task_actions.clone());
+        registry.register("evenkeel_task_hosts_ended", "Hosts of tasks that this leader has seen come to an end", self.task_ends.clone());
+        registry.register("evenkeel_tasks_created", "Tasks that this leader has created", self.tasks_created.clone());
+        registry.register("evenkeel_tasks_done", "Tasks of which this leader has seen the last host end", self.tasks_done.clone());
         let help = "One call of the API at this master, be it passed on to the leader; a stream until it begins";
         registry.register_with_unit("evenkeel_rpc_duration", help, seconds(), self.calls.clone());
         registry
@@ -215,12 +272,30 @@ impl Collector for Sight {
             ("evenkeel_workers_ready", "Workers that are registered and admitted.", ready),
             ("evenkeel_workers_lost", "Workers whose admitted session is gone.", lost),
         ];
+        let (tasks, hosts) = counted_of_tasks(&state);
         let lag = state.lags_since.map_or(Duration::ZERO, |since| self.0.now().0.saturating_sub(since.0));
         drop(state);
         let help = "For how long the oldest commit of this leader has waited for the watch to bring it.";
         evenkeel_metrics::gauge_of_seconds(&mut encoder, "evenkeel_watch_lag_seconds", help, lag)?;
+        evenkeel_metrics::gauges_by(&mut encoder, "evenkeel_tasks", "Tasks that are kept.", "state", &tasks)?;
+        evenkeel_metrics::gauges_by(&mut encoder, "evenkeel_task_hosts", "Hosts of the tasks that are not done.", "state", &hosts)?;
         gauges.into_iter().try_for_each(|(name, help, value)| gauge(&mut encoder, name, help, value as u64))
     }
+}
+
+/// A number for each of a few words.
+type Counted = Vec<(&'static str, u64)>;
+
+/// How many tasks are in each state, and how many hosts of those that are not done.
+fn counted_of_tasks(state: &crate::state::State) -> (Counted, Counted) {
+    let tasks = state.cluster.tasks();
+    let done = tasks.done().count() as u64;
+    let is_paused = |task: &evenkeel_model::task::TaskEntry| task.state() == TaskState::Paused;
+    let paused = tasks.live().filter(|(_, task)| is_paused(task)).count() as u64;
+    let running = (tasks.len() as u64).saturating_sub(done + paused);
+    let states = [(TaskState::Running, running), (TaskState::Paused, paused), (TaskState::Done, done)];
+    let hosts = HostState::ALL.map(|state| (state.as_str(), tasks.live().map(|(_, task)| task.counts().of(state) as u64).sum()));
+    (states.map(|(state, count)| (state.as_str(), count)).to_vec(), hosts.to_vec())
 }
 
 #[cfg(test)]

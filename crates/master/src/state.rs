@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Brake, Change, Cluster, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
+use evenkeel_model::{Brake, Change, Cluster, Entry, HistoryEntry, MasterRecord, Moment, ResourceName, Revision, Versioned};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{leader_lease::LeaderLease, measures::Measures, time::Clock};
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     ends: watch::Sender<Option<Instant>>,
     /// Grows with every change of a resource.
     pub(crate) changed: watch::Sender<u64>,
+    /// Grows with every change of a task.
+    pub(crate) tasks: watch::Sender<u64>,
     /// Grows with every entry of the history.
     pub(crate) happened: watch::Sender<u64>,
     /// What is counted and timed.
@@ -98,6 +100,8 @@ pub(crate) struct State {
     changes: VecDeque<ResourceName>,
     /// The number of the first of `changes`.
     first_change: u64,
+    /// How many changes of tasks have come.
+    pub(crate) task_changes: u64,
 }
 
 /// One key of the history in etcd.
@@ -123,6 +127,7 @@ impl Shared {
             lease: Arc::default(),
             ends: watch::Sender::new(None),
             changed: watch::Sender::new(0),
+            tasks: watch::Sender::new(0),
             happened: watch::Sender::new(0),
             measures: Measures::default(),
             turned: AtomicU64::new(millis(clock.now())),
@@ -235,10 +240,15 @@ impl Shared {
     }
 
     /// Wakes those who watch, after the lock has been given back.
-    pub(crate) fn wake(&self, changes: u64, last_event: u64) {
+    pub(crate) fn wake(&self, changes: u64, last_event: u64, tasks: u64) {
+        self.tasks.send_if_modified(|old| std::mem::replace(old, tasks) != tasks);
         self.changed.send_if_modified(|old| std::mem::replace(old, changes) != changes);
         self.happened.send_if_modified(|old| std::mem::replace(old, last_event) != last_event);
     }
+}
+
+fn is_of_task(entry: &Entry) -> bool {
+    matches!(entry, Entry::Task(..) | Entry::TaskIntent(..) | Entry::Order(..) | Entry::TaskResult(..))
 }
 
 fn millis(moment: Moment) -> u64 {
@@ -270,6 +280,7 @@ impl State {
     pub(crate) fn replace(&mut self, before: &Self) {
         self.first_change = before.next_change() + 1;
         self.changes.clear();
+        self.task_changes = before.task_changes + 1;
         self.cluster.keep_waits_of(&before.cluster);
         (self.undone, self.brake, self.answered, self.lags_since) = (before.undone, before.brake, before.answered, before.lags_since);
     }
@@ -279,6 +290,7 @@ impl State {
         if let Some(name) = change.entry.resource() {
             self.touch(name);
         }
+        self.task_changes += u64::from(is_of_task(&change.entry));
         self.cluster.apply(change, now);
     }
 

@@ -46,6 +46,24 @@ pub fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value:
     value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
 }
 
+/// Writes one gauge with a label of a few known values, from within a [`Collector`].
+///
+/// # Errors
+/// When the page cannot be written.
+pub fn gauges_by(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: &[(&'static str, u64)],
+) -> fmt::Result {
+    let family = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+    for (value, count) in values {
+        family.get_or_create(&vec![(label, *value)]).set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    family.encode(encoder.encode_descriptor(name, help, None, family.metric_type())?)
+}
+
 /// Writes one gauge of seconds without labels, from within a [`Collector`]. Its name ends in `_seconds` by itself.
 ///
 /// # Errors

@@ -27,5 +27,6 @@ pub use self::{
     keeper::Keeper,
     limits::Limits,
     ports::{OpenEnded, Ports, is_grpc},
+    request::Peer,
     serve::{Accept, serve},
 };

@@ -5,6 +5,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -35,7 +36,12 @@ pub(crate) struct Requests<S> {
     pub(crate) activity: Arc<Activity>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) open_ended: OpenEnded,
+    pub(crate) peer: Peer,
 }
+
+/// Who is at the other end of the connection that a request came by: an extension of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 impl<S> hyper::service::Service<Request<Incoming>> for Requests<S>
 where
@@ -59,7 +65,8 @@ where
         }
         let arrived = Arc::new(AtomicBool::new(!comes || is_stream));
         let mark = Arc::clone(&arrived);
-        let request = request.map(|body| boxed(Timed { body, arriving, arrived: mark, is_stream }));
+        let mut request = request.map(|body| boxed(Timed { body, arriving, arrived: mark, is_stream }));
+        request.extensions_mut().insert(self.peer);
         let answer = self.service.clone().oneshot(request);
         let bound = self.limits.body_read;
         Box::pin(async move {

@@ -32,7 +32,7 @@ use crate::{
     keeper::{Full, Keeper},
     limits::Limits,
     ports::OpenEnded,
-    request::Requests,
+    request::{Peer, Requests},
 };
 
 /// How long it is waited after a failure to accept that repeats itself until something has changed: no file is left, say.
@@ -166,7 +166,8 @@ where
             Ok(seat) => {
                 let activity = Arc::new(Activity::new(seat));
                 let (limits, open_ended) = (Arc::clone(&self.limits), self.open_ended.clone());
-                let service = Requests { service: self.service.clone(), activity, limits, open_ended };
+                let peer = Peer(peer.ip().to_canonical());
+                let service = Requests { service: self.service.clone(), activity, limits, open_ended, peer };
                 self.connections.spawn(connection(stream, service, self.ends.clone()));
             }
             Err(full) => {

@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use evenkeel_model::limits::MAX_MESSAGE;
+use evenkeel_net::Peer;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, request::Parts};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -19,7 +20,10 @@ use tonic::{ConnectError, Status, body::Body, metadata::MetadataValue, transport
 use tower::{Layer, Service, ServiceExt};
 
 use super::lanes::{Lanes, Place};
-use crate::state::{Leadership, Shared};
+use crate::{
+    control::subjects::Subject,
+    state::{Leadership, Shared},
+};
 
 /// How long a call waits for a leader.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +40,8 @@ const REPLACED: Duration = Duration::from_secs(1);
 const PREFIX: usize = 5;
 /// Marks a call that was passed on once: it is not passed on again.
 pub(super) const MARK: &str = "evenkeel-forwarded-by";
+/// The address of who asked, in a call that was passed on.
+pub(super) const FROM: &str = "evenkeel-forwarded-for";
 /// Marks the answer to a call that certainly had no effect, because who was asked does not lead: another may be asked.
 pub const NO_EFFECT: &str = "evenkeel-no-effect";
 /// The services whose calls only the leader can answer.
@@ -56,6 +62,8 @@ pub(crate) struct ForwardLayer {
     shared: Arc<Shared>,
     id: HeaderValue,
     kinds: Arc<Kinds>,
+    /// Calls about tasks are taken here.
+    takes_tasks: bool,
     lanes: Arc<Mutex<Option<Lanes>>>,
 }
 
@@ -74,9 +82,9 @@ struct Call {
 
 impl ForwardLayer {
     /// For a master of this id.
-    pub(crate) fn new(shared: Arc<Shared>, id: &str, kinds: Kinds) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, id: &str, kinds: Kinds, takes_tasks: bool) -> Self {
         let id = HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("master"));
-        Self { shared, id, kinds: Arc::new(kinds), lanes: Arc::default() }
+        Self { shared, id, kinds: Arc::new(kinds), takes_tasks, lanes: Arc::default() }
     }
 
     /// Waits for somebody to lead.
@@ -165,8 +173,10 @@ impl ForwardLayer {
     }
 
     async fn pass_on(&self, leader: Leader<'_>, call: &Call) -> Result<Response<Body>, Status> {
-        let is_read = self.kinds.reads.contains(call.parts.uri.path());
-        let failed = |failure: Failure| leader.failed(&failure, is_read);
+        let path = call.parts.uri.path();
+        let is_read = self.kinds.reads.contains(path);
+        let again = if path.ends_with("/CreateTask") { Subject::Tasks.again() } else { "trying again is safe" };
+        let failed = |failure: Failure| leader.failed(&failure, is_read, again);
         let channel = self.lane(leader.address, |lanes| Ok(lanes.unary()))?;
         let answer = async {
             let (parts, body) = ask(channel, self.marked(call.request())).await?.into_parts();
@@ -203,13 +213,18 @@ impl ForwardLayer {
 
     async fn pass_on_stream(&self, leader: Leader<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (channel, place) = self.lane(leader.address, Lanes::stream)?;
-        let answer = ask(channel, self.marked(request)).await.map_err(|failure| leader.failed(&failure, false))?;
+        let answer = ask(channel, self.marked(request)).await.map_err(|failure| leader.failed(&failure, false, "trying again is safe"))?;
         Ok(answer.map(|body| held(body, place)))
     }
 
     /// A request as another master takes it.
     fn marked(&self, mut request: Request<Body>) -> Request<Body> {
         request.headers_mut().insert(MARK, self.id.clone());
+        request.headers_mut().remove(FROM);
+        let peer = request.extensions().get::<Peer>().and_then(|Peer(address)| HeaderValue::try_from(address.to_string()).ok());
+        if let Some(peer) = peer {
+            request.headers_mut().insert(FROM, peer);
+        }
         let path = request.uri().path_and_query().cloned();
         if let Some(path) = path {
             *request.uri_mut() = Uri::from(path);
@@ -244,13 +259,13 @@ struct Leader<'a> {
 }
 
 impl Leader<'_> {
-    fn failed(&self, failure: &Failure, is_read: bool) -> Status {
+    fn failed(&self, failure: &Failure, is_read: bool, again: &str) -> Status {
         let (Self { id, address }, Failure { why, sent }) = (self, failure);
         if !sent || is_read {
             let status = Status::unavailable(format!("the leader {id} at {address} cannot be reached: {why}; try again"));
             return without_effect(status);
         }
-        Status::unavailable(format!("it is not known whether the leader {id} at {address} did this: {why}; trying again is safe"))
+        Status::unavailable(format!("it is not known whether the leader {id} at {address} did this: {why}; {again}"))
     }
 }
 
@@ -320,6 +335,11 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// A call is about tasks, by its name: whoever gets through with it runs what he likes on workers, or sees what others run.
+fn is_of_tasks(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|method| method.contains("Task"))
+}
+
 /// A call can be answered by this leader, or be passed on to it.
 fn usable(leader: &Leadership, is_passed_on: bool) -> bool {
     match leader {
@@ -359,6 +379,10 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         if !LEADERS.iter().any(|service| path.starts_with(service)) {
             return Box::pin(inner.call(request));
+        }
+        if !self.layer.takes_tasks && is_of_tasks(path) {
+            let why = "others reach this master without authentication, so it serves no tasks; start it with --insecure if that is meant";
+            return Box::pin(std::future::ready(Ok(Status::permission_denied(why).into_http())));
         }
         let layer = self.layer.clone();
         let is_stream = layer.kinds.streams.contains(path);

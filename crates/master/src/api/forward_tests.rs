@@ -13,7 +13,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use evenkeel_net::Peer;
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::{net::TcpListener, time::Instant};
 use tonic::{
@@ -24,7 +25,7 @@ use tonic::{
 };
 use tower::{Layer, Service, ServiceExt};
 
-use super::forward::{Forward, ForwardLayer, Kinds, MARK, NO_EFFECT, without_effect};
+use super::forward::{FROM, Forward, ForwardLayer, Kinds, MARK, NO_EFFECT, without_effect};
 use crate::{
     leader_lease::Confirmed,
     state::{Leadership, Shared},
@@ -53,11 +54,13 @@ struct Fake {
     says: &'static [Says],
     asked: Arc<AtomicUsize>,
     heard: Arc<Mutex<Bytes>>,
+    /// For whom it was asked.
+    from: Arc<Mutex<Option<HeaderValue>>>,
 }
 
 impl Fake {
     fn that(says: &'static [Says]) -> Self {
-        Self { says, asked: Arc::default(), heard: Arc::default() }
+        Self { says, asked: Arc::default(), heard: Arc::default(), from: Arc::default() }
     }
 
     fn asked(&self) -> usize {
@@ -66,6 +69,7 @@ impl Fake {
 
     async fn answer(self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let turn = self.asked.fetch_add(1, Ordering::SeqCst);
+        *self.from.lock().expect("no panic") = request.headers().get(FROM).cloned();
         let heard = request.into_body().collect().await.expect("a whole message").to_bytes();
         *self.heard.lock().expect("no panic") = heard;
         Ok(match self.says[turn.min(self.says.len() - 1)] {
@@ -116,7 +120,7 @@ impl Standby {
         let shared = Arc::new(Shared::new(Arc::new(SystemClock::start())));
         let own = Fake::that(own);
         let kinds = Kinds { reads: [READ.to_owned()].into(), ..Kinds::default() };
-        let forward = ForwardLayer::new(Arc::clone(&shared), "standby", kinds).layer(own.clone());
+        let forward = ForwardLayer::new(Arc::clone(&shared), "standby", kinds, true).layer(own.clone());
         Self { shared, own, forward }
     }
 
@@ -153,6 +157,37 @@ struct Answer {
 async fn nobody() -> Leadership {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     Leadership::Other { id: "gone".to_owned(), address: listener.local_addr().expect("its address").to_string() }
+}
+
+/// A header of that name counts for nothing where it comes from a caller.
+#[tokio::test]
+async fn the_address_of_who_asks_is_passed_on() {
+    let (standby, leader) = (Standby::new(&[Says::Well]), Fake::that(&[Says::Well]));
+    standby.shared.set_leadership(leader.serve().await);
+    for (peer, expected) in [(Some("10.0.0.9"), Some("10.0.0.9")), (None, None)] {
+        let mut request = Request::post(WRITE).body(Body::new(Full::new(Bytes::from_static(MESSAGE)))).expect("a request");
+        request.headers_mut().insert(FROM, "10.6.6.6".parse().expect("a value"));
+        peer.map(|peer| request.extensions_mut().insert(Peer(peer.parse().expect("an address"))));
+        let Ok(answer) = standby.forward.clone().oneshot(request).await;
+        assert_eq!(answer.status(), 200);
+        let from = leader.from.lock().expect("no panic").clone();
+        assert_eq!(from.as_ref().and_then(|from| from.to_str().ok()), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_master_that_others_reach_serves_no_tasks() {
+    let standby = Standby::new(&[Says::Well]);
+    standby.lead(Duration::ZERO);
+    let open = ForwardLayer::new(Arc::clone(&standby.shared), "open", Kinds::default(), false).layer(standby.own.clone());
+    for (method, expected) in
+        [("CreateTask", Code::PermissionDenied), ("ReadTaskOutput", Code::PermissionDenied), ("AddResource", Code::Ok)]
+    {
+        let request = Request::post(format!("/evenkeel.v1.Master/{method}")).body(Body::empty()).expect("a request");
+        let Ok(answer) = open.clone().oneshot(request).await;
+        assert_eq!(Status::from_header_map(answer.headers()).expect("a status").code(), expected, "{method}");
+        assert_eq!(standby.ask(&format!("/evenkeel.v1.Master/{method}")).await.code, Code::Ok, "{method}");
+    }
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ fn unregistered(name: &str, state: &v1::ResourceState) -> Status {
 }
 
 /// What a worker said, or that it says nothing more.
-fn breaks_off(worker: &str, status: Status) -> Status {
+pub(super) fn breaks_off(worker: &str, status: Status) -> Status {
     if std::error::Error::source(&status).is_none() {
         return status;
     }

@@ -20,6 +20,7 @@ mod routes;
 pub(crate) mod service;
 mod sources;
 mod states;
+mod tasks;
 mod transcode;
 mod usage;
 mod watch;
@@ -49,7 +50,7 @@ use self::{
     measured::{Measured, MeasuredLayer},
     routes::Routes as HttpRoutes,
     service::Service,
-    transcode::Transcoder,
+    transcode::{Grpc, Transcoder},
 };
 use crate::{
     config::MasterError,
@@ -97,10 +98,10 @@ async fn services(service: Service) -> Result<Services<Measured<Forward<Routes>>
     let pool = DescriptorPool::decode(evenkeel_proto::DESCRIPTORS).map_err(|e| failed("HTTP")(e.into()))?;
     let streams = paths(&pool, |call| call.is_client_streaming() || call.is_server_streaming());
     let kinds = Kinds { streams: streams.into_iter().collect(), reads: HttpRoutes::of(&pool).reads() };
-    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), kinds);
+    let forward = ForwardLayer::new(shared.clone(), service.config.id.as_str(), kinds, service.config.tasks);
     let grpc = MeasuredLayer::new(shared.measures.clone(), &pool).layer(forward.layer(routes));
-    let transcoder = Transcoder::new(&pool, BoxCloneSyncService::new(grpc.clone()));
-    let http = http_router(shared, &service.config.version, transcoder);
+    let calls = BoxCloneSyncService::new(grpc.clone());
+    let http = http_router(shared, &service.config.version, calls.clone(), Transcoder::new(&pool, calls));
     Ok(Services { grpc, http, streaming: paths(&pool, MethodDescriptor::is_client_streaming) })
 }
 
@@ -153,13 +154,14 @@ async fn keep_reporting_health(shared: Weak<Shared>, mut leadership: signal::Rec
     }
 }
 
-fn http_router(shared: Arc<Shared>, version: &str, transcoder: Transcoder) -> Router {
+fn http_router(shared: Arc<Shared>, version: &str, calls: Grpc, transcoder: Transcoder) -> Router {
     let registry = Arc::new(shared.measures.registry(version, shared.clone()));
     let page = async move || ([(CONTENT_TYPE, evenkeel_metrics::CONTENT_TYPE)], evenkeel_metrics::page(&registry));
     Router::new()
         .route("/healthz", get(liveness))
         .route("/readyz", get(readiness))
         .route("/metrics", get(page))
+        .merge(tasks::door::routes(calls))
         .method_not_allowed_fallback(transcode::not_allowed)
         .with_state(shared)
         .fallback(move |request| transcoder.clone().answer(request))

@@ -1,6 +1,6 @@
 //! A plan as the API shows it.
 
-use evenkeel_model::{Action, Cluster, Definition, IntentKind, Plan, Standing, Subject, limits::MAX_PLAN};
+use evenkeel_model::{Action, Cluster, Definition, IntentKind, Plan, Standing, Subject, limits::MAX_PLAN, task::TaskAction};
 use evenkeel_planner::{PlannerConfig, Supposition};
 use evenkeel_proto::v1::{self, plan_request::Suppose};
 use tonic::Status;
@@ -20,11 +20,17 @@ pub(super) async fn plan(service: &Service, supposed: Option<Suppose>) -> Result
     let plan = service.turns.compute(|| {
         let (now, state) = (shared.now(), shared.read());
         Ok::<_, Status>(match supposed {
-            None => evenkeel_planner::plan(&state.cluster, now, &planner),
-            Some(supposed) => evenkeel_planner::suppose(&state.cluster, now, &planner, &supposition(supposed, &state.cluster)?),
+            None => {
+                let tasks = evenkeel_planner::tasks::plan(&state.cluster, now, shared.clock().unix_ns(), planner.wait, MAX_PLAN);
+                (evenkeel_planner::plan(&state.cluster, now, &planner), tasks.actions)
+            }
+            Some(supposed) => {
+                let supposition = supposition(supposed, &state.cluster)?;
+                (evenkeel_planner::suppose(&state.cluster, now, &planner, &supposition), Vec::new())
+            }
         })
     });
-    plan.await?.map(|plan| show(&plan))
+    plan.await?.map(|(plan, tasks)| show(&plan, &tasks))
 }
 
 /// What is to be taken to be so, as far as it can be checked by itself.
@@ -43,7 +49,7 @@ fn checked(supposed: Suppose) -> Result<Supposed, Status> {
 }
 
 /// Every action and everything undone, each with its reason.
-fn show(plan: &Plan) -> v1::PlanResponse {
+fn show(plan: &Plan, tasks: &[TaskAction]) -> v1::PlanResponse {
     let undone = plan.undone.iter().map(|undone| {
         let (resource, worker, reason) = match &undone.subject {
             Subject::Resource(name) => {
@@ -59,7 +65,9 @@ fn show(plan: &Plan) -> v1::PlanResponse {
     let mut room = Room::of_a_page();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let (more_actions, more_undone) = (number(room.cut(&mut actions)), number(room.cut(&mut undone)));
-    v1::PlanResponse { actions, undone, brake, more_actions, more_undone, task_actions: Vec::new() }
+    let mut task_actions: Vec<_> = tasks.iter().map(task_action).collect();
+    let more_actions = more_actions.saturating_add(number(room.cut(&mut task_actions)));
+    v1::PlanResponse { actions, undone, brake, more_actions, more_undone, task_actions }
 }
 
 /// What the plan is to take to be so.
@@ -105,6 +113,25 @@ fn already_exists(definition: &Definition, cluster: &Cluster) -> String {
         format!("this restarts it on {worker}")
     };
     format!("add: resource {name} already exists with a different definition; by `evenkeel apply` {change}")
+}
+
+fn task_action(action: &TaskAction) -> v1::PlannedTaskAction {
+    let (word, attempt, reason) = match action {
+        TaskAction::Order { attempt, .. } => ("order", *attempt, "its turn has come"),
+        TaskAction::Close { why, .. } => ("close", 0, &**why),
+        TaskAction::Stop { why, .. } => ("stop", 0, &**why),
+        TaskAction::Pause { why, .. } => ("pause", 0, &**why),
+        TaskAction::Done { .. } => ("done", 0, "every host is at an end"),
+        TaskAction::Remove { .. } | TaskAction::Delete { .. } => ("remove", 0, "it is kept no longer"),
+        TaskAction::DeleteTails { .. } => ("remove", 0, "the ends of its output make room"),
+    };
+    v1::PlannedTaskAction {
+        action: word.to_owned(),
+        task: action.task().0,
+        worker: action.worker().map(ToString::to_string).unwrap_or_default(),
+        attempt,
+        reason: reason.to_owned(),
+    }
 }
 
 fn action(action: &Action) -> v1::PlannedAction {

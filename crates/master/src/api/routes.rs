@@ -91,7 +91,8 @@ impl Routes {
     pub(super) fn examples(&self) -> Vec<(Method, String)> {
         let part = |segment: &Segment| match segment {
             Segment::Text(text) => text.clone(),
-            Segment::Field(_) => "x".to_owned(),
+            // A name and a number.
+            Segment::Field(_) => "1".to_owned(),
         };
         let path = |route: &Route| {
             let path: String = route.segments.iter().map(|segment| format!("/{}", part(segment))).collect();

@@ -4,11 +4,12 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Definition, IntentKind, ResourceName, Selector, WorkerId,
+    Definition, IntentKind, Key, ResourceName, Selector, WorkerId,
     limits::{MAX_NAME, MAX_WAITING_OF_STREAMS},
     shown::shown,
 };
 use evenkeel_proto::v1::{self, master_server::Master};
+use evenkeel_store::{Client, keys::Keys};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::{sync::oneshot, time::timeout};
@@ -19,7 +20,7 @@ use super::{
     forward::without_effect,
     lists,
     room::{Turns, with_place},
-    sources, states,
+    sources, states, tasks,
 };
 use crate::{
     config::MasterConfig,
@@ -28,6 +29,7 @@ use crate::{
         request::{Refusal, Reply, Request},
         resources::{Effect, PutAnswer, PutMode},
         subjects::Subject,
+        task::TaskVerb,
     },
     engine::Handle,
     source::SourceHandle,
@@ -37,12 +39,32 @@ use crate::{
 /// How long a caller waits for a commit before it is told that the outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What of etcd no master keeps in memory.
+#[derive(Clone)]
+pub(crate) struct Store {
+    client: Client,
+    keys: Keys,
+}
+
+impl Store {
+    pub(crate) fn new(client: Client, prefix: &str) -> Self {
+        Self { client, keys: Keys::new(prefix) }
+    }
+
+    /// What stands under a key; none: it does not exist.
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<evenkeel_store::Kv>, evenkeel_store::Error> {
+        Ok(self.client.get(self.keys.spell(key).as_bytes()).await?.kv)
+    }
+}
+
 /// What all services of a master share.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) config: Arc<MasterConfig>,
     pub(crate) engine: Handle,
     pub(crate) turns: Turns,
+    /// Where what no master keeps is read: scripts, and the ends of their output.
+    pub(crate) store: Store,
     /// The file of resources, if this master follows one.
     pub(crate) source: Option<SourceHandle>,
 }
@@ -54,14 +76,14 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::NotFound(_) | Refusal::NoWorker(_) => Self::not_found(message),
-            Refusal::AlreadyExists(_) => Self::already_exists(message),
+            Refusal::NotFound(_) | Refusal::NoWorker(_) | Refusal::NoTask(_) | Refusal::NoHost(..) => Self::not_found(message),
+            Refusal::AlreadyExists(_) | Refusal::KeyTaken(..) => Self::already_exists(message),
             Refusal::Conflict(_) => Self::aborted(message),
             Refusal::NotLeader => without_effect(Self::unavailable(message)),
             Refusal::Unknown(_) | Refusal::UnknownOutcome => Self::unavailable(message),
-            Refusal::NoSpace | Refusal::Busy => Self::resource_exhausted(message),
-            Refusal::TooLarge(_) => Self::invalid_argument(message),
-            Refusal::Rejected(_) | Refusal::OfAnother(..) => Self::failed_precondition(message),
+            Refusal::NoSpace | Refusal::Busy | Refusal::TooManyTasks { .. } => Self::resource_exhausted(message),
+            Refusal::TooLarge(_) | Refusal::WrongTask(_) => Self::invalid_argument(message),
+            Refusal::Rejected(_) | Refusal::OfAnother(..) | Refusal::TaskState(_) => Self::failed_precondition(message),
         }
     }
 }
@@ -82,7 +104,7 @@ pub(crate) fn selector(text: &str) -> Result<Selector, Status> {
 }
 
 /// What a resource is worth in places, beside the text of its message: names, epochs, and what the loop notes of it.
-const OVERHEAD: usize = 512;
+pub(super) const OVERHEAD: usize = 512;
 
 impl Service {
     /// Puts a resource and waits for the commit.
@@ -211,9 +233,9 @@ impl Begun {
 }
 
 /// What a request to the control loop is answered with.
-type Answer<T> = oneshot::Receiver<Result<T, Refusal>>;
+pub(super) type Answer<T> = oneshot::Receiver<Result<T, Refusal>>;
 
-async fn settled<T>(answer: Answer<T>, unknown: impl FnOnce() -> Refusal) -> Result<T, Status> {
+pub(super) async fn settled<T>(answer: Answer<T>, unknown: impl FnOnce() -> Refusal) -> Result<T, Status> {
     match timeout(PATIENCE, answer).await {
         Ok(Ok(result)) => result.map_err(Status::from),
         Ok(Err(_)) | Err(_) => Err(unknown().into()),
@@ -409,59 +431,77 @@ impl Master for Service {
         Ok(output.map(|output| with_place(output, place).boxed()))
     }
 
-    async fn create_task(&self, _: tonic::Request<v1::CreateTaskRequest>) -> Result<Response<v1::CreateTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn create_task(&self, request: tonic::Request<v1::CreateTaskRequest>) -> Result<Response<v1::CreateTaskResponse>, Status> {
+        tasks::create(self, request).await.map(Response::new)
     }
 
-    async fn list_tasks(&self, _: tonic::Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn list_tasks(&self, request: tonic::Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
+        tasks::list(self, request.get_ref()).await.map(Response::new)
     }
 
-    async fn get_task(&self, _: tonic::Request<v1::GetTaskRequest>) -> Result<Response<v1::GetTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn get_task(&self, request: tonic::Request<v1::GetTaskRequest>) -> Result<Response<v1::GetTaskResponse>, Status> {
+        tasks::get(self, request.get_ref()).await.map(Response::new)
     }
 
-    async fn pause_task(&self, _: tonic::Request<v1::PauseTaskRequest>) -> Result<Response<v1::PauseTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn pause_task(&self, request: tonic::Request<v1::PauseTaskRequest>) -> Result<Response<v1::PauseTaskResponse>, Status> {
+        let task = tasks::want(self, &request, request.get_ref().id, TaskVerb::Pause).await?;
+        Ok(Response::new(v1::PauseTaskResponse { task }))
     }
 
-    async fn resume_task(&self, _: tonic::Request<v1::ResumeTaskRequest>) -> Result<Response<v1::ResumeTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn resume_task(&self, request: tonic::Request<v1::ResumeTaskRequest>) -> Result<Response<v1::ResumeTaskResponse>, Status> {
+        let task = tasks::want(self, &request, request.get_ref().id, TaskVerb::Resume).await?;
+        Ok(Response::new(v1::ResumeTaskResponse { task }))
     }
 
-    async fn cancel_task(&self, _: tonic::Request<v1::CancelTaskRequest>) -> Result<Response<v1::CancelTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn cancel_task(&self, request: tonic::Request<v1::CancelTaskRequest>) -> Result<Response<v1::CancelTaskResponse>, Status> {
+        let task = tasks::want(self, &request, request.get_ref().id, TaskVerb::Cancel).await?;
+        Ok(Response::new(v1::CancelTaskResponse { task }))
     }
 
-    async fn kill_task(&self, _: tonic::Request<v1::KillTaskRequest>) -> Result<Response<v1::KillTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn kill_task(&self, request: tonic::Request<v1::KillTaskRequest>) -> Result<Response<v1::KillTaskResponse>, Status> {
+        let task = tasks::want(self, &request, request.get_ref().id, TaskVerb::Kill).await?;
+        Ok(Response::new(v1::KillTaskResponse { task }))
     }
 
-    async fn redo_task(&self, _: tonic::Request<v1::RedoTaskRequest>) -> Result<Response<v1::RedoTaskResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn redo_task(&self, request: tonic::Request<v1::RedoTaskRequest>) -> Result<Response<v1::RedoTaskResponse>, Status> {
+        let v1::RedoTaskRequest { id, workers, failed } = request.get_ref();
+        let task = tasks::redo(self, &request, *id, workers, *failed).await?;
+        Ok(Response::new(v1::RedoTaskResponse { task }))
     }
 
-    async fn redo_task_host(&self, _: tonic::Request<v1::RedoTaskHostRequest>) -> Result<Response<v1::RedoTaskHostResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn redo_task_host(&self, request: tonic::Request<v1::RedoTaskHostRequest>) -> Result<Response<v1::RedoTaskHostResponse>, Status> {
+        let v1::RedoTaskHostRequest { id, worker } = request.get_ref();
+        let task = tasks::redo(self, &request, *id, std::slice::from_ref(worker), false).await?;
+        Ok(Response::new(v1::RedoTaskHostResponse { task }))
     }
 
-    async fn kill_task_host(&self, _: tonic::Request<v1::KillTaskHostRequest>) -> Result<Response<v1::KillTaskHostResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn kill_task_host(&self, request: tonic::Request<v1::KillTaskHostRequest>) -> Result<Response<v1::KillTaskHostResponse>, Status> {
+        let v1::KillTaskHostRequest { id, worker } = request.get_ref();
+        let task = tasks::kill_host(self, &request, *id, worker).await?;
+        Ok(Response::new(v1::KillTaskHostResponse { task }))
     }
 
-    async fn ignore_task_host(&self, _: tonic::Request<v1::IgnoreTaskHostRequest>) -> Result<Response<v1::IgnoreTaskHostResponse>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn ignore_task_host(
+        &self,
+        request: tonic::Request<v1::IgnoreTaskHostRequest>,
+    ) -> Result<Response<v1::IgnoreTaskHostResponse>, Status> {
+        let v1::IgnoreTaskHostRequest { id, worker } = request.get_ref();
+        let task = tasks::ignore_host(self, &request, *id, worker).await?;
+        Ok(Response::new(v1::IgnoreTaskHostResponse { task }))
     }
 
     type WatchTaskStream = Answers<v1::WatchTaskResponse>;
 
-    async fn watch_task(&self, _: tonic::Request<v1::WatchTaskRequest>) -> Result<Response<Self::WatchTaskStream>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn watch_task(&self, request: tonic::Request<v1::WatchTaskRequest>) -> Result<Response<Self::WatchTaskStream>, Status> {
+        tasks::watch(self, request.into_inner().id).map(Response::new)
     }
 
     type ReadTaskOutputStream = Answers<v1::ReadTaskOutputResponse>;
 
-    async fn read_task_output(&self, _: tonic::Request<v1::ReadTaskOutputRequest>) -> Result<Response<Self::ReadTaskOutputStream>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn read_task_output(
+        &self,
+        request: tonic::Request<v1::ReadTaskOutputRequest>,
+    ) -> Result<Response<Self::ReadTaskOutputStream>, Status> {
+        tasks::read_output(self, request.into_inner()).await.map(Response::new)
     }
 }

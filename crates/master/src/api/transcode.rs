@@ -12,16 +12,19 @@ use evenkeel_model::{
     limits::MAX_MESSAGE,
     shown::{bare, sentence},
 };
-use evenkeel_net::error_json;
+use evenkeel_net::{Peer, error_json};
 use futures::{StreamExt, stream};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::{Code, Status, body::Body};
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use super::routes::{Match, Routes};
+use super::{
+    routes::{Match, Routes},
+    tasks,
+};
 
 /// The services of a master behind their gRPC interface.
 pub(crate) type Grpc = BoxCloneSyncService<Request<Body>, http::Response<Body>, std::convert::Infallible>;
@@ -62,20 +65,13 @@ impl Transcoder {
         };
         let body = read(body).await?;
         let message = found.message(&body, parts.uri.query().unwrap_or_default())?;
-        let call = grpc_request(&found.path, &message)?;
-        let response = match self.grpc.oneshot(call).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        if let Some(status) = Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok) {
-            return Err(Failure::Grpc(status));
-        }
+        let response = call(self.grpc, &found.path, message.encode_to_vec(), &Along::of(&parts)).await?;
         if found.is_streaming { Ok(lines(response.into_body(), found.output)) } else { single(response.into_body(), found.output).await }
     }
 }
 
 /// The whole body. One that says itself that it is too large is refused before it is read.
-async fn read(body: HttpBody) -> Result<Bytes, Failure> {
+pub(super) async fn read(body: HttpBody) -> Result<Bytes, Failure> {
     let too_large = || Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_MESSAGE} bytes"));
     if http_body::Body::size_hint(&body).lower() > MAX_MESSAGE as u64 {
         return Err(too_large());
@@ -91,7 +87,11 @@ async fn read(body: HttpBody) -> Result<Bytes, Failure> {
 
 /// Answers for a page that is there, but not for this method. The router names those that it has.
 pub(super) async fn not_allowed(method: Method, uri: Uri) -> Response {
-    method_not_allowed(&method, uri.path(), &["GET".to_owned(), "HEAD".to_owned()])
+    let own = tasks::door::ROUTES.iter().find(|(path, _)| *path == uri.path());
+    let methods = own.map_or(&["GET"][..], |(_, methods)| methods);
+    let head = methods.contains(&"GET").then_some("HEAD");
+    let allowed: Vec<String> = methods.iter().copied().chain(head).map(str::to_owned).collect();
+    method_not_allowed(&method, uri.path(), &allowed)
 }
 
 fn method_not_allowed(method: &Method, path: &str, allowed: &[String]) -> Response {
@@ -112,23 +112,67 @@ pub(super) enum Failure {
     Grpc(Status),
 }
 
+impl Failure {
+    fn into_status(self) -> Status {
+        match self {
+            Self::Http(_, message) => Status::invalid_argument(message),
+            Self::Method(..) => Status::unimplemented("the method is not allowed"),
+            Self::Grpc(status) => status,
+        }
+    }
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         Self::Grpc(status)
     }
 }
 
-fn grpc_request(path: &str, message: &DynamicMessage) -> Result<Request<Body>, Failure> {
-    let encoded = message.encode_to_vec();
+/// What a gRPC call takes along of the request that it is made from: who asks, and the key of a creation.
+#[derive(Clone)]
+pub(super) struct Along {
+    peer: Option<Peer>,
+    keys: Vec<HeaderValue>,
+}
+
+impl Along {
+    pub(super) fn of(parts: &Parts) -> Self {
+        Self { peer: parts.extensions.get().copied(), keys: parts.headers.get_all(tasks::KEY).iter().cloned().collect() }
+    }
+}
+
+/// One call of a method of `evenkeel.v1.Master` that has one answer.
+pub(super) async fn ask<T: Message + Default>(grpc: Grpc, method: &str, message: &impl Message, along: &Along) -> Result<T, Status> {
+    let answer = call(grpc, &format!("/evenkeel.v1.Master/{method}"), message.encode_to_vec(), along).await;
+    let answer = answer.map_err(Failure::into_status)?;
+    let answer = one(answer.into_body()).await?;
+    T::decode(answer).map_err(|error| Status::internal(error.to_string()))
+}
+
+async fn call(grpc: Grpc, path: &str, message: Vec<u8>, along: &Along) -> Result<http::Response<Body>, Failure> {
+    let response = match grpc.oneshot(grpc_request(path, &message, along)?).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() != Code::Ok => Err(Failure::Grpc(status)),
+        _ => Ok(response),
+    }
+}
+
+fn grpc_request(path: &str, encoded: &[u8], along: &Along) -> Result<Request<Body>, Failure> {
     let length =
         u32::try_from(encoded.len()).map_err(|_| Failure::Http(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large".to_owned()))?;
     let mut frame = BytesMut::with_capacity(encoded.len() + 5);
     frame.put_u8(0);
     frame.put_u32(length);
-    frame.put_slice(&encoded);
+    frame.put_slice(encoded);
     let body = Body::new(http_body_util::Full::new(frame.freeze()));
     let request = Request::post(path).header(header::CONTENT_TYPE, "application/grpc").header(header::TE, "trailers");
-    request.body(body).map_err(|e| Failure::Http(StatusCode::BAD_REQUEST, e.to_string()))
+    let mut request = request.body(body).map_err(|e| Failure::Http(StatusCode::BAD_REQUEST, e.to_string()))?;
+    request.headers_mut().extend(along.keys.iter().map(|key| (HeaderName::from_static(tasks::KEY), key.clone())));
+    along.peer.map(|peer| request.extensions_mut().insert(peer));
+    Ok(request)
 }
 
 /// The messages of a gRPC body, then its status if that is an error.
@@ -172,11 +216,16 @@ impl Frames {
 }
 
 async fn single(body: Body, output: MessageDescriptor) -> Result<Response, Failure> {
+    Ok(json(StatusCode::OK, to_json(&output, one(body).await?)?))
+}
+
+/// The only message of a body.
+async fn one(body: Body) -> Result<Bytes, Status> {
     let mut frames = Frames { body, buffer: BytesMut::new() };
     let message = frames.next().await?.unwrap_or_default();
     // The status follows the message, and may still be an error.
     while frames.next().await?.is_some() {}
-    Ok(json(StatusCode::OK, to_json(&output, message)?))
+    Ok(message)
 }
 
 fn lines(body: Body, output: MessageDescriptor) -> Response {

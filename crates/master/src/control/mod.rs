@@ -3,7 +3,7 @@
 //! store::commit is turned here; what is to be done is decided by the planner, not here.
 //!
 //! A term of leadership has three rooms: `commits` (what is on its way to etcd, and `echoes` of it), `subjects` (what is reserved, and who waits),
-//! `history` (what people read of it). A verb of the API is a command in a file of its own: `resources`, `intents`.
+//! `history` (what people read of it). A verb of the API is a command in a file of its own: `resources`, `intents`, `task`.
 
 pub(crate) mod candidacy;
 mod commits;
@@ -16,6 +16,7 @@ pub(crate) mod request;
 pub(crate) mod resources;
 mod snowflake;
 pub(crate) mod subjects;
+pub(crate) mod task;
 mod term;
 
 use std::{sync::Arc, time::Duration};
@@ -413,9 +414,9 @@ impl Control {
             wants_list = self.revision != Revision::default() && !state.is_cut_off && term.wants_list(&mut state, now);
         }
         let state = shared.read();
-        let (changes, last) = (state.next_change(), state.last_event());
+        let (changes, last, tasks) = (state.next_change(), state.last_event(), state.task_changes);
         drop(state);
-        shared.wake(changes, u64::try_from(last).unwrap_or(0));
+        shared.wake(changes, u64::try_from(last).unwrap_or(0), tasks);
         if let Role::Leading(term) = &mut self.role {
             term.send(&mut self.executor);
         }

@@ -3,7 +3,11 @@
 
 use std::fmt;
 
-use evenkeel_model::{Decision, Guard, HistoryEntry, ResourceName, Revision};
+use evenkeel_model::{
+    Decision, Guard, HistoryEntry, ResourceName, Revision, TaskId, WorkerId,
+    limits::{MAX_RESULTS, MAX_TASKS},
+    task::TaskError,
+};
 use tokio::sync::{
     mpsc::{self, error::TryRecvError},
     oneshot,
@@ -148,9 +152,9 @@ impl Request {
         self.asked.subject()
     }
 
-    /// It is an operator's: about workers, and rare. It does not wait behind what callers ask about resources.
+    /// It is an operator's: about workers, or about what runs already, and rare. It does not wait behind what callers ask for anew.
     pub(crate) fn is_operators(&self) -> bool {
-        !matches!(self.subject(), Subject::Resource(_))
+        !matches!(self.subject(), Subject::Resource(_) | Subject::Tasks)
     }
 
     /// See [`Reply::is_abandoned`].
@@ -219,13 +223,38 @@ pub enum Refusal {
     NotFound(ResourceName),
     /// Nothing is known of this worker.
     #[error("no such worker")]
-    NoWorker(evenkeel_model::WorkerId),
+    NoWorker(WorkerId),
     /// It is there, and differs.
     #[error("resource {0} already exists with a different definition; update it, or delete it first")]
     AlreadyExists(ResourceName),
     /// A source asks for what it does not keep.
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
+    /// Nothing is known of this task, or it is being deleted.
+    #[error("no such task: {0}; those that are done are kept for a while only")]
+    NoTask(TaskId),
+    /// It is none of the task's hosts.
+    #[error("{1} is none of the hosts of task {0}")]
+    NoHost(TaskId, WorkerId),
+    /// What is asked for cannot be, by what is known of the workers.
+    #[error("{0}")]
+    WrongTask(TaskError),
+    /// Another content was asked for under this key.
+    #[error("key {0:?} already exists with task {1}, which asks for something else; use another key")]
+    KeyTaken(Box<str>, TaskId),
+    /// What the task, or the host, has come to does not allow it.
+    #[error("{0}")]
+    TaskState(String),
+    /// No more tasks can be kept, and none that is done makes room.
+    #[error(
+        "{tasks} tasks with {results} results are kept and none of them is done; at most {MAX_TASKS} and {MAX_RESULTS} are: cancel some, or wait"
+    )]
+    TooManyTasks {
+        /// How many there are.
+        tasks: usize,
+        /// How many results they have.
+        results: usize,
+    },
     /// It does not lead, and has written nothing of it: the next leader may be asked.
     #[error("this master is not the leader, and nothing was written; try again")]
     NotLeader,
@@ -242,7 +271,7 @@ pub enum Refusal {
     #[error("it is larger than etcd takes in one transaction, and nothing was written: {0}")]
     TooLarge(String),
     /// The term ended, or the caller's patience, before the commit was known.
-    #[error("it is not known whether {0} was written; trying again is safe")]
+    #[error("it is not known whether {0} was written; {again}", again = .0.again())]
     Unknown(Subject),
     /// The same, of what is no subject of the control loop.
     #[error("it is not known whether this was done, since the leader changed; trying again is safe")]

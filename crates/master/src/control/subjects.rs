@@ -7,7 +7,7 @@ use std::{
     fmt,
 };
 
-use evenkeel_model::{Action, ResourceName, WorkerId};
+use evenkeel_model::{Action, ResourceName, TaskId, WorkerId};
 use rustc_hash::FxHashMap;
 
 use super::request::Request;
@@ -21,9 +21,23 @@ pub enum Subject {
     Worker(WorkerId),
     /// The workers whose return is waited for no longer.
     Brake,
+    /// The next task: each takes the next id.
+    Tasks,
+    /// What is wanted of a task.
+    Task(TaskId),
+    /// The order of one host of a task.
+    Order(WorkerId, TaskId),
 }
 
 impl Subject {
+    /// Whether to ask once more may do it twice, in words.
+    pub(crate) fn again(&self) -> &'static str {
+        match self {
+            Self::Tasks => "with the same key trying again is safe; without a key look first whether it is there",
+            _ => "trying again is safe",
+        }
+    }
+
     /// The subject of an action.
     pub(super) fn of(action: &Action) -> Self {
         match action {
@@ -45,6 +59,9 @@ impl fmt::Display for Subject {
             Self::Resource(name) => name.fmt(f),
             Self::Worker(id) => write!(f, "what is wanted of {id}"),
             Self::Brake => f.write_str("the release of the brake"),
+            Self::Tasks => f.write_str("the task"),
+            Self::Task(id) => write!(f, "what is wanted of task {id}"),
+            Self::Order(worker, id) => write!(f, "the order of task {id} on {worker}"),
         }
     }
 }

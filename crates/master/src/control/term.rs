@@ -4,7 +4,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, WorkerId, check,
+    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, TaskId, WorkerId,
+    check,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
@@ -22,6 +23,7 @@ use super::{
     request::{Refusal, Request, Verdict},
     snowflake::Snowflakes,
     subjects::{Subject, Subjects},
+    task::planned,
 };
 use crate::{
     config::MasterConfig,
@@ -47,6 +49,8 @@ const LONG: Duration = Duration::from_millis(2);
 const REST_FACTOR: u32 = 3;
 /// With more writes of earlier plans under way nothing is planned: what builds on them would only be planned again.
 const PLANNED: usize = 1024;
+/// How many actions one plan of tasks has at the most: a few transactions' worth, so that resources have their turn in between.
+const TASK_ACTIONS: usize = 1000;
 /// How many actions of one plan the log shows.
 const SHOWN: usize = 20;
 /// By how much the watch may lag behind the own commits before everything is listed anew: longer than the mirror takes to leave a member that is
@@ -56,6 +60,13 @@ const LAG: Duration = Duration::from_secs(5);
 /// has caught up.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_LIST_PAUSE: Duration = Duration::from_secs(160);
+
+/// What came of a plan of tasks.
+struct TasksPlanned {
+    /// There may be more to do at once.
+    is_full: bool,
+    wake: Option<Moment>,
+}
 
 /// What a leader has beside the state. It ends with the leadership.
 pub(super) struct Term {
@@ -136,7 +147,21 @@ impl Term {
             Entry::Status(worker, name, Some(status)) if status.overran => self.see_overrun(state, worker, name, status, now),
             _ => {}
         }
+        let host = match &change.entry {
+            Entry::Order(worker, id, Some(_)) | Entry::TaskResult(worker, id, Some(_)) => Some((worker.clone(), *id)),
+            _ => None,
+        };
+        let before = host.as_ref().and_then(|(worker, id)| state.cluster.tasks().get(*id)?.state_of(worker));
         state.take(change, now);
+        if let Some((worker, id)) = host {
+            self.see_host_of_task(state, &worker, id, before);
+        }
+    }
+
+    fn see_host_of_task(&self, state: &State, worker: &WorkerId, id: TaskId, before: Option<evenkeel_model::task::HostState>) {
+        if let Some(end) = planned::new_end(before, state.cluster.tasks().get(id), worker) {
+            self.measures.host_of_task_ended(end);
+        }
     }
 
     fn see_loss(&mut self, state: &State, id: &WorkerId, now: Moment) {
@@ -331,12 +356,34 @@ impl Term {
                 self.measures.decided(action);
             }
         }
-        self.is_due = plan.actions.len() >= self.planner.max_actions;
+        let tasks = self.plan_tasks(state, now);
+        self.is_due = tasks.is_full || plan.actions.len() >= self.planner.max_actions;
         // However much there is to plan, most of the time is left to the callers.
         let took = self.clock.now().0.saturating_sub(began.0);
         self.measures.planned(took);
         self.rests_until = Some(took).filter(|took| *took > LONG).map(|took| now.after(took * REST_FACTOR));
-        plan.wake
+        plan.wake.into_iter().chain(tasks.wake).min()
+    }
+
+    /// Plans what is next of tasks, and decides it.
+    fn plan_tasks(&mut self, state: &mut State, now: Moment) -> TasksPlanned {
+        let time = self.clock.unix_ns();
+        let plan = evenkeel_planner::tasks::plan(&state.cluster, now, time, self.planner.wait, TASK_ACTIONS);
+        for action in &plan.actions {
+            let subject = planned::subject(action);
+            if self.subjects.is_under_way(&subject) {
+                continue;
+            }
+            let Ok(decision) = action.decide(&state.cluster) else { continue };
+            if plan.actions.len() <= SHOWN {
+                tracing::info!(%action, "decided");
+            }
+            let entry = planned::entry(action, &state.cluster, time, &self.master);
+            if self.decide(state, Decided { subject: Some(subject), decision, entry, ..Decided::default() }, now).is_ok() {
+                self.measures.decided_of_task(action);
+            }
+        }
+        TasksPlanned { is_full: plan.actions.len() >= TASK_ACTIONS, wake: plan.wake }
     }
 
     /// A plan had actions that must never be. They were taken out; what is planned again and again is told once a second.
@@ -377,7 +424,8 @@ impl Term {
         let (mut refused, mut is_done) = (None, false);
         for settled in self.commits.finished(finished) {
             let is_planned = settled.decided.is_planned();
-            let refusal = self.settle(state, settled, now);
+            // Now and then a worker begins with what the leader is about to close: one of them wins, and that is all.
+            let refusal = self.settle(state, settled, now).filter(|refusal| !matches!(refusal, Refusal::Conflict(Subject::Order(..))));
             is_done |= is_planned && refusal.is_none();
             refused = refusal.filter(|_| is_planned).or(refused);
         }
@@ -402,6 +450,7 @@ impl Term {
         let refusal = match result {
             WriteResult::Committed { revision } => {
                 self.commit(state, revision, (keys, writes), now);
+                decided.entry.iter().for_each(|entry| self.measures.told(entry.kind));
                 if let Some(entry) = decided.entry.take().filter(|_| !is_journaled) {
                     self.history.note(entry, now);
                 }

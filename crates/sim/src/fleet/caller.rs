@@ -166,13 +166,16 @@ impl Caller {
 
 fn of_refusal(refusal: &Refusal) -> Reply {
     match refusal {
-        Refusal::NotFound(_) | Refusal::NoWorker(_) => Reply::Certain(Answer::NotFound),
-        Refusal::AlreadyExists(_) => Reply::Certain(Answer::AlreadyExists),
+        Refusal::NotFound(_) | Refusal::NoWorker(_) | Refusal::NoTask(_) | Refusal::NoHost(..) => Reply::Certain(Answer::NotFound),
+        Refusal::AlreadyExists(_) | Refusal::KeyTaken(..) => Reply::Certain(Answer::AlreadyExists),
         Refusal::Conflict(_)
         | Refusal::NoSpace
         | Refusal::Rejected(_)
         | Refusal::TooLarge(_)
         | Refusal::OfAnother(..)
+        | Refusal::WrongTask(_)
+        | Refusal::TaskState(_)
+        | Refusal::TooManyTasks { .. }
         | Refusal::Busy
         | Refusal::NotLeader => Reply::Certain(Answer::Refused),
         Refusal::Unknown(_) | Refusal::UnknownOutcome => Reply::Unknown,
