@@ -131,10 +131,12 @@ what they wrote: evenkeel task output 7 w-2
 ";
     assert_eq!(summary(&ill), expected);
     assert_eq!(verdict(&ill).expect_err("not all").to_string(), "task 7: 2 of 3 hosts did not succeed");
+    let rejected = task("done", "rejected", vec![host("w-1", "rejected")]);
+    assert!(!summary(&rejected).contains("task output"), "it has written nothing");
     assert!(verdict(&task("done", "", Vec::new())).is_err(), "it ran nowhere");
     let many = task("done", "failed", (0..60).map(|n| host(&format!("w-{n}"), "failed")).collect());
     let text = summary(&many);
-    assert!(text.contains("\n  and 10 more: evenkeel task get 7\n") && text.lines().count() == 53, "{text}");
+    assert!(text.contains("\n  and 10 more: evenkeel task get 7\n") && text.lines().count() == 52, "{text}");
 }
 
 #[test]
