@@ -135,6 +135,7 @@ pub(crate) fn worker_agent(settings: WorkerSettings, link: Result<GuardLink, Lin
     config.catalog = settings.catalog;
     config.drivers = settings.drivers;
     config.env_pass = settings.env_pass;
+    config.tasks = settings.tasks;
     config.timing = settings.spans.timing;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     let runtime = runtime()?;

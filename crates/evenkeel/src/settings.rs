@@ -2,18 +2,18 @@
 //!
 //! Below this nothing reads flags, files or the environment. It must not start anything.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use evenkeel_model::{Labels, MAX_NAME, MasterId, ResourceName, WorkerId, check_labels};
 use evenkeel_net::{InvalidHost, Names};
 use evenkeel_planner::PlannerConfig;
-use evenkeel_worker::{ContainmentMode, EnvPass};
+use evenkeel_worker::{ContainmentMode, EnvPass, TaskConfig};
 
 use crate::{
     listen::{Endpoint, Host, Listen, Note, Wish, check_host, resolve},
     placement::PlacementArgs,
-    timing::{Spans, TimingArgs},
+    timing::{Spans, TimingArgs, span},
 };
 
 /// The drivers that the worker has.
@@ -27,6 +27,16 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    /// It is
+    On,
+    /// It is not
+    #[default]
+    Off,
 }
 
 /// By which means a worker holds the processes of its work.
@@ -133,6 +143,18 @@ pub(crate) struct WorkerArgs {
     /// A variable of its own environment that work may ask for by env_pass; many times, or with commas; '*' gives all to work that asks for none
     #[arg(long, value_name = "NAME", env = "EVENKEEL_ENV_PASS", value_delimiter = ',', value_parser = variable, hide_env = true)]
     pub(crate) env_pass: Vec<String>,
+    /// Whether it runs scripts of tasks
+    #[arg(long, value_name = "ON|OFF", env = "EVENKEEL_TASKS", value_enum, default_value = "off", hide_env = true)]
+    pub(crate) tasks: OnOff,
+    /// An account that scripts may run as, its own among them; many times, or with commas
+    #[arg(long, value_name = "A,B", env = "EVENKEEL_TASK_ACCOUNTS", value_delimiter = ',', value_parser = account, hide_env = true)]
+    pub(crate) task_accounts: Vec<String>,
+    /// How many scripts it runs at once
+    #[arg(long, value_name = "N", env = "EVENKEEL_TASK_MAX", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000), hide_env = true)]
+    pub(crate) task_max: u16,
+    /// For how long it lets scripts run on when it leaves
+    #[arg(long, value_name = "SPAN", env = "EVENKEEL_TASK_GRACE", default_value = "30s", value_parser = span, hide_env = true)]
+    pub(crate) task_grace: Duration,
     /// Where logs and notes of its work are kept
     #[arg(long, value_name = "DIR", env = "EVENKEEL_DATA_DIR", hide_env = true)]
     pub(crate) data_dir: Option<PathBuf>,
@@ -208,6 +230,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) drivers: Vec<String>,
     /// What of its environment work may have.
     pub(crate) env_pass: EnvPass,
+    /// Which scripts of tasks it runs.
+    pub(crate) tasks: TaskConfig,
     pub(crate) data_dir: PathBuf,
     pub(crate) containment: Containment,
     /// A person has named it.
@@ -254,9 +278,33 @@ impl WorkerArgs {
         let env_pass = env_pass(std::mem::take(&mut self.env_pass))?;
         let mut common = settle_common(&self.common, self.etcd.etcd, &self.http, &self.grpc, around)?;
         common.notes.push(Note { warning: env_pass == EnvPass::All, text: told_env_pass(&env_pass) });
+        let (is_on, accounts) = (self.tasks == OnOff::On, self.task_accounts);
+        common.notes.extend(told_tasks(is_on, &accounts));
+        let tasks = TaskConfig { is_on, accounts, most: usize::from(self.task_max), grace: self.task_grace };
         let Self { capacity, catalog, drivers, containment, .. } = self;
-        Ok(WorkerSettings { id, common, labels, capacity, catalog, drivers, env_pass, data_dir, data_dir_is_given, containment, spans })
+        Ok(WorkerSettings {
+            id,
+            common,
+            labels,
+            capacity,
+            catalog,
+            drivers,
+            env_pass,
+            tasks,
+            data_dir,
+            data_dir_is_given,
+            containment,
+            spans,
+        })
     }
+}
+
+/// What the log says of the scripts that a worker takes.
+fn told_tasks(is_on: bool, accounts: &[String]) -> Option<Note> {
+    is_on.then(|| match accounts {
+        [] => Note { warning: true, text: "every script of a task is rejected, as no account is allowed (--task-accounts)".to_owned() },
+        accounts => Note { warning: false, text: format!("scripts of tasks may run as {}", accounts.join(", ")) },
+    })
 }
 
 /// What work gets of the worker's environment; one star stands for all of it.
@@ -384,6 +432,13 @@ fn variable(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn account(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains([':', '/', '\0']) || text.contains(char::is_whitespace) {
+        return Err("an account has a name of one or more characters, as the system knows it".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn driver(text: &str) -> Result<String, String> {
     ResourceName::new(text).map_err(|e| e.to_string())?;
     if DRIVERS.contains(&text) { Ok(text.to_owned()) } else { Err(format!("unknown driver {text:?}; use one of {}", DRIVERS.join(", "))) }
@@ -444,6 +499,21 @@ mod tests {
         assert_eq!(settings.data_dir, PathBuf::from("/state/worker-1"));
         assert_eq!(settings.drivers, DRIVERS);
         assert_eq!((settings.capacity, settings.containment), (None, Containment::Auto));
+        assert_eq!(settings.tasks, TaskConfig::default());
+    }
+
+    #[test]
+    fn scripts_are_taken_where_that_is_said_and_an_account_is_allowed() {
+        let given = "--tasks on --task-accounts deploy,root --task-max 2 --task-grace 5m";
+        let accounts = vec!["deploy".to_owned(), "root".to_owned()];
+        let settings = worker(given).expect("valid");
+        assert_eq!(settings.tasks, TaskConfig { is_on: true, accounts, most: 2, grace: Duration::from_secs(300) });
+        let told = |given| worker(given).expect("valid").common.notes.last().map(|note| (note.warning, note.text.clone())).expect("a note");
+        assert_eq!(told(given), (false, "scripts of tasks may run as deploy, root".to_owned()));
+        assert_eq!(told("--tasks on"), (true, "every script of a task is rejected, as no account is allowed (--task-accounts)".to_owned()));
+        for bad in ["", "a:b", "a b", "../x"] {
+            assert!(account(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

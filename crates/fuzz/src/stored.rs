@@ -90,15 +90,25 @@ impl World {
         for action in &plan.actions {
             // What builds on a write of this plan that is not known yet is planned again.
             let Ok(decision) = Decision::of(action, &self.cluster) else { continue };
-            let (_, ops) = codec::encode(&self.keys, &decision);
-            let bytes: usize = ops.iter().map(size).sum();
-            assert!(bytes < MAX_BYTES, "{action:?} takes {bytes} bytes, more than a transaction");
-            for op in ops {
-                match op {
-                    Op::Put { key, value, .. } => self.write(&key, Some(&value)),
-                    Op::Delete { key } => self.write(&key, None),
-                    Op::DeleteRange { .. } | Op::Get { .. } | Op::Range { .. } => panic!("a decision only puts and deletes"),
-                }
+            self.carry_out(&decision, action);
+        }
+        let unix_ns = i64::try_from(self.now.0.as_nanos()).unwrap_or(i64::MAX);
+        let plan = evenkeel_planner::tasks::plan(&self.cluster, self.now, unix_ns, config.wait, config.max_actions);
+        for action in &plan.actions {
+            let Ok(decision) = action.decide(&self.cluster) else { continue };
+            self.carry_out(&decision, action);
+        }
+    }
+
+    fn carry_out(&mut self, decision: &Decision, action: &impl std::fmt::Debug) {
+        let (_, ops) = codec::encode(&self.keys, decision);
+        let bytes: usize = ops.iter().map(size).sum();
+        assert!(bytes < MAX_BYTES, "{action:?} takes {bytes} bytes, more than a transaction");
+        for op in ops {
+            match op {
+                Op::Put { key, value, .. } => self.write(&key, Some(&value)),
+                Op::Delete { key } => self.write(&key, None),
+                Op::DeleteRange { .. } | Op::Get { .. } | Op::Range { .. } => panic!("a decision only puts and deletes"),
             }
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! Nothing depends on this crate.
 
+pub mod attempts;
 pub mod etcd;
 pub mod fleet;
 pub mod linearizability;

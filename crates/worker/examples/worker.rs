@@ -33,6 +33,10 @@ struct Given {
     /// Whether it has the kind `piece`.
     #[serde(default)]
     in_process: bool,
+    /// The accounts that scripts may run as; none: it takes no tasks.
+    task_accounts: Option<Vec<String>>,
+    task_max: Option<usize>,
+    task_grace_ms: Option<u64>,
 }
 
 /// A kind that runs inside the worker: it says what it is told to say, and ends when it is told to.
@@ -121,6 +125,10 @@ fn run_agent(given: Given, link: GuardLink) -> u8 {
         let mut config = WorkerConfig::new(given.id, client, given.data_dir);
         config.grpc_listen.set_port(given.grpc_port);
         (config.drivers, config.catalog, config.labels) = (given.drivers, given.catalog, given.labels);
+        config.tasks.is_on = given.task_accounts.is_some();
+        config.tasks.accounts = given.task_accounts.unwrap_or_default();
+        config.tasks.most = given.task_max.unwrap_or(config.tasks.most);
+        config.tasks.grace = given.task_grace_ms.map_or(config.tasks.grace, Duration::from_millis);
         if given.in_process {
             config = config.with_driver(Arc::new(InProcess::new("piece", Pieces)))?;
         }

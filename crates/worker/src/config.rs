@@ -20,6 +20,7 @@ use crate::{
     driver::{Driver, EnvPass, Registry, RegistryError},
     guard::{LinkError, STATUS_AGAIN},
     protocol::authority::{Timing, TimingError},
+    task::TaskConfig,
 };
 
 /// Each of the two generations of a log.
@@ -61,6 +62,8 @@ pub struct WorkerConfig {
     pub more_drivers: Registry,
     /// What work may have of its environment, beside PATH, HOME, USER and LANG.
     pub env_pass: EnvPass,
+    /// Which scripts of tasks it runs, and how many.
+    pub tasks: TaskConfig,
     /// Where it keeps logs: a folder of its own.
     pub data_dir: PathBuf,
     /// A person has named that folder. If nobody has, and a worker of the same id in another cluster uses it, one beside it is taken.
@@ -95,6 +98,7 @@ impl WorkerConfig {
             drivers: Vec::new(),
             more_drivers: Registry::default(),
             env_pass: EnvPass::default(),
+            tasks: TaskConfig::default(),
             data_dir,
             data_dir_is_given: true,
             max_log_bytes: MAX_LOG_BYTES,

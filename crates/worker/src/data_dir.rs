@@ -21,6 +21,7 @@ use crate::{config::WorkerError, driver::log::log_folder};
 const LOCK: &str = "lock";
 /// Says which cluster the logs in the folder are of.
 const CLUSTER: &str = "cluster.json";
+const TASKS: &str = "tasks";
 /// How long a folder that is in use is waited for: an agent whose guard was killed ends its work within a few seconds.
 const HELD_WAIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +38,8 @@ pub(crate) struct Cluster {
 pub(crate) struct DataDir {
     /// Where the logs are.
     pub(crate) logs: PathBuf,
+    /// Where what is recorded of tasks is: numbers of another cluster's are no numbers of this one's.
+    pub(crate) tasks: PathBuf,
     /// None: the file system knows no locks.
     _lock: Option<File>,
 }
@@ -111,9 +114,10 @@ impl DataDir {
         loop {
             let Attempt { lock, holder } = lock(path).map_err(wrong)?;
             let logs_of = read_cluster(path);
-            let logs = match cluster.use_of(holder.is_some(), logs_of.as_ref(), is_given) {
-                Use::Own => log_folder(path),
-                Use::Beside => beside(&log_folder(path), &cluster.digest()),
+            let (logs, tasks) = (log_folder(path), path.join(TASKS));
+            let (logs, tasks) = match cluster.use_of(holder.is_some(), logs_of.as_ref(), is_given) {
+                Use::Own => (logs, tasks),
+                Use::Beside => (beside(&logs, &cluster.digest()), beside(&tasks, &cluster.digest())),
                 Use::Another => return Ok(None),
                 Use::Wait => {
                     let holder = holder.unwrap_or_default();
@@ -130,7 +134,7 @@ impl DataDir {
             {
                 tracing::warn!(%error, "{} cannot be written", path.join(CLUSTER).display());
             }
-            return Ok(Some(Self { logs, _lock: lock }));
+            return Ok(Some(Self { logs, tasks, _lock: lock }));
         }
     }
 }
@@ -259,6 +263,7 @@ mod tests {
         drop(first);
         let second = take(folder.path(), true, &two).await.expect("free");
         assert_eq!(second.logs, folder.path().join(format!("logs-{}", two.digest())), "what the first has written is not shown");
+        assert_eq!(second.tasks, folder.path().join(format!("tasks-{}", two.digest())), "nor taken for its own");
         drop(second);
         assert_eq!(take(folder.path(), true, &one).await.expect("free").logs, folder.path().join("logs"));
         // Held until its holder is gone: an agent that dies a little later than its guard.

@@ -18,9 +18,11 @@ mod program;
 pub mod protocol;
 mod server;
 mod sys;
+pub mod task;
 mod usage;
 
 pub use config::{FindHost, WorkerConfig, WorkerError, default_data_dir};
 pub use driver::EnvPass;
 pub use hold::{ContainmentMode, means_name};
 pub use program::{Refused, main_with};
+pub use task::TaskConfig;

@@ -42,6 +42,8 @@ pub type Refused = Box<dyn std::error::Error + Send + Sync>;
 /// | `EVENKEEL_GRPC` | `[HOST]:PORT` for masters, as above | `:9090` |
 /// | `EVENKEEL_ADVERTISE` | the host under which masters reach it | that of `EVENKEEL_GRPC` |
 /// | `EVENKEEL_DATA_DIR` | where it keeps logs | below `$XDG_STATE_HOME`, or the folder for temporary files |
+/// | `EVENKEEL_TASKS` | `on`: it runs scripts of tasks | `off` |
+/// | `EVENKEEL_TASK_ACCOUNTS` | the accounts that scripts may run as, with commas between them | none: every script is rejected |
 /// | `EVENKEEL_LOG_LEVEL` | as `evenkeel worker --log-level` has it | `info` |
 pub fn main_with(configure: impl FnOnce(WorkerConfig) -> Result<WorkerConfig, Refused>) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -125,6 +127,8 @@ struct Settings {
     advertise: String,
     data_dir: PathBuf,
     data_dir_is_given: bool,
+    tasks: bool,
+    task_accounts: Vec<String>,
 }
 
 impl Settings {
@@ -156,13 +160,21 @@ impl Settings {
         let given = variable("EVENKEEL_DATA_DIR").map(PathBuf::from);
         let data_dir_is_given = given.is_some();
         let data_dir = given.unwrap_or_else(|| default_data_dir(&id, variable("XDG_STATE_HOME").as_deref()));
-        Ok(Self { id, etcd, http, grpc, advertise, data_dir, data_dir_is_given })
+        let tasks = match text("EVENKEEL_TASKS", "off")?.as_str() {
+            "on" => true,
+            "off" => false,
+            other => return Err(format!("EVENKEEL_TASKS: unknown value {}; use one of on, off", shown(other))),
+        };
+        let accounts = text("EVENKEEL_TASK_ACCOUNTS", "")?;
+        let task_accounts = accounts.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Ok(Self { id, etcd, http, grpc, advertise, data_dir, data_dir_is_given, tasks, task_accounts })
     }
 
     fn config(self) -> Result<WorkerConfig, WorkerError> {
         let client = Client::new(Config::new(self.etcd))?;
         let mut config = WorkerConfig::new(self.id, client, self.data_dir);
         config.data_dir_is_given = self.data_dir_is_given;
+        (config.tasks.is_on, config.tasks.accounts) = (self.tasks, self.task_accounts);
         (config.http_listen, config.grpc_listen, config.advertise_host) = (self.http, self.grpc, self.advertise);
         config.version = env!("CARGO_PKG_VERSION").to_owned();
         Ok(config)
@@ -211,10 +223,13 @@ mod tests {
             ("EVENKEEL_GRPC", "0.0.0.0:2"),
             ("EVENKEEL_ADVERTISE", "box"),
             ("EVENKEEL_DATA_DIR", "/data"),
+            ("EVENKEEL_TASKS", "on"),
+            ("EVENKEEL_TASK_ACCOUNTS", "a, b"),
         ];
         let settings = read(&given).expect("settings");
         assert_eq!(settings.etcd, ["http://a:1", "http://b:2"]);
         assert_eq!((settings.http.to_string(), settings.grpc.to_string()), ("127.0.0.2:1".to_owned(), "0.0.0.0:2".to_owned()));
+        assert_eq!((settings.tasks, settings.task_accounts), (true, vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!((settings.advertise.as_str(), settings.data_dir.to_str(), settings.data_dir_is_given), ("box", Some("/data"), true));
     }
 
@@ -226,7 +241,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_the_way_out() {
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[("EVENKEEL_ID", "w"), ("EVENKEEL_TASKS", "yes")], "EVENKEEL_TASKS: unknown value \"yes\"; use one of on, off"),
             (&[], "EVENKEEL_ID: is missing; give this worker an id of its own, such as worker-1"),
             (&[("EVENKEEL_ID", "a b")], "EVENKEEL_ID: \"a b\" has ' ' at position 2"),
             (

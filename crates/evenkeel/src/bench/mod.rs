@@ -4,13 +4,14 @@
 mod calls;
 mod placement;
 mod stage;
+mod tasks;
 
 use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
 
-use self::{calls::Sample, placement::Placement, stage::Stage};
+use self::{calls::Sample, placement::Placement, stage::Stage, tasks::TaskRun};
 
 /// What is to be measured.
 #[derive(Debug, Args)]
@@ -30,7 +31,8 @@ pub(crate) struct BenchArgs {
     /// How many resources are placed on them
     #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     resources: u32,
-    /// Real agents in this process, of kind noop, which hold what is added and report it, instead of workers that only register
+    /// Real agents in this process, of kind noop, which hold what is added and report it, instead of workers that only register; then a task on all
+    /// of them is measured as well
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     agents: Option<u32>,
     /// Only the placement, which needs no etcd
@@ -56,6 +58,8 @@ struct Report {
     agents: Option<u32>,
     calls: Vec<Comparison>,
     placement: Vec<Placement>,
+    /// None: there are no agents.
+    task: Option<TaskRun>,
 }
 
 /// The same load on etcd alone and on Evenkeel.
@@ -97,6 +101,7 @@ fn measure(args: &BenchArgs) -> Result<Report, String> {
         agents: args.agents,
         calls: Vec::new(),
         placement: Vec::new(),
+        task: None,
     };
     for workers in &args.workers {
         report.placement.push(placement::measure(*workers, args.resources));
@@ -110,6 +115,9 @@ fn measure(args: &BenchArgs) -> Result<Report, String> {
         report.etcd = Some(stage.etcd_version().to_owned());
         for callers in &args.callers {
             report.calls.push(compare(&stage, args, *callers).await?);
+        }
+        if let Some(agents) = args.agents {
+            report.task = Some(tasks::measure(&stage, &stage::agents(agents)?, args.rounds).await?);
         }
         Ok(report)
     })
@@ -171,4 +179,11 @@ fn print(args: &BenchArgs, report: &Report) {
         line("AddResources (stream)", &c.add_resources_stream, [ratio(c.stream_to_raw_rate), "-".to_owned(), "-".to_owned()]);
     }
     println!("\nrate: per second beside raw put, more is better. p50, p99: latency beside raw put, less is better.");
+    if let Some(task) = &report.task {
+        println!("\n{}: a task on {} workers, from the post until every host is at an end", task.id, task.hosts);
+        match (task.ours, task.ratio) {
+            (Some(ours), Some(ratio)) => println!("{ours:.2} s; the raw transactions: {:.2} s; {ratio:.2} times as long", task.theirs),
+            _ => println!("these agents take no tasks; the raw transactions: {:.2} s", task.theirs),
+        }
+    }
 }

@@ -14,7 +14,7 @@ use std::{
 use evenkeel_local_etcd::{LocalCluster, LocalOptions};
 use evenkeel_model::{Registration, WorkerId};
 use evenkeel_proto::v1::{ListMastersRequest, ListWorkersRequest, master_client::MasterClient};
-use evenkeel_store::{Client, Config, KeyName, LeasedKey, NewLeasedKey, codec, keys::Keys};
+use evenkeel_store::{Client, Config, KeyName, KeyRange, Kv, LeasedKey, NewLeasedKey, codec, keys::Keys};
 use evenkeel_worker::{
     agent::many::{Agents, AgentsConfig},
     driver::{Noop, Registry},
@@ -104,6 +104,13 @@ impl Stage {
         format!("bench-{:09}", self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Whether every worker says that it takes tasks.
+    pub(super) async fn takes_tasks(&self) -> Result<bool, String> {
+        let workers = self.raw()?.list(&KeyRange::prefix("/workers/")).await.map_err(|e| e.to_string())?;
+        let says_so = |kv: &Kv| serde_json::from_slice::<Registration>(&kv.value).is_ok_and(|registration| registration.tasks);
+        Ok(workers.kvs.iter().all(says_so))
+    }
+
     async fn ready(&self) {
         loop {
             if self.is_ready().await {
@@ -124,9 +131,23 @@ impl Stage {
 /// Workers that hold what they are given, and share a client.
 fn start_agents(client: &Client, count: u32) -> Result<Agents, String> {
     let registry = Registry::default().with(Arc::new(Noop)).map_err(|e| e.to_string())?;
-    let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: Timing::default() };
-    let ids: Result<Vec<_>, _> = (0..count).map(|number| WorkerId::new(&format!("agent-{number}"))).collect();
-    Ok(Agents::start(&config, ids.map_err(|e| e.to_string())?))
+    let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: timing(count) };
+    Ok(Agents::start(&config, agents(count)?))
+}
+
+/// The usual spans, as long as all agents together prove no more than two hundred sessions a second: beyond that, proofs are what is measured.
+fn timing(agents: u32) -> Timing {
+    let usual = Timing::default();
+    let proof_period = (Duration::from_millis(5) * agents).max(usual.proof_period);
+    match proof_period > usual.proof_period {
+        true => Timing { proof_period, authority: proof_period * 4, lease: Duration::from_secs(30), ..usual }.nearest(),
+        false => usual,
+    }
+}
+
+/// The ids of so many agents.
+pub(super) fn agents(count: u32) -> Result<Vec<WorkerId>, String> {
+    (0..count).map(|number| WorkerId::new(&format!("agent-{number}")).map_err(|e| e.to_string())).collect()
 }
 
 /// A worker that registers and runs nothing.
@@ -141,4 +162,18 @@ async fn register(client: &Client, number: usize) -> Result<LeasedKey, String> {
         replaces: None,
     };
     LeasedKey::create(client, new, Duration::from_secs(5)).await.map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_agents_prove_seldom() {
+        assert_eq!(timing(10), Timing::default());
+        for agents in [101, 1000, 10_000] {
+            assert_eq!(timing(agents).check(), Ok(()), "{agents}");
+        }
+        assert_eq!(timing(1000).proof_period, Duration::from_secs(5));
+    }
 }

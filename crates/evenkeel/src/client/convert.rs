@@ -1,13 +1,14 @@
 //! The API's messages as JSON, and definitions from and to them, by the descriptors: one conversion for all that is printed and sent.
 //!
-//! The JSON is proto3's: camelCase, 64-bit integers as strings, fields that have their default left out, `spec` as plain JSON.
+//! The JSON is proto3's: camelCase, 64-bit integers as strings, fields that have their default left out, `spec` as plain JSON. That of tasks is
+//! another: the names of the proto, numbers as numbers, every field.
 
 use std::sync::LazyLock;
 
 use evenkeel_model::{Definition, Draft};
 use evenkeel_proto::v1::Resource;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions};
 use serde_json::{Number, Value};
 
 /// Why a message cannot be converted: the two ends were not built from the same definitions.
@@ -34,6 +35,16 @@ pub(crate) fn to_json<M: Message>(name: &str, message: &M) -> Result<Value, Conv
     let mut value = serde_json::to_value(&dynamic).map_err(|e| fail(e.to_string()))?;
     whole_numbers(&mut value);
     Ok(value)
+}
+
+/// A message of the API, by its name in `evenkeel.v1`, as JSON with the names of the proto, numbers as numbers, and every field that has a value even
+/// if it was left out.
+pub(crate) fn to_whole_json<M: Message>(name: &str, message: &M) -> Result<Value, ConvertError> {
+    let fail = |reason: String| ConvertError::Message { name: name.to_owned(), reason };
+    let mut dynamic = DynamicMessage::new(descriptor(name)?);
+    dynamic.transcode_from(message).map_err(|e| fail(e.to_string()))?;
+    let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false).skip_default_fields(false);
+    dynamic.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| fail(e.to_string()))
 }
 
 /// The numbers of a protobuf struct are doubles; people wrote `3` and want to read it.

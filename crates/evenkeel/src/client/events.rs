@@ -56,7 +56,12 @@ fn row(event: &Event) -> Row {
         (from, worker) if from == worker => worker.to_owned(),
         (from, worker) => format!("{from} -> {worker}"),
     };
-    Row::from([time(event.time), event.r#type.clone(), or_dash(&event.resource), worker, event.reason.clone()])
+    let about = match (event.resource.as_str(), event.task) {
+        ("", 0) => "-".to_owned(),
+        ("", task) => format!("task {task}"),
+        (resource, _) => resource.to_owned(),
+    };
+    Row::from([time(event.time), event.r#type.clone(), about, worker, event.reason.clone()])
 }
 
 /// Where a stream of events stands.
@@ -108,5 +113,16 @@ impl Position<'_> {
             }
         };
         Ok(output::write(text.as_bytes())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_task_names_it() {
+        let about = |resource: &str, task: u32| row(&Event { resource: resource.to_owned(), task, ..Event::default() }).cells[2].clone();
+        assert_eq!([about("", 0), about("a", 0), about("", 7)], ["-", "a", "task 7"]);
     }
 }

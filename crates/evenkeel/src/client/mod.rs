@@ -16,6 +16,7 @@ mod nodes;
 mod plan;
 pub(crate) mod session;
 mod source;
+mod task;
 mod usage;
 
 use std::process::ExitCode;
@@ -88,6 +89,8 @@ pub(crate) enum Command {
     Brake(brake::BrakeArgs),
     /// Show the inventories that the leader follows, and release what they hold
     Source(source::SourceArgs),
+    /// Run a script once on each of the chosen workers, and see what came of it
+    Task(task::TaskArgs),
 }
 
 /// Runs one command to its exit status.
@@ -119,6 +122,7 @@ async fn dispatch(command: Command) -> Result<(), ClientError> {
         Command::Drain(args) => drain::run(args).await,
         Command::Brake(args) => brake::run(args).await,
         Command::Source(args) => source::run(args).await,
+        Command::Task(args) => task::run(args).await,
     }
 }
 

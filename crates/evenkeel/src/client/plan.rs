@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use evenkeel_model::{Definition, ResourceName, WorkerId};
-use evenkeel_proto::v1::{PlanRequest, PlanResponse, PlannedAction, Undone, plan_request::Suppose};
+use evenkeel_proto::v1::{PlanRequest, PlanResponse, PlannedAction, PlannedTaskAction, Undone, plan_request::Suppose};
 
 use super::{ClientArgs, ClientError, add, convert, print_one};
 use crate::files;
@@ -105,19 +105,24 @@ pub(crate) async fn run(args: PlanArgs) -> Result<(), ClientError> {
 }
 
 fn text(response: &PlanResponse, colour: bool) -> String {
-    if response.actions.is_empty() && response.undone.is_empty() && response.brake.is_empty() {
+    let (actions, tasks, undone) = (&response.actions, &response.task_actions, &response.undone);
+    if actions.is_empty() && tasks.is_empty() && undone.is_empty() && response.brake.is_empty() {
         return "nothing is to be done\n".to_owned();
     }
     let mut parts = Vec::new();
     if !response.brake.is_empty() {
         parts.push(format!("The brake holds: {}\n", response.brake));
     }
-    if !response.actions.is_empty() {
-        let rows: Vec<Row> = response.actions.iter().map(action).collect();
+    if !actions.is_empty() {
+        let rows: Vec<Row> = actions.iter().map(action).collect();
         parts.push(output::table(&["ACTION", "RESOURCE", "WORKER", "TO", "REASON"], &rows, colour));
     }
-    if !response.undone.is_empty() {
-        let rows: Vec<Row> = response.undone.iter().map(undone).collect();
+    if !tasks.is_empty() {
+        let rows: Vec<Row> = tasks.iter().map(task_action).collect();
+        parts.push(output::table(&["ACTION", "TASK", "WORKER", "ATTEMPT", "REASON"], &rows, colour));
+    }
+    if !undone.is_empty() {
+        let rows: Vec<Row> = undone.iter().map(left_undone).collect();
         parts.push(format!("Left undone:\n{}", output::table(&["RESOURCE", "WORKER", "REASON"], &rows, colour)));
     }
     if response.more_actions + response.more_undone > 0 {
@@ -137,7 +142,12 @@ fn action(action: &PlannedAction) -> Row {
     Row::from([action.action.clone(), or_dash(&action.resource), or_dash(&action.worker), or_dash(&action.to), action.reason.clone()])
 }
 
-fn undone(undone: &Undone) -> Row {
+fn task_action(action: &PlannedTaskAction) -> Row {
+    let attempt = if action.attempt == 0 { "-".to_owned() } else { action.attempt.to_string() };
+    Row::from([action.action.clone(), action.task.to_string(), or_dash(&action.worker), attempt, action.reason.clone()])
+}
+
+fn left_undone(undone: &Undone) -> Row {
     Row { cells: vec![or_dash(&undone.resource), or_dash(&undone.worker), undone.reason.clone()], tone: Tone::Waiting }
 }
 
@@ -173,5 +183,20 @@ b          -        no worker has gpu=true
         assert_eq!(text(&response, false), format!("The brake holds: 2 of 3 workers are gone\n\n{undone}"));
         response.undone.clear();
         assert_eq!(text(&response, false), "The brake holds: 2 of 3 workers are gone\n");
+        let order = PlannedTaskAction {
+            action: "order".to_owned(),
+            task: 7,
+            worker: "worker-1".to_owned(),
+            attempt: 1,
+            reason: "its turn has come".to_owned(),
+        };
+        let done = PlannedTaskAction { action: "done".to_owned(), task: 6, ..PlannedTaskAction::default() };
+        let response = PlanResponse { task_actions: vec![order, done], ..PlanResponse::default() };
+        let expected = "\
+ACTION   TASK   WORKER     ATTEMPT   REASON
+order    7      worker-1   1         its turn has come
+done     6      -          -
+";
+        assert_eq!(text(&response, false), expected);
     }
 }

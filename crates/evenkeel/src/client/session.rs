@@ -356,18 +356,30 @@ impl Ended {
 }
 
 /// How long a stream that breaks has been broken.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Breaks {
     since: Option<Instant>,
+    patience: Duration,
+}
+
+impl Default for Breaks {
+    fn default() -> Self {
+        Self::of(PATIENCE)
+    }
 }
 
 impl Breaks {
+    /// Of a stream that is worth so long a wait.
+    pub(crate) fn of(patience: Duration) -> Self {
+        Self { since: None, patience }
+    }
+
     /// Waits a little before the next try; the error when that has been done for long enough.
     pub(crate) async fn wait(&mut self, session: &Session, ended: Ended) -> Result<(), ClientError> {
         let since = *self.since.get_or_insert_with(Instant::now);
         match ended {
             Ended::For(error) => Err(error),
-            Ended::Passing { error, .. } if since.elapsed() >= PATIENCE => Err(error),
+            Ended::Passing { error, .. } if since.elapsed() >= self.patience => Err(error),
             Ended::Passing { silent, .. } => {
                 session.give_up(silent).await;
                 sleep(PAUSE).await;

@@ -295,7 +295,8 @@ impl Stage {
     /// Runs a client command against a master.
     pub(crate) fn cli(&self, master: &str, arguments: &[&str]) -> Output {
         let url = format!("http://127.0.0.1:{}", self.processes[master].grpc);
-        evenkeel().args(arguments).args(["--master", &url]).stdin(Stdio::null()).output().expect("run")
+        // Not as a flag: what follows on two dashes is a command line of its own.
+        evenkeel().args(arguments).env("EVENKEEL_MASTER", &url).stdin(Stdio::null()).output().expect("run")
     }
 
     /// What `curl ARGUMENTS http://MASTER/PATH` prints.

@@ -359,7 +359,7 @@ impl TaskEntry {
     #[must_use]
     pub fn next_attempt(&self, worker: &WorkerId) -> u32 {
         let wanted = self.intent().and_then(|intent| intent.value.attempts.get(worker).copied()).unwrap_or_default();
-        self.hosts.get(worker).map_or(1, |host| host.attempt() + 1).max(wanted)
+        self.hosts.get(worker).map_or(1, |host| host.attempt().saturating_add(1)).max(wanted)
     }
 
     /// From order and result alone, and what is wanted.

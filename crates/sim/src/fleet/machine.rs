@@ -225,6 +225,7 @@ impl Machine {
             registry,
             catalog: Catalog::default(),
             patience: Duration::MAX,
+            tasks: None,
         };
         let guard_of_it = Arc::clone(guard);
         let machine = self.clone();

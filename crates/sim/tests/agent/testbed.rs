@@ -218,6 +218,7 @@ impl Testbed {
             registry,
             catalog: Catalog::default(),
             patience: Duration::MAX,
+            tasks: None,
         };
         let agent = tokio::spawn(agent::live(parts));
         let (keys, name) = (Keys::new(""), ResourceName::new("a").unwrap());

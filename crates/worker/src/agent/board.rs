@@ -20,6 +20,7 @@ use crate::{
     agent::table::Row,
     driver::log::{Log, Logs},
     protocol::authority::{BootTime, Clock, Gate},
+    task::Counts,
     usage::Root,
 };
 
@@ -52,6 +53,7 @@ pub(crate) struct Board {
     /// What it waits for before it can register, or why it is without authority; none: nothing that it knows.
     waits_for: Mutex<Option<String>>,
     logs: Option<Logs>,
+    tasks: Option<Arc<Counts>>,
     pub(crate) starts: AtomicU64,
     pub(crate) restarts: AtomicU64,
     pub(crate) proofs_held: AtomicU64,
@@ -71,6 +73,7 @@ impl Board {
             rows: Mutex::default(),
             waits_for: Mutex::new(Some("etcd has not answered yet".to_owned())),
             logs: None,
+            tasks: None,
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             proofs_held: AtomicU64::new(0),
@@ -88,6 +91,11 @@ impl Board {
     /// With what is measured of these logs.
     pub(crate) fn with_logs(self, logs: Logs) -> Self {
         Self { logs: Some(logs), ..self }
+    }
+
+    /// With what is counted of tasks.
+    pub(crate) fn with_tasks(self, counts: Arc<Counts>) -> Self {
+        Self { tasks: Some(counts), ..self }
     }
 
     /// Where work of this epoch writes its output: nowhere, if no output is kept here.
@@ -203,6 +211,9 @@ impl Collector for Board {
             ("statuses_written", "Statuses written to etcd.", &self.statuses_written),
         ] {
             counter(&mut encoder, &format!("evenkeel_worker_{name}"), help, value.load(Ordering::Relaxed))?;
+        }
+        if let Some(tasks) = &self.tasks {
+            tasks.encode(&mut encoder)?;
         }
         if let Some(logs) = &self.logs {
             let measured = logs.measured();

@@ -104,6 +104,7 @@ impl AgentsConfig {
             registry,
             catalog: Catalog::default(),
             patience: std::time::Duration::MAX,
+            tasks: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Registration, Session, WorkerId};
+use evenkeel_model::{Origin, Registration, Session, WorkerId};
 use evenkeel_net::Ports;
 use evenkeel_store::{Client, keys::Keys};
 use tokio::sync::{mpsc, watch};
@@ -43,6 +43,7 @@ use crate::{
     protocol::desired::Desired,
     protocol::report::Reporter,
     server::{self, Listeners},
+    task::{self, Accounts, Counts, DiskJournal, DiskScripts, Ground, Outputs, Tasks},
 };
 
 /// Logs of resources that this worker has not run for so long are removed at its start.
@@ -69,6 +70,8 @@ struct State {
     desired: Desired,
     reporter: Reporter,
     events: mpsc::UnboundedReceiver<Event>,
+    /// None: it has none.
+    tasks: Option<Tasks>,
     leave: watch::Receiver<bool>,
     /// The end that the guard was last told of; none: it was told that nothing runs, or nothing yet.
     guard_told: Option<BootTime>,
@@ -100,8 +103,9 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     let leave = listen_to_guard(link, Arc::clone(&containment))?;
 
     let means = means_name(hello.by_cgroup);
+    let counts = Arc::<Counts>::default();
     let board = Board::new(config.id.clone(), gate.clone(), clock.clone()).held_by(means).with_logs(logs.clone());
-    let board = Arc::new(board);
+    let board = Arc::new(board.with_tasks(Arc::clone(&counts)));
     let registration = Registration {
         id: config.id.clone(),
         address: register::address(&config.advertise_host, listeners.grpc_port),
@@ -115,17 +119,21 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
         authority_ms: Some(config.timing.authority_ms()),
         origin,
         attests: None,
-        tasks: false,
+        tasks: config.tasks.is_on,
         leaving: false,
         released: false,
         refused: None,
     };
+    let journal = DiskJournal::new(data_dir.tasks.clone());
+    let outputs = Outputs(journal.clone());
+    let tasks = start_tasks(&config, containment, journal, &gate, (registration.origin.clone(), counts));
     let names = config.http_names.with(&config.advertise_host);
     let ports = Ports { grpc: registration.address.clone(), http: registration.http.clone() };
-    let served = server::Served { board: Arc::clone(&board), logs, registry: registry.clone() };
+    let served = server::Served { board: Arc::clone(&board), logs, outputs, registry: registry.clone() };
     let _servers = server::serve(listeners, names, ports, served, &config.version);
 
     let parts = Parts {
+        tasks: Some(tasks),
         client: config.client,
         keys: Keys::new(config.prefix),
         registration,
@@ -172,6 +180,8 @@ pub struct Parts {
     pub catalog: Catalog,
     /// How long it waits for etcd at its start.
     pub patience: Duration,
+    /// Its tasks, which run already; none: it has none.
+    pub tasks: Option<Tasks>,
 }
 
 /// Lives without servers until the worker has left: for whoever runs an agent in another place than a process of its own.
@@ -185,7 +195,8 @@ pub async fn live(parts: Parts) -> Result<(), WorkerError> {
 }
 
 async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerError> {
-    let Parts { client, keys, registration, find_host, timing, clock, gate, link, leave, previous, registry, catalog, patience } = parts;
+    let Parts { client, keys, registration, find_host, timing, clock, gate, link, leave, previous, registry, catalog, patience, tasks } =
+        parts;
     let (events, observed) = mpsc::unbounded_channel();
     let id = registration.id.clone();
     let registrar = Registrar {
@@ -203,10 +214,37 @@ async fn live_shown_on(parts: Parts, board: Arc<Board>) -> Result<(), WorkerErro
         desired: Desired::default(),
         reporter: Reporter::default(),
         events: observed,
+        tasks: tasks.clone(),
         leave,
         guard_told: None,
     };
-    agent.live(state, registrar, previous, patience).await
+    agent.live(state, registrar, previous, patience).await?;
+    if let Some(mut tasks) = tasks {
+        // It may have left without a session.
+        tasks.leave().await;
+    }
+    Ok(())
+}
+
+/// Tasks run from now on, whatever session there is.
+fn start_tasks(
+    config: &WorkerConfig,
+    cells: Arc<Containment>,
+    journal: DiskJournal,
+    gate: &Gate,
+    (origin, counts): (Origin, Arc<Counts>),
+) -> Tasks {
+    let scripts = DiskScripts {
+        worker: config.id.clone(),
+        journal: journal.clone(),
+        accounts: Arc::new(Accounts::new(config.tasks.accounts.iter().cloned())),
+        mark: cells.mark().to_owned(),
+        ends_any_user: cells.ends_any_user(),
+        env_pass: config.env_pass.clone(),
+    };
+    let (worker, client, keys) = (config.id.clone(), config.client.clone(), Keys::new(config.prefix.clone()));
+    let (clock, gate) = (Arc::clone(gate.clock()), gate.clone());
+    task::start(&config.tasks, Ground { worker, client, keys, cells, journal, scripts, clock, gate, origin }, counts)
 }
 
 /// Finds out how work is held.
@@ -275,6 +313,9 @@ impl Agent {
     async fn serve(&self, state: &mut State, begun: Begun) -> Result<Ended, WorkerError> {
         let ended = Serving::begin(self, state, begun).run().await;
         self.gate.open_until(None);
+        if let Some(tasks) = &state.tasks {
+            tasks.stand(None, false);
+        }
         self.board.waits();
         state.desired.begin(None);
         ended

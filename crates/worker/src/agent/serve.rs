@@ -15,7 +15,7 @@ use evenkeel_store::{KeyChange, KeyRange, Kv, LeaseState, LeasedKey, Update, mir
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -31,6 +31,7 @@ use crate::{
     protocol::authority::{Authority, BootTime},
     protocol::reconcile::{RunState, StopWhy},
     protocol::report::{Batch, Outcome, StatusGuard, Verdict},
+    task::{Admitted, Tasks},
 };
 
 /// Changes that come together are written together.
@@ -74,6 +75,8 @@ pub(super) struct Serving<'a> {
     report_at: Option<Instant>,
     /// Nothing is written before: the last attempt failed.
     hold_until: Instant,
+    /// When a worker that leaves waits for its tasks no more.
+    leave_by: Option<Instant>,
     key: Arc<LeasedKey>,
     pub(super) registration: Registration,
     lease: watch::Receiver<LeaseState>,
@@ -128,6 +131,7 @@ impl<'a> Serving<'a> {
             deferred: BTreeSet::new(),
             report_at: None,
             hold_until: Instant::now(),
+            leave_by: None,
             lease: key.state(),
             admission: mirror(&agent.client, KeyRange::key(agent.keys.admission(&agent.id))),
             registration: begun.registration,
@@ -146,16 +150,52 @@ impl<'a> Serving<'a> {
     pub(super) async fn run(mut self) -> Result<Ended, WorkerError> {
         loop {
             self.act();
+            self.tell_tasks();
             self.agent.board.turned();
-            if self.lost && !self.state.table.is_busy() {
+            if self.lost && !self.state.table.is_busy() && !self.waits_for_tasks() {
                 return Ok(if self.leaving { Ended::Left } else { Ended::Lost });
             }
             if self.leaving && self.state.table.is_empty() && !self.owes_ends() {
-                return Ok(self.leave().await);
+                if !self.waits_for_tasks() {
+                    return Ok(self.leave().await);
+                }
+                self.say_leaving();
             }
             let wake = self.wait().await;
             self.take_in(wake)?;
         }
+    }
+
+    /// Where the worker stands, for what runs beside its session.
+    fn tell_tasks(&mut self) {
+        let Some(tasks) = &self.state.tasks else { return };
+        let session = self.session;
+        let admitted = self.admission().filter(|_| !self.lost).map(|admission| Admitted { session, admission });
+        tasks.stand(admitted, self.leaving);
+        if self.leaving {
+            self.leave_by.get_or_insert(Instant::now() + tasks.longest_leave());
+        }
+    }
+
+    /// The worker leaves, and scripts run on, or their ends are yet to be told.
+    fn waits_for_tasks(&self) -> bool {
+        let is_idle = self.state.tasks.as_ref().is_none_or(Tasks::is_idle);
+        self.leaving && !is_idle && self.leave_by.is_none_or(|at| Instant::now() < at)
+    }
+
+    /// Says that all resources have stopped, while scripts still run: others need not wait for those.
+    fn say_leaving(&mut self) {
+        if self.lost || std::mem::replace(&mut self.registration.leaving, true) {
+            return;
+        }
+        tracing::info!(id = %self.agent.id, session = %self.session, "all resources have stopped; scripts of tasks run on for a while");
+        let (key, value) = (Arc::clone(&self.key), serde_json::to_vec(&self.registration).unwrap_or_default());
+        self.tasks.spawn(of_this_process(async move {
+            while let Err(error) = key.update(value.clone(), WRITE_DEADLINE).await {
+                tracing::debug!(%error, "that the worker leaves could not be written: trying again");
+                sleep(AFTER_FAILURE).await;
+            }
+        }));
     }
 
     async fn leave(mut self) -> Ended {
@@ -168,11 +208,18 @@ impl<'a> Serving<'a> {
 
     async fn wait(&mut self) -> Wake {
         let timer = self.next_time().map(|at| self.agent.clock.instant(at));
-        let wake_at = timer.into_iter().chain(self.report_time()).min();
+        let leave_by = self.leave_by.filter(|_| self.waits_for_tasks());
+        let wake_at = timer.into_iter().chain(self.report_time()).chain(leave_by).min();
         let (lost, leaving) = (self.lost, self.leaving);
         let followed = async {
             match &mut self.follower {
                 Some(follower) => follower.followed.recv().await,
+                None => pending().await,
+            }
+        };
+        let tasks = async {
+            match &mut self.state.tasks {
+                Some(tasks) => tasks.changed().await,
                 None => pending().await,
             }
         };
@@ -192,6 +239,7 @@ impl<'a> Serving<'a> {
             Some(registration) = self.answered.recv() => Wake::Answered(registration),
             Ok(_) = self.lease.wait_for(|state| *state != LeaseState::Alive), if !lost => Wake::KeyGone,
             Ok(_) = self.state.leave.wait_for(|leave| *leave), if !leaving => Wake::Leave,
+            () = tasks, if leaving => Wake::Time,
             () = time => Wake::Time,
         }
     }

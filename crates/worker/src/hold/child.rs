@@ -20,10 +20,10 @@ use nix::{
         signal::SigSet,
         stat::{Mode, umask},
     },
-    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, getppid, setsid},
+    unistd::{Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, getppid, setsid},
 };
 
-use super::wire::Start;
+use super::wire::{Account, Start};
 use crate::{fault, sys};
 
 /// What a program is searched in where its environment has no PATH: what the C library takes.
@@ -47,16 +47,18 @@ pub(super) mod report {
 
 /// What the shim hands over.
 pub(super) struct Streams {
-    /// Where stdout and stderr go.
+    /// Where stdout goes.
     pub(super) output: OwnedFd,
+    /// Where stderr goes; none: where stdout does.
+    pub(super) errors: Option<OwnedFd>,
     /// Where the steps are told.
     pub(super) report: File,
 }
 
 /// Becomes the program, or tells why not and ends.
 pub(super) fn become_program(start: &Start, streams: Streams, shim: Pid) -> ! {
-    let Streams { output, mut report } = streams;
-    let failed = match prepare(start, output, &mut report, shim) {
+    let Streams { output, errors, mut report } = streams;
+    let failed = match prepare(start, (output, errors), &mut report, shim) {
         Ok(()) => execute(start),
         Err(failed) => failed,
     };
@@ -64,7 +66,7 @@ pub(super) fn become_program(start: &Start, streams: Streams, shim: Pid) -> ! {
     sys::exit_now(127)
 }
 
-fn prepare(start: &Start, output: OwnedFd, report: &mut File, shim: Pid) -> Result<(), String> {
+fn prepare(start: &Start, (output, errors): (OwnedFd, Option<OwnedFd>), report: &mut File, shim: Pid) -> Result<(), String> {
     let system = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("cannot {what}: {}", in_words(&error))
@@ -72,10 +74,14 @@ fn prepare(start: &Start, output: OwnedFd, report: &mut File, shim: Pid) -> Resu
     // A session and a group of its own: a signal to the group reaches all of it, and none of anybody else's.
     setsid().map_err(io::Error::from).map_err(system("begin a session"))?;
     join(&start.cgroup).map_err(system("join its cgroup"))?;
-    streams(&output).map_err(system("set up its streams"))?;
-    drop(output);
+    let stdin = open_stdin(&start.stdin).map_err(system("open its stdin"))?;
+    streams(&stdin, &output, errors.as_ref().unwrap_or(&output)).map_err(system("set up its streams"))?;
+    drop((stdin, output, errors));
     umask(Mode::from_bits_truncate(0o022));
     limits().map_err(system("set its limits"))?;
+    if let Some(account) = &start.account {
+        become_account(account).map_err(system("take on its account"))?;
+    }
     #[cfg(target_os = "linux")]
     if !start.may_gain_privileges {
         // Who becomes another user could not be killed by this one.
@@ -104,10 +110,25 @@ fn join(cgroup: &CStr) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(procs)?.write_all(b"0")
 }
 
-fn streams(output: &OwnedFd) -> io::Result<()> {
-    dup2_stdin(File::open("/dev/null")?)?;
+/// The file that it reads from: opened by the user of this worker, whatever account follows.
+fn open_stdin(path: &CStr) -> io::Result<File> {
+    File::open(if path.is_empty() { Path::new("/dev/null") } else { Path::new(OsStr::from_bytes(path.to_bytes())) })
+}
+
+/// All groups first: who has become another user may not set them any more.
+fn become_account(account: &Account) -> io::Result<()> {
+    fault::at("child.account")?;
+    let groups: Vec<Gid> = account.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    nix::unistd::setgroups(&groups)?;
+    nix::unistd::setgid(Gid::from_raw(account.gid))?;
+    nix::unistd::setuid(Uid::from_raw(account.uid))?;
+    Ok(())
+}
+
+fn streams(stdin: &File, output: &OwnedFd, errors: &OwnedFd) -> io::Result<()> {
+    dup2_stdin(stdin)?;
     dup2_stdout(output)?;
-    dup2_stderr(output)?;
+    dup2_stderr(errors)?;
     #[cfg(target_os = "linux")]
     sys::close_on_exec()?;
     Ok(())

@@ -35,7 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evenkeel_model::{ResourceName, WorkerId};
+use evenkeel_model::WorkerId;
 use nix::{
     errno::Errno,
     sys::signal::{Signal, killpg},
@@ -145,16 +145,16 @@ impl Containment {
         self.work.is_some() || procfs::may_kill_any_user()
     }
 
-    /// A cell for one run, with a shim on its way. It must be called within a tokio runtime.
+    /// A cell for one run, with a shim on its way. It must be called within a tokio runtime. The label is for people, and has no slash.
     ///
     /// # Errors
     /// Too few files, or everything is being ended. Nothing was started then.
-    pub(crate) fn cell(self: &Arc<Self>, name: &ResourceName) -> io::Result<Cell> {
+    pub(crate) fn cell(self: &Arc<Self>, label: &str) -> io::Result<Cell> {
         if self.ending.load(Ordering::SeqCst) {
             return Err(io::Error::other("the guard has ended"));
         }
         let run = self.runs.fetch_add(1, Ordering::Relaxed) + 1;
-        let cgroup = self.work.as_ref().map(|work| work.path().join(format!("r-{:.200}-{run}", name.as_str())));
+        let cgroup = self.work.as_ref().map(|work| work.path().join(format!("r-{label:.200}-{run}")));
         fault::at("agent.socket")?;
         let (own, shims) = StdStream::pair()?;
         own.set_nonblocking(true)?;

@@ -58,6 +58,8 @@ enum Phase {
     Starting(Starting),
     /// The main process executes its program.
     Running,
+    /// The main process has ended, and what it has left lives on.
+    Left,
     /// What is left is killed.
     Ending(Ending),
     /// Nothing is left.
@@ -91,6 +93,8 @@ pub(super) struct Shim {
     /// The main process, until it is reaped: its number may be another's then.
     main: Option<Pid>,
     output: Option<OwnedFd>,
+    /// Stderr, where that is apart.
+    errors: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
 }
 
@@ -129,6 +133,7 @@ impl Shim {
             phase: Phase::Waiting,
             main: None,
             output: None,
+            errors: None,
             cgroup: None,
         })
     }
@@ -141,6 +146,9 @@ impl Shim {
             self.hear_child();
             self.relay_output();
             let childless = self.reap();
+            if childless && matches!(self.phase, Phase::Left) {
+                self.end();
+            }
             self.end_what_is_left(childless);
         }
         self.relay_last_output();
@@ -157,14 +165,14 @@ impl Shim {
         let due = match &self.phase {
             Phase::Starting(starting) => Some(starting.complain_at),
             Phase::Ending(ending) => Some(ending.next_round.min(ending.complain_at)),
-            Phase::Waiting | Phase::Running | Phase::Over => None,
+            Phase::Waiting | Phase::Running | Phase::Left | Phase::Over => None,
         };
         let due = due.map(|at| at.saturating_duration_since(now)).into_iter().chain(Signals::PERIOD).min();
         let timeout = due.map_or(PollTimeout::NONE, |due| {
             // Rounded up: a wait that ends too early would only be made again.
             PollTimeout::try_from(due.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
         });
-        let mut files = Vec::with_capacity(4);
+        let mut files = Vec::with_capacity(5);
         if let Some(signals) = self.signals.file() {
             files.push(PollFd::new(signals, PollFlags::POLLIN));
         }
@@ -172,8 +180,8 @@ impl Shim {
             let flags = if self.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
             files.push(PollFd::new(agent.as_fd(), flags));
         }
-        if let Some(output) = self.output.as_ref().filter(|_| self.takes_output()) {
-            files.push(PollFd::new(output.as_fd(), PollFlags::POLLIN));
+        if self.takes_output() {
+            files.extend([&self.output, &self.errors].into_iter().flatten().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
         }
         if let Phase::Starting(Starting { report, .. }) = &self.phase {
             files.push(PollFd::new(report.as_fd(), PollFlags::POLLIN));
@@ -217,7 +225,7 @@ impl Shim {
         }
         if self.agent.is_none() {
             // Nobody reads it any more.
-            self.output = None;
+            (self.output, self.errors) = (None, None);
             self.end();
         }
     }
@@ -264,8 +272,9 @@ impl Shim {
             Ok::<_, String>((OwnedFd::from(read), OwnedFd::from(write)))
         };
         let (output, output_end) = pipe()?;
+        let (errors, errors_end) = if start.errors_apart { pipe().map(|(read, write)| (Some(read), Some(write)))? } else { (None, None) };
         let (report, report_end) = pipe()?;
-        for file in [&output, &report] {
+        for file in [&output, &report].into_iter().chain(&errors) {
             // This end alone: work is to find its end as usual.
             fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(system("set up a pipe"))?;
         }
@@ -276,12 +285,12 @@ impl Shim {
             sys::Forked::Child => {
                 // The agent's socket is none of the work's.
                 self.agent = None;
-                child::become_program(start, Streams { output: output_end, report: File::from(report_end) }, shim)
+                child::become_program(start, Streams { output: output_end, errors: errors_end, report: File::from(report_end) }, shim)
             }
             sys::Forked::Parent(pid) => {
                 let _ = fault::at("shim.forked");
-                drop((output_end, report_end));
-                self.output = Some(output);
+                drop((output_end, errors_end, report_end));
+                (self.output, self.errors) = (Some(output), errors);
                 Ok((pid, Starting { report: File::from(report), told: Vec::new(), complain_at: Instant::now() + PATIENCE }))
             }
         }
@@ -361,11 +370,32 @@ impl Shim {
                 self.hear_child();
                 self.main = None;
                 let was_running = matches!(self.phase, Phase::Running);
+                // Who stays with the main process alone has all of its output.
+                if self.start.as_ref().is_some_and(|start| start.leaves_children) {
+                    self.relay_last_output();
+                }
                 if was_running || matches!(self.phase, Phase::Ending(_)) {
                     self.say(&ToAgent::Exited(raw));
                 }
-                self.end();
+                if was_running {
+                    self.main_has_ended();
+                } else {
+                    self.end();
+                }
             }
+        }
+    }
+
+    /// By itself, or by a signal: how many it has left is told, and then they are killed, unless they are to live on.
+    fn main_has_ended(&mut self) {
+        match sweep::living() {
+            0 => {}
+            left => self.say(&ToAgent::Left(left)),
+        }
+        if self.start.as_ref().is_some_and(|start| start.leaves_children) {
+            self.phase = Phase::Left;
+        } else {
+            self.end();
         }
     }
 
@@ -404,31 +434,24 @@ impl Shim {
     }
 
     fn relay_output(&mut self) {
-        let mut room = [0; CHUNK];
-        while self.takes_output() {
-            let Some(output) = &self.output else { return };
-            match nix::unistd::read(output, &mut room) {
-                // Nobody holds the other end any more.
-                Ok(0) => self.output = None,
-                Ok(count) => self.say(&ToAgent::Output(room[..count].to_vec())),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
-                Err(_) => self.output = None,
+        while self.takes_output() && self.relay_once() {}
+    }
+
+    /// What those wrote that are dead by now is in the pipes.
+    fn relay_last_output(&mut self) {
+        for _ in 0..LAST_CHUNKS {
+            if !self.relay_once() {
+                return;
             }
         }
     }
 
-    /// All writers of the run are dead. What they wrote is in the pipe.
-    fn relay_last_output(&mut self) {
-        let mut room = [0; CHUNK];
-        for _ in 0..LAST_CHUNKS {
-            let Some(output) = &self.output else { return };
-            match nix::unistd::read(output, &mut room) {
-                Ok(count) if count > 0 => self.say(&ToAgent::Output(room[..count].to_vec())),
-                Err(Errno::EINTR) => {}
-                _ => return,
-            }
-        }
+    /// One read of each stream, so that none keeps the other waiting. False: there is nothing to read now.
+    fn relay_once(&mut self) -> bool {
+        let output = relay(&mut self.output).map(ToAgent::Output);
+        let read = [output, relay(&mut self.errors).map(ToAgent::Errors)];
+        read.iter().flatten().for_each(|said| self.say(said));
+        read.iter().any(Option::is_some)
     }
 
     fn say(&mut self, said: &ToAgent) {
@@ -456,6 +479,22 @@ impl Shim {
         while let Some(agent) = self.agent.as_ref().filter(|_| !self.outbox.is_empty()) {
             let _ = poll(&mut [PollFd::new(agent.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE);
             self.speak();
+        }
+    }
+}
+
+/// What there is to read; none: nothing now. A pipe whose other end nobody holds any more is given up.
+fn relay(pipe: &mut Option<OwnedFd>) -> Option<Vec<u8>> {
+    let mut room = [0; CHUNK];
+    loop {
+        match nix::unistd::read(pipe.as_ref()?, &mut room) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return None,
+            Ok(count) if count > 0 => return Some(room[..count].to_vec()),
+            Ok(_) | Err(_) => {
+                *pipe = None;
+                return None;
+            }
         }
     }
 }

@@ -136,6 +136,17 @@ fn kill_by_list(spared: &impl Fn(i32) -> bool) -> io::Result<BTreeSet<i32>> {
     Ok(seen)
 }
 
+/// How many descendants of this process live.
+pub(super) fn living() -> u32 {
+    let mut open = children(getpid().as_raw()).unwrap_or_default();
+    let mut all = 0;
+    while let Some(pid) = open.pop() {
+        open.extend(children(pid).unwrap_or_default());
+        all += u32::from(!procfs::is_zombie(pid));
+    }
+    all
+}
+
 /// The living descendants of this process in words: number, name, state, and what the kernel says to a signal.
 pub(super) fn what_does_not_die() -> String {
     let mut open = children(getpid().as_raw()).unwrap_or_default();

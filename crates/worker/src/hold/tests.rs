@@ -17,7 +17,7 @@ use nix::{
 };
 use tokio::time::timeout;
 
-use super::*;
+use super::{wire::Account, *};
 use crate::protocol::authority::{BootTime, boot_time};
 use crate::sys;
 
@@ -38,7 +38,7 @@ fn hello(by_cgroup: bool) -> Hello {
 }
 
 fn cell(containment: &Arc<Containment>) -> Cell {
-    containment.cell(&ResourceName::new("a").expect("name")).expect("a cell")
+    containment.cell("a").expect("a cell")
 }
 
 fn start(script: &str) -> Start {
@@ -48,6 +48,10 @@ fn start(script: &str) -> Start {
         may_gain_privileges: false,
         cgroup: CString::default(),
         cwd: text("/"),
+        stdin: CString::default(),
+        errors_apart: false,
+        leaves_children: false,
+        account: None,
         command: ["sh", "-c", script].map(text).to_vec(),
         environment: vec![text("PATH=/usr/bin:/bin")],
     }
@@ -142,7 +146,7 @@ async fn an_end_is_told_and_what_is_left_is_killed_before_the_last_word() {
     let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
     cell.start(start(&left));
     started(&mut cell).await;
-    assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Empty]);
+    assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Left(1), ToAgent::Empty]);
     assert!(is_dead(number(&file).expect("what was left")));
     cell.clear().await;
 }
@@ -206,7 +210,7 @@ async fn everything_ends_when_the_guard_has_ended() {
     }
     containment.kill_all();
     assert!(all.into_iter().all(is_dead));
-    let refused = containment.cell(&ResourceName::new("b").expect("name")).expect_err("nothing is started any more");
+    let refused = containment.cell("b").expect_err("nothing is started any more");
     assert_eq!(refused.to_string(), "the guard has ended");
 }
 
@@ -225,6 +229,80 @@ async fn output_beyond_what_an_agent_reads_waits_and_is_whole() {
         }
     }
     assert_eq!((bytes, last), (3_000_000, Some(ToAgent::Empty)));
+}
+
+/// Each stream as it was written, and how many processes were left.
+async fn streams(cell: &mut Cell) -> (String, String, u32) {
+    let (mut output, mut errors, mut left) = (Vec::new(), Vec::new(), 0);
+    while let Some(said) = next(cell).await {
+        match said {
+            ToAgent::Output(bytes) => output.extend(bytes),
+            ToAgent::Errors(bytes) => errors.extend(bytes),
+            ToAgent::Left(number) => left = number,
+            ToAgent::Refused(why) => panic!("{why}"),
+            _ => {}
+        }
+    }
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (text(output), text(errors), left)
+}
+
+#[tokio::test]
+async fn stderr_apart_is_told_apart_and_stdin_is_a_file() {
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("in");
+    fs::write(&file, "given").expect("written");
+    let stdin = CString::new(file.into_os_string().into_encoded_bytes()).expect("no NUL");
+    let mut cell = cell(&containment);
+    cell.start(Start {
+        stdin,
+        errors_apart: true,
+        ..start("cat; echo out; echo err >&2; echo more >&2; echo out; sleep 300 & sleep 300 &")
+    });
+    assert_eq!(streams(&mut cell).await, ("givenout\nout\n".to_owned(), "err\nmore\n".to_owned(), 2));
+}
+
+#[tokio::test]
+async fn what_is_left_lives_on_where_it_is_to_until_the_run_is_killed() {
+    let containment = containment();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("left");
+    let mut cell = cell(&containment);
+    let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
+    cell.start(Start { leaves_children: true, ..start(&left) });
+    started(&mut cell).await;
+    assert_eq!(next(&mut cell).await, Some(ToAgent::Exited(3 << 8)));
+    assert_eq!(next(&mut cell).await, Some(ToAgent::Left(1)));
+    let left = number(&file).expect("what was left");
+    assert!(!is_dead(left));
+    cell.kill();
+    assert_eq!(rest(&mut cell).await, [ToAgent::Empty]);
+    assert!(is_dead(left));
+}
+
+/// Root alone can become another.
+#[tokio::test]
+async fn a_process_of_another_account_is_that_account_and_dies_with_its_run() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let containment = containment();
+    let account = Account { uid: 65_534, gid: 65_533, groups: vec![65_533, 12] };
+    let mut first = cell(&containment);
+    first.start(Start {
+        account: Some(account.clone()),
+        errors_apart: true,
+        ..start("id -u; id -G; cat /proc/self/status | grep ^NoNewPrivs")
+    });
+    assert_eq!(streams(&mut first).await.0, "65534\n65533 12\nNoNewPrivs:\t1\n");
+    let mut second = cell(&containment);
+    second.start(Start { account: Some(account), ..start("trap '' TERM HUP; sleep 300 & sleep 300") });
+    let (shim, main) = started(&mut second).await;
+    kill(Pid::from_raw(shim), Signal::SIGKILL).expect("killed");
+    rest(&mut second).await;
+    second.clear().await;
+    assert!(is_dead(shim) && is_dead(main), "the tie to its shim was made after its account");
 }
 
 /// Runs one test of this file in a process of its own, where these faults are injected.
@@ -286,7 +364,7 @@ async fn a_socket_that_cannot_be_watched_begins_nothing() {
             continue;
         }
         let containment = containment();
-        containment.cell(&ResourceName::new("a").expect("name")).expect_err("refused");
+        containment.cell("a").expect_err("refused");
         containment.check_spawner().await;
         let spawners: Vec<i32> = sweep::children(std::process::id().cast_signed()).expect("children");
         assert_eq!(spawners.len(), 1, "the spawner alone");

@@ -5,7 +5,7 @@
 //!
 //! | tag | from | rest |
 //! |---|---|---|
-//! | 1 start | agent | boot time in ns after which nothing may be started (8), 1 if privileges may be gained (1), cgroup, cwd, number of arguments (4), arguments, environment |
+//! | 1 start | agent | boot time in ns after which nothing may be started (8), flags (1): 1 privileges may be gained, 2 stderr apart, 4 what is left lives on, 8 an account follows: uid (4), gid (4), number of groups (4), groups; number of arguments (4), cgroup, cwd, stdin, arguments, environment |
 //! | 2 signal | agent | number (4) |
 //! | 3 kill | agent | |
 //! | 16 ready | shim | its process number (4) |
@@ -15,9 +15,11 @@
 //! | 20 too late | shim | |
 //! | 21 held up | shim | what the child waits for, for people |
 //! | 22 exited | shim | the status of the main process, as the kernel has it (4) |
-//! | 23 output | shim | bytes |
+//! | 23 output | shim | bytes; of stdout alone where stderr is apart |
 //! | 24 stuck | shim | what does not die, for people |
 //! | 25 empty | shim | |
+//! | 26 errors | shim | bytes of stderr, where it is apart |
+//! | 27 left | shim | how many processes lived when the main process had ended (4); left out where none did |
 
 use std::{
     ffi::{CStr, CString},
@@ -45,10 +47,29 @@ pub struct Start {
     pub cgroup: CString,
     /// The folder that it starts in.
     pub cwd: CString,
+    /// The file that is its stdin, opened before it changes its account; empty: `/dev/null`.
+    pub stdin: CString,
+    /// Stderr has a pipe of its own, and is told by [`ToAgent::Errors`].
+    pub errors_apart: bool,
+    /// What lives when the main process has ended lives on, until it ends by itself, or the run is killed.
+    pub leaves_children: bool,
+    /// Whom it runs as; none: as its shim.
+    pub account: Option<Account>,
     /// The program and its arguments; never empty.
     pub command: Vec<CString>,
     /// All of its environment, as NAME=VALUE.
     pub environment: Vec<CString>,
+}
+
+/// Whom a process runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The user.
+    pub uid: u32,
+    /// Its first group.
+    pub gid: u32,
+    /// All of its groups.
+    pub groups: Vec<u32>,
 }
 
 /// What the agent says.
@@ -79,12 +100,16 @@ pub enum ToAgent {
     HeldUp(String),
     /// The main process has ended.
     Exited(i32),
-    /// Output of any process of the run.
+    /// Output of any process of the run: what it wrote to stdout, and to stderr where that is not apart.
     Output(Vec<u8>),
     /// This does not die.
     Stuck(String),
     /// Nothing of the run is left. The last word.
     Empty,
+    /// What any process of the run wrote to stderr, where that is apart.
+    Errors(Vec<u8>),
+    /// So many processes lived when the main process had ended: at least one.
+    Left(u32),
 }
 
 fn frame(tag: u8, rest: &[&[u8]]) -> Vec<u8> {
@@ -101,10 +126,12 @@ impl ToShim {
         match self {
             Self::Start(start) => {
                 let mut texts = Vec::new();
-                let all = [&start.cgroup, &start.cwd].into_iter().chain(&start.command).chain(&start.environment);
+                let all = [&start.cgroup, &start.cwd, &start.stdin].into_iter().chain(&start.command).chain(&start.environment);
                 all.for_each(|text| texts.extend_from_slice(text.as_bytes_with_nul()));
-                let arguments = u32::try_from(start.command.len()).unwrap_or(u32::MAX);
-                frame(1, &[&start.not_after.0.to_le_bytes(), &[u8::from(start.may_gain_privileges)], &arguments.to_le_bytes(), &texts])
+                let account = start.account.as_ref().map(encode_account).unwrap_or_default();
+                let flags = [start.may_gain_privileges, start.errors_apart, start.leaves_children, start.account.is_some()];
+                let flags = flags.iter().rev().fold(0_u8, |all, flag| all << 1 | u8::from(*flag));
+                frame(1, &[&start.not_after.0.to_le_bytes(), &[flags], &account, &count(&start.command), &texts])
             }
             Self::Signal(number) => frame(2, &[&number.to_le_bytes()]),
             Self::Kill => frame(3, &[]),
@@ -122,9 +149,42 @@ impl ToShim {
     }
 }
 
+/// How many, in four bytes.
+fn count<T>(list: &[T]) -> [u8; 4] {
+    u32::try_from(list.len()).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn encode_account(account: &Account) -> Vec<u8> {
+    let numbers = [account.uid, account.gid].map(u32::to_le_bytes);
+    let groups = account.groups.iter().map(|group| group.to_le_bytes());
+    numbers.into_iter().chain([count(&account.groups)]).chain(groups).flatten().collect()
+}
+
+/// The next number, and what follows it.
+fn next_number(rest: &[u8]) -> Option<(u32, &[u8])> {
+    let (bytes, rest) = rest.split_first_chunk::<4>()?;
+    Some((u32::from_le_bytes(*bytes), rest))
+}
+
+/// The account, and what follows it.
+fn account(rest: &[u8]) -> Option<(Account, &[u8])> {
+    let (uid, rest) = next_number(rest)?;
+    let (gid, rest) = next_number(rest)?;
+    let (number, mut rest) = next_number(rest)?;
+    let mut groups = Vec::new();
+    for _ in 0..number {
+        let (group, after) = next_number(rest)?;
+        groups.push(group);
+        rest = after;
+    }
+    Some((Account { uid, gid, groups }, rest))
+}
+
 fn start(rest: &[u8]) -> Option<Start> {
     let (not_after, rest) = rest.split_first_chunk::<8>()?;
-    let (&[may_gain_privileges], rest) = rest.split_first_chunk::<1>()?;
+    let (&[flags], rest) = rest.split_first_chunk::<1>()?;
+    let has = |flag: u8| flags & flag != 0;
+    let (account, rest) = if has(8) { account(rest).map(|(account, rest)| (Some(account), rest))? } else { (None, rest) };
     let (arguments, mut rest) = rest.split_first_chunk::<4>()?;
     let mut texts = Vec::new();
     while !rest.is_empty() {
@@ -133,7 +193,7 @@ fn start(rest: &[u8]) -> Option<Start> {
         texts.push(text.to_owned());
     }
     let mut texts = texts.into_iter();
-    let (cgroup, cwd) = (texts.next()?, texts.next()?);
+    let (cgroup, cwd, stdin) = (texts.next()?, texts.next()?, texts.next()?);
     let arguments = usize::try_from(u32::from_le_bytes(*arguments)).ok()?;
     let command: Vec<CString> = texts.by_ref().take(arguments).collect();
     if command.is_empty() || command.len() != arguments {
@@ -141,9 +201,13 @@ fn start(rest: &[u8]) -> Option<Start> {
     }
     Some(Start {
         not_after: BootTime(u64::from_le_bytes(*not_after)),
-        may_gain_privileges: may_gain_privileges != 0,
+        may_gain_privileges: has(1),
+        errors_apart: has(2),
+        leaves_children: has(4),
+        account,
         cgroup,
         cwd,
+        stdin,
         command,
         environment: texts.collect(),
     })
@@ -166,6 +230,8 @@ impl ToAgent {
             Self::Output(bytes) => frame(23, &[bytes]),
             Self::Stuck(what) => frame(24, &[what.as_bytes()]),
             Self::Empty => frame(25, &[]),
+            Self::Errors(bytes) => frame(26, &[bytes]),
+            Self::Left(number) => frame(27, &[&number.to_le_bytes()]),
         }
     }
 
@@ -183,6 +249,8 @@ impl ToAgent {
             23 => Self::Output(frame.rest),
             24 => Self::Stuck(text(&frame.rest)),
             25 => Self::Empty,
+            26 => Self::Errors(frame.rest),
+            27 => Self::Left(next_number(&frame.rest)?.0),
             _ => return None,
         })
     }
@@ -240,9 +308,23 @@ mod tests {
 
     fn start_of(cgroup: &str, command: &[&str], environment: &[&str]) -> ToShim {
         let list = |texts: &[&str]| texts.iter().map(|t| text(t)).collect();
-        let (command, environment) = (list(command), list(environment));
-        let (cgroup, cwd) = (text(cgroup), text("/"));
-        ToShim::Start(Start { not_after: BootTime(u64::MAX - 1), may_gain_privileges: true, cgroup, cwd, command, environment })
+        let (command, environment): (Vec<_>, Vec<_>) = (list(command), list(environment));
+        let (cgroup, cwd, stdin) = (text(cgroup), text("/"), text("in"));
+        let account = (!cgroup.is_empty()).then(|| Account { uid: 1, gid: u32::MAX, groups: vec![0, 7] });
+        let (may_gain_privileges, errors_apart, leaves_children) = (account.is_none(), account.is_some(), environment.is_empty());
+        let not_after = BootTime(u64::MAX - 1);
+        ToShim::Start(Start {
+            not_after,
+            may_gain_privileges,
+            errors_apart,
+            leaves_children,
+            account,
+            cgroup,
+            cwd,
+            stdin,
+            command,
+            environment,
+        })
     }
 
     fn frames(bytes: &[u8], chunk: usize) -> Vec<Frame> {
@@ -278,6 +360,8 @@ mod tests {
             ToAgent::Output(Vec::new()),
             ToAgent::Stuck("12".into()),
             ToAgent::Empty,
+            ToAgent::Errors(vec![255]),
+            ToAgent::Left(3),
         ];
         let back: Vec<u8> = to_agent.iter().flat_map(ToAgent::encode).collect();
         for chunk in [1, 3, 7, 4096] {
@@ -293,9 +377,14 @@ mod tests {
         let mut inbox = Inbox::default();
         inbox.add(&[1, 255, 255, 255, 255]);
         assert_eq!(inbox.take(), Err(NoFrame));
-        for (tag, rest) in
-            [(9, vec![]), (2, vec![1]), (1, vec![0; 12]), (1, vec![0; 14]), (1, [vec![0; 9], vec![9, 0, 0, 0], vec![0; 4]].concat())]
-        {
+        for (tag, rest) in [
+            (9, vec![]),
+            (2, vec![1]),
+            (1, vec![0; 12]),
+            (1, vec![0; 14]),
+            (1, [vec![0; 9], vec![9, 0, 0, 0], vec![0; 4]].concat()),
+            (1, [vec![0; 8], vec![8], vec![255; 16]].concat()),
+        ] {
             let frame = Frame { tag, rest };
             assert_eq!(ToShim::decode(&frame), None, "{frame:?}");
         }

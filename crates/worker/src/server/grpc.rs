@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use evenkeel_model::{Epoch, ResourceName, WorkerId, shown::shown};
+use evenkeel_model::{Epoch, ResourceName, TaskId, WorkerId, shown::shown};
 use evenkeel_proto::v1::{
     ListRunningRequest, ListRunningResponse, LogsRequest, LogsResponse, Running, TaskOutputRequest, TaskOutputResponse,
     worker_server::Worker,
@@ -20,11 +20,14 @@ use crate::{
         log::{DiskError, From, Reader},
     },
     server,
+    task::Stream,
     usage::{Usage, Used},
 };
 
 /// How often a log that is followed is looked at.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
+/// One message of the output of a script.
+const CHUNK: usize = 64 << 10;
 
 /// What serves.
 #[derive(Clone, Debug)]
@@ -58,8 +61,28 @@ impl Worker for Service {
 
     type TaskOutputStream = ReceiverStream<Result<TaskOutputResponse, Status>>;
 
-    async fn task_output(&self, _: Request<TaskOutputRequest>) -> Result<Response<Self::TaskOutputStream>, Status> {
-        Err(Status::unimplemented("tasks"))
+    async fn task_output(&self, request: Request<TaskOutputRequest>) -> Result<Response<Self::TaskOutputStream>, Status> {
+        let TaskOutputRequest { id, attempt, stream, tail } = request.into_inner();
+        let stream = match stream.as_str() {
+            "" | "stdout" => Stream::Out,
+            "stderr" => Stream::Err,
+            _ => return Err(Status::invalid_argument(format!("stream: unknown stream {}; use one of stdout, stderr", shown(&stream)))),
+        };
+        let lines = (tail > 0).then(|| usize::try_from(tail).unwrap_or(usize::MAX));
+        let read = self.served.outputs.read(TaskId(id), attempt, stream, lines).await;
+        let text = read.map_err(|error| Status::internal(format!("the output of task {id} cannot be read: {error}")))?;
+        let worker = &self.served.board.worker;
+        let text = text.ok_or_else(|| Status::not_found(format!("worker {worker} keeps no output of task {id}")))?;
+        let (chunks, answer) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for chunk in text.chunks(CHUNK) {
+                // It ends when the caller has gone.
+                if chunks.send(Ok(TaskOutputResponse { chunk: chunk.to_vec(), note: String::new() })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answer)))
     }
 
     type LogsStream = ReceiverStream<Result<LogsResponse, Status>>;

@@ -18,6 +18,7 @@ use crate::{
     agent::board::Board,
     config::WorkerError,
     driver::{Registry, log::Logs},
+    task::Outputs,
     usage::Usage,
 };
 
@@ -51,6 +52,8 @@ fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, u16), W
 pub(crate) struct Served {
     pub(crate) board: Arc<Board>,
     pub(crate) logs: Logs,
+    /// The output of scripts of tasks.
+    pub(crate) outputs: Outputs,
     /// Each driver knows where the output of its kind is.
     pub(crate) registry: Registry,
 }

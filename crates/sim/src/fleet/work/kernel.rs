@@ -201,7 +201,7 @@ impl Cells for SimCells {
         Arc::clone(&self.places).acquire_owned().await.ok()
     }
 
-    fn cell(self: &Arc<Self>, _: &ResourceName) -> io::Result<SimCell> {
+    fn cell(self: &Arc<Self>, _: &str) -> io::Result<SimCell> {
         let kernel = &self.kernel;
         if kernel.is_rough() && kernel.dice.per_mille(12) {
             kernel.count(|counts| counts.no_cell += 1);

@@ -7,14 +7,13 @@
 
 use std::{io, sync::Arc};
 
-use evenkeel_model::ResourceName;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::hold;
 
 pub use crate::hold::{
     FromShim,
-    wire::{STUCK_EVERY, Start, ToAgent},
+    wire::{Account, STUCK_EVERY, Start, ToAgent},
 };
 
 /// Makes cells.
@@ -31,11 +30,11 @@ pub trait Cells: Send + Sync + 'static {
     /// A place among those whose shims are on their way; none: everything is being ended.
     fn place_to_start(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send;
 
-    /// A cell for one run, with a shim on its way.
+    /// A cell for one run, with a shim on its way. The label is for people, and has no slash.
     ///
     /// # Errors
     /// There can be none now. Nothing was started then.
-    fn cell(self: &Arc<Self>, name: &ResourceName) -> io::Result<Self::Cell>;
+    fn cell(self: &Arc<Self>, label: &str) -> io::Result<Self::Cell>;
 
     /// Everything is being killed for good: what ends now has not ended by itself.
     fn is_ending(&self) -> bool;
@@ -80,8 +79,8 @@ impl Cells for hold::Containment {
         self.place_to_start()
     }
 
-    fn cell(self: &Arc<Self>, name: &ResourceName) -> io::Result<hold::Cell> {
-        Self::cell(self, name)
+    fn cell(self: &Arc<Self>, label: &str) -> io::Result<hold::Cell> {
+        Self::cell(self, label)
     }
 
     fn is_ending(&self) -> bool {

@@ -41,7 +41,7 @@ pub(super) struct Inherited {
 }
 
 /// Whether a variable is meant for the worker: its settings, and the ear of its service manager, which would take work's word for the worker's.
-fn is_the_workers(name: &OsStr) -> bool {
+pub(crate) fn is_the_workers(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name.starts_with(b"EVENKEEL_") || matches!(name, b"NOTIFY_SOCKET" | b"WATCHDOG_USEC" | b"WATCHDOG_PID")
 }

@@ -230,7 +230,7 @@ impl<C: Cells> Keeper<C> {
         // What was ordered while it waited shows no more as something new.
         self.take_new_change();
         let Some(not_after) = self.work.gate.opens_until() else { return Outcome::NoAuthority };
-        let mut cell = match tools.cells.cell(&self.work.name) {
+        let mut cell = match tools.cells.cell(self.work.name.as_str()) {
             Ok(cell) => cell,
             Err(error) => return Outcome::NotStarted { message: format!("cannot hold its processes: {}", in_words(&error)) },
         };
@@ -307,13 +307,13 @@ impl<C: Cells> Keeper<C> {
                 run.ended_first |= run.ended.is_none() && run.grace_ends.is_none();
                 run.ended.get_or_insert(outcome);
             }
-            ToAgent::Output(bytes) => self.log.append(&bytes),
+            ToAgent::Output(bytes) | ToAgent::Errors(bytes) => self.log.append(&bytes),
             ToAgent::Stuck(what) if run.stuck != what => {
                 let phase = if run.grace_ends.is_some() { Observed::Stopping } else { Observed::Backoff };
                 self.observe(phase, run, what.clone());
                 run.stuck = what;
             }
-            ToAgent::Stuck(_) | ToAgent::Empty => {}
+            ToAgent::Left(_) | ToAgent::Stuck(_) | ToAgent::Empty => {}
         }
     }
 
@@ -381,6 +381,10 @@ impl<C: Cells> Keeper<C> {
             may_gain_privileges: self.spec.allow_privilege_escalation,
             cgroup: CString::default(),
             cwd: text(self.spec.cwd.as_deref().unwrap_or("/")),
+            stdin: CString::default(),
+            errors_apart: false,
+            leaves_children: false,
+            account: None,
             command: self.spec.command.iter().map(|argument| text(argument)).collect(),
             environment: self.tools.inherited.of_work(&self.spec, own),
         }

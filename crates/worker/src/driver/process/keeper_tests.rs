@@ -90,7 +90,7 @@ impl Cells for Script {
         Arc::clone(&self.places).acquire_owned().await.ok()
     }
 
-    fn cell(self: &Arc<Self>, _: &ResourceName) -> io::Result<ScriptedCell> {
+    fn cell(self: &Arc<Self>, _: &str) -> io::Result<ScriptedCell> {
         let mut manners = lock(&self.manners);
         let manner = if manners.len() > 1 { manners.pop_front() } else { manners.front().copied() };
         Ok(ScriptedCell { script: Arc::clone(self), manner: manner.expect("a manner"), says: VecDeque::new() })
