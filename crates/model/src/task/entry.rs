@@ -218,8 +218,18 @@ pub struct TaskEntry {
     /// The places of those that wait, and of those that take a place in the batch or are about to.
     waiting: BTreeSet<usize>,
     active: BTreeSet<usize>,
+    weight: Weight,
     /// The intent is being written.
     is_intent_reserved: bool,
+}
+
+/// What a task takes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    /// How many of its hosts have said something.
+    pub(super) results: usize,
+    /// How many bytes of output etcd keeps of it, at the most.
+    pub(super) tail_bytes: u64,
 }
 
 impl TaskEntry {
@@ -405,7 +415,7 @@ impl TaskEntry {
 
     /// Changes what is known of a host, and keeps the totals true.
     pub(super) fn with_host(&mut self, worker: &WorkerId, change: impl FnOnce(&mut TaskHost)) {
-        let before = self.state_of(worker);
+        let (before, light) = (self.state_of(worker), self.weight_of(worker));
         let host = self.hosts.entry(worker.clone()).or_default();
         change(host);
         let is_late = host.order.is_some() && !self.places.contains_key(worker);
@@ -416,6 +426,9 @@ impl TaskEntry {
             self.places.insert(worker.clone(), self.order.len());
             self.order.push(worker.clone());
         }
+        let heavy = self.weight_of(worker);
+        self.weight.results = self.weight.results + heavy.results - light.results;
+        self.weight.tail_bytes = self.weight.tail_bytes + heavy.tail_bytes - light.tail_bytes;
         let Some(place) = self.place(worker) else { return };
         let named = self.task().map_or(0, |task| task.on.workers.len());
         if place >= named && self.hosts.get(worker).is_none_or(|host| host.order.is_none()) {
@@ -462,20 +475,21 @@ impl TaskEntry {
             self.counts.change(None, Some(state));
             self.put(place, &worker, state);
         }
+        let weights = self.hosts.keys().map(|worker| self.weight_of(worker));
+        let sum = |sum: Weight, one: Weight| Weight { results: sum.results + one.results, tail_bytes: sum.tail_bytes + one.tail_bytes };
+        self.weight = weights.fold(Weight::default(), sum);
     }
 
-    /// How many bytes of output etcd keeps of it, at the most.
-    pub(super) fn tail_bytes(&self) -> u64 {
-        let Some(task) = self.task() else { return 0 };
-        let most = task.tail() as u64;
+    /// What it takes up.
+    pub(super) fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    fn weight_of(&self, worker: &WorkerId) -> Weight {
+        let Some(result) = self.hosts.get(worker).and_then(|host| host.result.as_deref()) else { return Weight::default() };
         let deleted = self.intent().map_or(0, |intent| intent.value.tails_deleted as usize);
-        let kept = self.order.iter().skip(deleted).filter_map(|worker| self.hosts.get(worker)?.result.as_deref());
-        kept.map(|result| result.value.out.min(most) + result.value.err.min(most)).sum()
-    }
-
-    /// How many of its hosts have said something.
-    pub(super) fn results(&self) -> usize {
-        self.hosts.values().filter(|host| host.result.is_some()).count()
+        let most = self.task().filter(|_| self.place(worker).is_some_and(|place| place >= deleted)).map_or(0, |task| task.tail() as u64);
+        Weight { results: 1, tail_bytes: result.value.out.min(most) + result.value.err.min(most) }
     }
 
     /// Nothing is known of it.
@@ -497,7 +511,8 @@ impl TaskEntry {
     pub fn is_true(&self) -> bool {
         let mut anew = self.clone();
         anew.recount();
-        (anew.counts, &anew.waiting, &anew.active, &anew.order) == (self.counts, &self.waiting, &self.active, &self.order)
+        (anew.counts, anew.weight, &anew.waiting, &anew.active, &anew.order)
+            == (self.counts, self.weight, &self.waiting, &self.active, &self.order)
     }
 }
 

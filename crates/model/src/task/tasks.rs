@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{NextTask, TaskEntry, TaskHost, TaskState, TaskWish};
+use super::{NextTask, TaskEntry, TaskHost, TaskState, TaskWish, entry::Weight};
 use crate::{Cluster, Entry, Moment, Revision, TaskId, WorkerId, Write};
 
 /// All tasks.
@@ -18,8 +18,7 @@ pub struct Tasks {
     /// On which workers something of which task goes on.
     active_on: BTreeMap<WorkerId, BTreeSet<TaskId>>,
     next: (Revision, u32),
-    results: usize,
-    tail_bytes: u64,
+    weight: Weight,
 }
 
 /// What a task adds to the totals of all.
@@ -28,8 +27,7 @@ struct Share {
     is_live: bool,
     done_at: i64,
     key: Box<str>,
-    results: usize,
-    tail_bytes: u64,
+    weight: Weight,
 }
 
 impl Share {
@@ -39,8 +37,7 @@ impl Share {
             is_live: !is_done,
             done_at: entry.done_at(),
             key: entry.task().map(|task| task.key.clone()).unwrap_or_default(),
-            results: entry.results(),
-            tail_bytes: entry.tail_bytes(),
+            weight: entry.weight(),
         }
     }
 }
@@ -95,13 +92,13 @@ impl Tasks {
     /// How many results are kept of all.
     #[must_use]
     pub fn results(&self) -> usize {
-        self.results
+        self.weight.results
     }
 
     /// How many bytes of output etcd keeps of all, at the most.
     #[must_use]
     pub fn tail_bytes(&self) -> u64 {
-        self.tail_bytes
+        self.weight.tail_bytes
     }
 
     fn with(&mut self, id: TaskId, change: impl FnOnce(&mut TaskEntry)) {
@@ -134,8 +131,8 @@ impl Tasks {
                 self.keys.insert(after.key.clone(), id);
             }
         }
-        self.results = self.results + after.results - before.results;
-        self.tail_bytes = self.tail_bytes + after.tail_bytes - before.tail_bytes;
+        self.weight.results = self.weight.results + after.weight.results - before.weight.results;
+        self.weight.tail_bytes = self.weight.tail_bytes + after.weight.tail_bytes - before.weight.tail_bytes;
     }
 
     fn with_host(&mut self, id: TaskId, worker: &WorkerId, gone: Option<Moment>, change: impl FnOnce(&mut TaskHost)) {
@@ -187,8 +184,8 @@ impl Tasks {
         self.entries.values().all(TaskEntry::is_true)
             && shares().filter(|(_, share)| share.is_live).map(|(id, _)| id).eq(self.live.iter().copied())
             && shares().filter(|(_, share)| !share.is_live).map(|(id, share)| (share.done_at, id)).collect::<BTreeSet<_>>() == self.done
-            && shares().map(|(_, share)| share.results).sum::<usize>() == self.results
-            && shares().map(|(_, share)| share.tail_bytes).sum::<u64>() == self.tail_bytes
+            && shares().map(|(_, share)| share.weight.results).sum::<usize>() == self.weight.results
+            && shares().map(|(_, share)| share.weight.tail_bytes).sum::<u64>() == self.weight.tail_bytes
     }
 }
 

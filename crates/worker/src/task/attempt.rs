@@ -409,6 +409,8 @@ fn end_of(record: &Record, ran: Ran, spans: Spans, notes: Vec<String>, ended: i6
             (if status.success() { Outcome::Succeeded } else { Outcome::Failed }, Some(status), left, String::new())
         }
     };
+    // What was refused was never begun.
+    let running = if outcome == Outcome::Rejected { TaskResult { began: 0, ..running } } else { running };
     let message = [why].into_iter().chain(notes).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
     TaskResult {
         exit: status.and_then(|status: ExitStatus| status.code()),
