@@ -37,7 +37,7 @@ async fn a_thousand_agents_of_one_process_run_what_they_are_given() {
     testbed.masters(1, &[]).await;
     let client = Client::new(Config::new([testbed.etcd.endpoint(0)])).expect("a client");
     let registry = Registry::default().with(Arc::new(Noop)).expect("one driver");
-    let config = AgentsConfig { client, prefix: String::new(), registry, timing: timing() };
+    let config = AgentsConfig { client, prefix: String::new(), registry, timing: timing(), takes_tasks: false };
     let ids = (0..AGENTS).map(|n| WorkerId::new(&format!("agent-{n}")).expect("an id"));
     let mut agents = Agents::start(&config, ids);
     testbed

@@ -131,7 +131,7 @@ impl Stage {
 /// Workers that hold what they are given, and share a client.
 fn start_agents(client: &Client, count: u32) -> Result<Agents, String> {
     let registry = Registry::default().with(Arc::new(Noop)).map_err(|e| e.to_string())?;
-    let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: timing(count) };
+    let config = AgentsConfig { client: client.clone(), prefix: String::new(), registry, timing: timing(count), takes_tasks: true };
     Ok(Agents::start(&config, agents(count)?))
 }
 

@@ -12,12 +12,13 @@ use evenkeel_model::{Registration, WorkerId};
 use evenkeel_store::{Client, keys::Keys};
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Parts, live, register};
+use super::{Parts, instant::Instant, live, register};
 use crate::{
     config::WorkerError,
     driver::{Registry, catalog::Catalog},
     guard::LinkSender,
     protocol::authority::{Clock, Gate, SystemClock, Timing},
+    task::{self, Ground, TaskConfig},
 };
 
 /// What the workers have in common.
@@ -31,6 +32,8 @@ pub struct AgentsConfig {
     pub registry: Registry,
     /// The spans of the ownership protocol. A thousand proofs each half second are two thousand transactions a second.
     pub timing: Timing,
+    /// They take tasks, whose scripts end as soon as they begin: nothing is executed.
+    pub takes_tasks: bool,
 }
 
 /// Workers that live in this process, until this is dropped.
@@ -79,7 +82,8 @@ impl Agents {
 
 impl AgentsConfig {
     fn parts(&self, id: WorkerId, leave: watch::Receiver<bool>) -> Parts {
-        let Self { client, prefix, registry, timing } = self.clone();
+        let Self { client, prefix, registry, timing, takes_tasks } = self.clone();
+        let keys = Keys::new(prefix);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         // Nobody can reach it: it serves nothing.
         let address = "127.0.0.1:1".to_owned();
@@ -88,15 +92,31 @@ impl AgentsConfig {
             drivers: registry.traits(),
             authority_ms: Some(timing.authority_ms()),
             origin: register::origin(format!("{:016x}", RandomState::new().hash_one(&id))),
+            tasks: takes_tasks,
             ..Registration::bare(id, address)
         };
+        let gate = Gate::shut(Arc::clone(&clock));
+        let tasks = takes_tasks.then(|| {
+            let ground = Ground {
+                worker: registration.id.clone(),
+                client: client.clone(),
+                keys: keys.clone(),
+                cells: Arc::new(Instant::new()),
+                journal: Instant::new(),
+                scripts: Instant::new(),
+                clock: Arc::clone(&clock),
+                gate: gate.clone(),
+                origin: registration.origin.clone(),
+            };
+            task::start(&TaskConfig { is_on: true, ..TaskConfig::default() }, ground, Arc::default())
+        });
         Parts {
             client,
-            keys: Keys::new(prefix),
+            keys,
             registration,
             find_host: None,
             timing,
-            gate: Gate::shut(Arc::clone(&clock)),
+            gate,
             clock,
             link: LinkSender::new(|_| true),
             leave,
@@ -104,7 +124,7 @@ impl AgentsConfig {
             registry,
             catalog: Catalog::default(),
             patience: std::time::Duration::MAX,
-            tasks: None,
+            tasks,
         }
     }
 }

@@ -7,6 +7,7 @@ mod act;
 pub(crate) mod board;
 mod change;
 mod follow;
+mod instant;
 pub mod many;
 mod proof;
 mod register;
