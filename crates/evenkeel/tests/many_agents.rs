@@ -37,9 +37,9 @@ async fn a_thousand_agents_of_one_process_run_what_they_are_given() {
     testbed.masters(1, &[]).await;
     let client = Client::new(Config::new([testbed.etcd.endpoint(0)])).expect("a client");
     let registry = Registry::default().with(Arc::new(Noop)).expect("one driver");
-    let config = AgentsConfig { client, prefix: String::new(), registry, timing: timing(), takes_tasks: false };
-    let ids = (0..AGENTS).map(|n| WorkerId::new(&format!("agent-{n}")).expect("an id"));
-    let mut agents = Agents::start(&config, ids);
+    let config = AgentsConfig { client, prefix: String::new(), registry, timing: timing(), takes_tasks: true };
+    let ids: Vec<WorkerId> = (0..AGENTS).map(|n| WorkerId::new(&format!("agent-{n}")).expect("an id")).collect();
+    let mut agents = Agents::start(&config, ids.iter().cloned());
     testbed
         .eventually("all are ready", async || {
             let ready = testbed.list_workers().await?.into_iter().filter(|worker| worker.phase == "ready").count();
@@ -60,6 +60,9 @@ async fn a_thousand_agents_of_one_process_run_what_they_are_given() {
             (statuses.iter().filter(|kv| runs(kv)).count() == names.len() && even).then_some(())
         })
         .await;
+    let hosts: Vec<&str> = ids.iter().map(WorkerId::as_str).collect();
+    let task = testbed.cli("master-1", &["task", "run", "--on", &hosts.join(","), "--batch", "all", "--wait", "--", "true"]);
+    assert!(task.status.success(), "a script on each of them: {}", String::from_utf8_lossy(&task.stderr));
     tokio::select! {
         ended = agents.ended() => panic!("one has ended: {ended:?}"),
         () = std::future::ready(()) => {}
