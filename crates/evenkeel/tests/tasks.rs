@@ -231,6 +231,15 @@ async fn a_script_whose_guard_and_agent_died_is_lost_and_never_begun_again() {
     bed.stage.cut("worker-1").await;
     bed.worker(1);
     bed.hosts_are(id, &["lost"]).await;
+    bed.stage
+        .eventually("the history says so", async || {
+            let events = bed.stage.cli("master-1", &["events"]);
+            String::from_utf8_lossy(&events.stdout)
+                .lines()
+                .any(|line| line.contains("task-lost") && line.contains("worker-1"))
+                .then_some(())
+        })
+        .await;
     assert!(!is_alive(pid));
     assert_eq!(bed.begun(), ["1.1.worker-1"]);
 }

@@ -6,6 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use evenkeel_model::{
     Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, TaskId, WorkerId,
     check,
+    task::{HostState, Outcome},
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
@@ -154,13 +155,20 @@ impl Term {
         let before = host.as_ref().and_then(|(worker, id)| state.cluster.tasks().get(*id)?.state_of(worker));
         state.take(change, now);
         if let Some((worker, id)) = host {
-            self.see_host_of_task(state, &worker, id, before);
+            self.see_host_of_task(state, &worker, id, before, now);
         }
     }
 
-    fn see_host_of_task(&self, state: &State, worker: &WorkerId, id: TaskId, before: Option<evenkeel_model::task::HostState>) {
-        if let Some(end) = planned::new_end(before, state.cluster.tasks().get(id), worker) {
-            self.measures.host_of_task_ended(end);
+    fn see_host_of_task(&mut self, state: &State, worker: &WorkerId, id: TaskId, before: Option<HostState>, now: Moment) {
+        let entry = state.cluster.tasks().get(id);
+        let Some(end) = planned::new_end(before, entry, worker) else { return };
+        self.measures.host_of_task_ended(end);
+        // What the leader concludes is told with the order that says so.
+        let said = entry.and_then(|entry| entry.host(worker)?.current()).filter(|result| result.end() == Some(Outcome::Lost));
+        if let Some(result) = said {
+            tracing::warn!(task = %id, worker = %worker, why = %result.message, "how a script ended is not known");
+            let entry = history::entry(EntryKind::TaskLost, self.clock.unix_ns(), &self.master, "", &result.message);
+            self.history.note(HistoryEntry { task: id, worker: worker.to_string(), ..entry }, now);
         }
     }
 
