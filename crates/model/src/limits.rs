@@ -105,7 +105,8 @@ limits! {
         MAX_TASK_SECRETS: usize = 64, "references";
         /// The hosts of a task. Each costs an order, a result and a tail in etcd.
         MAX_HOSTS: usize = 10_000, "hosts";
-        /// The hosts of a task as they are named, with three bytes more for each. They stand in one key, beside which a transaction has room for the script.
+        /// The hosts of a task as they are named, with three bytes more for each, and the text in which the original's door was given them. They stand in one
+        /// key, beside which a transaction has room for the script.
         MAX_HOSTS_BYTES: usize = 512 << 10, "bytes";
         /// The title of a task, as the original has it.
         MAX_TITLE: usize = 255, "characters";
@@ -117,10 +118,10 @@ limits! {
         MAX_TASK_KEY: usize = 128, "characters";
         /// `timeout`, `grace` and `deliver`. For so long a result is kept.
         MAX_TASK_SPAN: u64 = 604_800, "seconds";
-        /// Tasks that are kept. The oldest that are done make room; if none is, another is refused.
+        /// Tasks that are kept. The oldest that are done make room; where so many go on, another is refused.
         MAX_TASKS: usize = 1000, "tasks";
-        /// Results that are kept of all tasks. At 0.3 KiB they are 60 MiB in etcd and in each master.
-        MAX_RESULTS: usize = 200_000, "results";
+        /// Hosts of all tasks that are kept, each of which has a result in the end. At 0.3 KiB they are 60 MiB in etcd and in each master.
+        MAX_RESULTS: usize = 200_000, "hosts";
         /// Tails of output that are kept in etcd of all tasks, the oldest going first. An eighth of the space that etcd has unless told otherwise.
         MAX_TAILS: u64 = 256 << 20, "bytes";
         /// For how long a task is kept after it was done.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use evenkeel_model::{
     Cluster, Moment, TaskId, WorkerId,
-    limits::{KEEP_TASKS_S, MAX_RESULTS, MAX_TAILS, MAX_TASKS},
+    limits::{KEEP_TASKS_S, MAX_HOSTS, MAX_RESULTS, MAX_TAILS, MAX_TASKS},
     process::in_units,
     task::{Close, HostState, Order, OrderIntent, Share, Task, TaskAction, TaskEntry, TaskHost, TaskState, TaskWish},
 };
@@ -90,12 +90,22 @@ impl<'a> Turn<'a> {
         if entry.wish() == TaskWish::Remove {
             return self.plan.actions.push(TaskAction::Delete { task: id });
         }
-        let Some(task) = entry.task() else { return };
         for worker in entry.active().filter(|worker| !entry.is_reserved(worker)) {
-            if let Some(host) = entry.host(worker) {
-                self.attend(id, task, entry, worker, host);
+            if self.plan.actions.len() >= self.most {
+                return;
+            }
+            match (entry.task(), entry.host(worker)) {
+                (Some(task), Some(host)) => self.attend(id, task, entry, worker, host),
+                (None, Some(_)) => self.attend_unreadable(id, entry, worker),
+                (_, None) => {}
             }
         }
+        let Some(task) = entry.task() else {
+            if entry.wish().is_final() {
+                self.end(id, entry);
+            }
+            return;
+        };
         let late = self.late(task, entry);
         if entry.wish() == TaskWish::Run {
             self.order(id, task, entry, late);
@@ -120,10 +130,33 @@ impl<'a> Turn<'a> {
                     }
                     self.wake_in(end.0.saturating_sub(self.now.moment.0));
                 }
-                if order.intent == OrderIntent::Run && (is_killed || entry.wish() == TaskWish::Kill) {
+                let is_killed = is_killed || entry.wish() == TaskWish::Kill;
+                if host.is_unreadable() {
+                    // Its worker cannot say an end in its place either.
+                    let longest = task.timeout() + task.grace() + self.now.wait;
+                    match self.now.left(order.since, longest).filter(|_| !is_killed) {
+                        Some(left) => self.wake_in(left),
+                        None => self.close(id, worker, Close::Lost, "what its worker said of it cannot be read"),
+                    }
+                } else if order.intent == OrderIntent::Run && is_killed {
                     let why = why(entry, "killed by a person");
                     self.plan.actions.push(TaskAction::Stop { task: id, worker: worker.clone(), why });
                 }
+            }
+            _ => {}
+        }
+    }
+
+    /// Of a task whose definition cannot be read nothing begins; what was begun can be stopped.
+    fn attend_unreadable(&mut self, id: TaskId, entry: &TaskEntry, worker: &WorkerId) {
+        let is_told = entry.host(worker).and_then(|host| host.order.as_deref()).is_some_and(|order| order.value.intent != OrderIntent::Run);
+        match entry.state_of(worker) {
+            Some(HostState::Pending) if entry.wish().is_final() => {
+                self.close(id, worker, Close::Cancelled, &why(entry, "cancelled by a person"))
+            }
+            Some(HostState::Running) if entry.wish() == TaskWish::Kill && !is_told => {
+                let why = why(entry, "killed by a person");
+                self.plan.actions.push(TaskAction::Stop { task: id, worker: worker.clone(), why });
             }
             _ => {}
         }
@@ -150,11 +183,17 @@ impl<'a> Turn<'a> {
     fn late(&mut self, task: &Task, entry: &TaskEntry) -> Late<'a> {
         let none = Late { goes_on: false, workers: Vec::new() };
         let Some(left) = task.on.late.then(|| self.now.left(task.created, task.deliver())).flatten() else { return none };
-        let Ok(selector) = task.on.select.parse::<evenkeel_model::Selector>() else { return none };
         self.wake_in(left);
+        // Nobody looks at all workers while there is no room for another.
+        let room = task.batch.rounded_up(entry.order().len().max(1)).max(1).saturating_sub(entry.batch());
+        let Ok(selector) = task.on.select.parse::<evenkeel_model::Selector>() else { return none };
+        if room == 0 || entry.wish() != TaskWish::Run {
+            return Late { goes_on: true, workers: Vec::new() };
+        }
         let registered = self.cluster.workers().filter_map(|(worker, known)| Some((worker, known.registration()?)));
         let matching = registered.filter(|(_, registration)| selector.matches(&registration.labels)).map(|(worker, _)| worker);
-        Late { goes_on: true, workers: matching.filter(|worker| !entry.has(worker) && !entry.is_reserved(worker)).collect() }
+        let most = MAX_HOSTS.saturating_sub(entry.order().len());
+        Late { goes_on: true, workers: matching.filter(|worker| !entry.has(worker)).take(most).collect() }
     }
 
     /// Orders what the batch has room for, unless so many have failed, or one was reached after which it pauses.
@@ -182,7 +221,9 @@ impl<'a> Turn<'a> {
         let room = room.min(self.most.saturating_sub(self.plan.actions.len()));
         let until = canary.map_or(usize::MAX, |(_, place)| place);
         let waiting = entry.waiting().take_while(|(place, _)| *place <= until).map(|(_, worker)| worker);
-        for worker in waiting.chain(late.workers).take(room) {
+        // Those that came late come after the others, and after who goes ahead.
+        let late = late.workers.into_iter().filter(|_| canary.is_none());
+        for worker in waiting.chain(late).take(room) {
             let attempt = entry.next_attempt(worker);
             self.plan.actions.push(TaskAction::Order { task: id, worker: worker.clone(), attempt, since: self.now.unix_ns });
         }
@@ -206,7 +247,7 @@ impl<'a> Turn<'a> {
         }
         let left = self.now.left(done_at, Duration::from_secs(KEEP_TASKS_S));
         left.into_iter().for_each(|left| self.wake_in(left));
-        if left.is_none() || tasks.len() > MAX_TASKS || tasks.results() > MAX_RESULTS {
+        if left.is_none() || tasks.len() > MAX_TASKS || tasks.hosts() > MAX_RESULTS {
             return self.plan.actions.push(TaskAction::Remove { task: oldest });
         }
         if tasks.tail_bytes() > MAX_TAILS {

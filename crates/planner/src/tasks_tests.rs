@@ -263,6 +263,63 @@ fn who_comes_late_and_matches_is_ordered_too_until_the_delivery_ends() {
 }
 
 #[test]
+fn who_comes_late_keeps_to_the_batch_and_waits_for_a_canary() {
+    let late = |draft: &mut TaskDraft| {
+        (draft.hosts, draft.selector, draft.late, draft.batch) = (Vec::new(), "zone=a".to_owned(), true, "1".to_owned());
+    };
+    let mut bed = Bed::new(0, late);
+    (0..3).for_each(|n| bed.register(n, true));
+    assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w00"]);
+    assert_eq!(bed.turn(), [""; 0], "there is no room for another");
+    let canary = |draft: &mut TaskDraft| {
+        (draft.hosts, draft.selector, draft.late) = (Vec::new(), "zone=a".to_owned(), true);
+        draft.pause_after = vec!["w00".to_owned()];
+    };
+    let mut bed = Bed::new(2, canary);
+    bed.register(2, true);
+    assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w00"]);
+    assert_eq!(bed.turn(), [""; 0], "who goes ahead has not come to its end");
+    bed.end(0, Outcome::Succeeded);
+    assert_eq!(bed.turn(), ["pause task 1: after w00, as it was asked for"]);
+    bed.intent(|intent| intent.wish = TaskWish::Run);
+    assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w01", "order attempt 1 of task 1 on w02"]);
+}
+
+#[test]
+fn what_a_worker_says_and_nobody_can_read_is_lost_in_time_or_when_it_is_killed() {
+    for is_killed in [false, true] {
+        let mut bed = Bed::new(1, |draft| (draft.timeout_ms, draft.grace_ms) = (60_000, Some(0)));
+        bed.turn();
+        bed.put(Entry::TaskResult(id(0), ID, Some(TaskResult::running(0, Revision(0), 0))));
+        assert_eq!((bed.turn(), bed.plan().wake), (Vec::new(), Some(seconds(65))));
+        if is_killed {
+            bed.intent(|intent| intent.wish = TaskWish::Kill);
+        } else {
+            bed.now = seconds(65);
+        }
+        assert_eq!(bed.turn(), ["close task 1 on w00 as Lost: what its worker said of it cannot be read"]);
+        assert_eq!(bed.turn(), ["task 1 is done"]);
+    }
+}
+
+#[test]
+fn a_task_whose_definition_cannot_be_read_ends_when_it_is_killed() {
+    let mut bed = Bed::new(3, |_| {});
+    bed.turn();
+    bed.begin(0);
+    let (entry, error) = evenkeel_model::Key::Task(ID).read(b"{");
+    let change = Change { error, ..Change::over(Revision(99), Revision(99), entry) };
+    bed.cluster.apply(change, bed.now);
+    assert_eq!(bed.turn(), [""; 0], "nothing more begins");
+    bed.intent(|intent| intent.wish = TaskWish::Kill);
+    assert_eq!(bed.turn().len(), 3);
+    assert_eq!(bed.turn(), [""; 0], "it waits for who runs");
+    let running = bed.entry().host(&id(0)).and_then(|host| host.current()).expect("a result").clone();
+    bed.put(Entry::TaskResult(id(0), ID, Some(running.with_end(Outcome::Killed, 2, ""))));
+    assert_eq!(bed.turn(), ["task 1 is done"]);
+}
+
+#[test]
 fn what_is_redone_is_ordered_by_the_batch_like_the_others() {
     let mut bed = Bed::new(3, |draft| draft.batch = "1".to_owned());
     for n in 0..3 {

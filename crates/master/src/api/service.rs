@@ -81,7 +81,7 @@ impl From<Refusal> for Status {
             Refusal::Conflict(_) => Self::aborted(message),
             Refusal::NotLeader => without_effect(Self::unavailable(message)),
             Refusal::Unknown(_) | Refusal::UnknownOutcome => Self::unavailable(message),
-            Refusal::NoSpace | Refusal::Busy | Refusal::TooManyTasks { .. } => Self::resource_exhausted(message),
+            Refusal::NoSpace | Refusal::Busy | Refusal::TooManyTasks { .. } | Refusal::NoTaskIds => Self::resource_exhausted(message),
             Refusal::TooLarge(_) | Refusal::WrongTask(_) => Self::invalid_argument(message),
             Refusal::Rejected(_) | Refusal::OfAnother(..) | Refusal::TaskState(_) => Self::failed_precondition(message),
         }

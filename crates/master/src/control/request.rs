@@ -247,14 +247,17 @@ pub enum Refusal {
     TaskState(String),
     /// No more tasks can be kept, and none that is done makes room.
     #[error(
-        "{tasks} tasks with {results} results are kept and none of them is done; at most {MAX_TASKS} and {MAX_RESULTS} are: cancel some, or wait"
+        "{tasks} tasks with {hosts} hosts are kept, and too few of them are done; at most {MAX_TASKS} and {MAX_RESULTS} are: cancel some, or wait"
     )]
     TooManyTasks {
         /// How many there are.
         tasks: usize,
-        /// How many results they have.
-        results: usize,
+        /// How many hosts they have.
+        hosts: usize,
     },
+    /// The counter of tasks has come to its end, or somebody has put it there.
+    #[error("no ids of tasks are left; delete /intents/next-task in etcd, and the ids go on after the tasks that are kept")]
+    NoTaskIds,
     /// It does not lead, and has written nothing of it: the next leader may be asked.
     #[error("this master is not the leader, and nothing was written; try again")]
     NotLeader,

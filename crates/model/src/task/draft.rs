@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Children, OnLost, Share, Task, TaskScript, TaskTargets};
@@ -19,34 +20,59 @@ use crate::{
 };
 
 /// What a person asks for, as it came.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
 #[allow(missing_docs, reason = "each is the field of `Task` with its name; empty and 0 stand for what is left out")]
 pub struct TaskDraft {
+    #[serde(skip_serializing_if = "is_default")]
     pub title: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub script: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub stdin: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub account: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub args: Vec<String>,
+    #[serde(skip_serializing_if = "is_default")]
     pub env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
     pub secrets: BTreeMap<String, String>,
     /// Workers by id, by their label `ip` or `host`, or by the host of their address.
+    #[serde(skip_serializing_if = "is_default")]
     pub hosts: Vec<String>,
+    #[serde(skip_serializing_if = "is_default")]
     pub selector: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub any: u32,
+    #[serde(skip_serializing_if = "is_default")]
     pub late: bool,
+    #[serde(skip_serializing_if = "is_default")]
     pub timeout_ms: u64,
+    #[serde(skip_serializing_if = "is_default")]
     pub grace_ms: Option<u64>,
+    #[serde(skip_serializing_if = "is_default")]
     pub deliver_ms: u64,
+    #[serde(skip_serializing_if = "is_default")]
     pub batch: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub tolerance: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub on_lost: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub children: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub pause_after: Vec<String>,
+    #[serde(skip_serializing_if = "is_default")]
     pub count_undelivered: bool,
+    #[serde(skip_serializing_if = "is_default")]
     pub creator: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub hosts_as_sent: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub key: String,
     /// The address of who asks.
+    #[serde(skip_serializing_if = "is_default")]
     pub from: String,
 }
 
@@ -58,6 +84,10 @@ pub struct TaskError {
     pub field: &'static str,
     /// The rule, with the value.
     pub rule: String,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn wrong<T>(field: &'static str, rule: impl Into<String>) -> Result<T, TaskError> {
@@ -188,7 +218,7 @@ impl TaskDraft {
         if self.hosts.len() > MAX_HOSTS {
             return wrong("hosts", format!("are {}; at most {MAX_HOSTS} are taken", self.hosts.len()));
         }
-        let hosts: usize = self.hosts.iter().map(|host| host.len() + 3).sum();
+        let hosts: usize = self.hosts.iter().map(|host| host.len() + 3).sum::<usize>() + self.hosts_as_sent.len();
         if hosts > crate::limits::MAX_HOSTS_BYTES {
             return wrong("hosts", format!("have {hosts} bytes; at most {} are taken", crate::limits::MAX_HOSTS_BYTES));
         }
@@ -207,10 +237,11 @@ impl TaskDraft {
         self.selector.parse().map(Some).or_else(|error: crate::SelectorError| wrong("selector", error.to_string()))
     }
 
-    /// A digest of all that is asked for, but not of who asks and from where.
+    /// A digest of all that is asked for, but not of who asks and from where. What is left out counts for nothing, so that a field of a later version
+    /// changes no digest.
     fn content(&self) -> String {
-        let asked = Self { key: String::new(), from: String::new(), ..self.clone() };
-        sha256(format!("{asked:?}").as_bytes())
+        let asked = Self { key: String::new(), from: String::new(), creator: String::new(), ..self.clone() };
+        sha256(&crate::json(&asked))
     }
 }
 

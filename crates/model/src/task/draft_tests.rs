@@ -35,6 +35,7 @@ fn what_is_wrong_names_its_field_and_its_rule() {
         (TaskDraft { selector: "a=b".to_owned(), ..draft() }, "selector: cannot be given beside hosts"),
         (TaskDraft { any: 1, ..draft() }, "any: and late need a selector"),
         (TaskDraft { hosts: vec!["h".to_owned(); MAX_HOSTS + 1], ..draft() }, "hosts: are 10001; at most 10000 are taken"),
+        (TaskDraft { hosts_as_sent: long(600_000), ..draft() }, "hosts: have 600005 bytes; at most 524288 are taken"),
         (TaskDraft { batch: "0".to_owned(), ..draft() }, "batch: invalid value \"0\": at least one host at a time"),
         (TaskDraft { batch: "ten".to_owned(), ..draft() }, "batch: invalid value \"ten\" is a number of hosts"),
         (TaskDraft { tolerance: "101%".to_owned(), ..draft() }, "tolerance: invalid value \"101%\""),
@@ -104,7 +105,8 @@ fn the_same_content_is_known_again_whoever_asks_from_where() {
     };
     let content = of(|_| {});
     assert_eq!(content.len(), 64);
-    assert_eq!(of(|draft| draft.from = "10.0.0.9".to_owned()), content);
+    assert_eq!(of(|draft| (draft.from, draft.creator) = ("10.0.0.9".to_owned(), "ada".to_owned())), content);
+    assert_eq!(&*content, "73cc5944c0a0c0e0c79df99b78390e571059bf35293a7bbff11965642eb9bafc", "it is the same in every version");
     assert_ne!(of(|draft| draft.script = "id -u".to_owned()), content);
     assert_ne!(of(|draft| draft.hosts.push("w2".to_owned())), content);
 }

@@ -178,6 +178,12 @@ impl TaskHost {
         self.result.as_ref().map_or(Revision::default(), |result| result.revision)
     }
 
+    /// What its worker says cannot be read: its end never will be.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        self.result.as_deref().is_some_and(|result| result.value.attempt == 0)
+    }
+
     /// What the last attempt is at, whatever else is wanted.
     fn observed(&self) -> Option<HostState> {
         let order = &self.order.as_deref()?.value;
@@ -196,6 +202,11 @@ impl TaskHost {
             (None, OrderIntent::Undelivered) => HostState::Undelivered,
             (None, OrderIntent::Run | OrderIntent::Stop) => HostState::Pending,
         })
+    }
+
+    /// It is a host of its task though the definition does not name it: it was ordered, or is about to be.
+    fn is_host(&self) -> bool {
+        self.order.is_some() || self.is_reserved
     }
 
     fn is_empty(&self) -> bool {
@@ -226,8 +237,8 @@ pub struct TaskEntry {
 /// What a task takes up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Weight {
-    /// How many of its hosts have said something.
-    pub(super) results: usize,
+    /// How many hosts it has: each has a result some day.
+    pub(super) hosts: usize,
     /// How many bytes of output etcd keeps of it, at the most.
     pub(super) tail_bytes: u64,
 }
@@ -296,9 +307,17 @@ impl TaskEntry {
     /// How many hosts count as failed: their scripts failed, timed out or are lost, or, where that was asked for, they were not reached.
     #[must_use]
     pub fn failed(&self) -> usize {
-        let undelivered = self.task().is_some_and(|task| task.count_undelivered).then_some(HostState::Undelivered);
-        let counted = [HostState::Failed, HostState::TimedOut, HostState::Lost].into_iter().chain(undelivered);
-        counted.map(|state| self.counts.of(state)).sum()
+        HostState::ALL.into_iter().filter(|state| self.counts_as_failed(*state)).map(|state| self.counts.of(state)).sum()
+    }
+
+    /// A host in this state counts as failed.
+    #[must_use]
+    pub fn counts_as_failed(&self, state: HostState) -> bool {
+        match state {
+            HostState::Failed | HostState::TimedOut | HostState::Lost => true,
+            HostState::Undelivered => self.task().is_some_and(|task| task.count_undelivered),
+            _ => false,
+        }
     }
 
     /// How many hosts are in each state.
@@ -415,10 +434,11 @@ impl TaskEntry {
 
     /// Changes what is known of a host, and keeps the totals true.
     pub(super) fn with_host(&mut self, worker: &WorkerId, change: impl FnOnce(&mut TaskHost)) {
-        let (before, light) = (self.state_of(worker), self.weight_of(worker));
+        let (before, light) = (self.state_of(worker), self.tail_of(worker));
         let host = self.hosts.entry(worker.clone()).or_default();
         change(host);
-        let is_late = host.order.is_some() && !self.places.contains_key(worker);
+        let is_host = host.is_host();
+        let is_late = is_host && !self.places.contains_key(worker);
         if host.is_empty() {
             self.hosts.remove(worker);
         }
@@ -426,12 +446,12 @@ impl TaskEntry {
             self.places.insert(worker.clone(), self.order.len());
             self.order.push(worker.clone());
         }
-        let heavy = self.weight_of(worker);
-        self.weight.results = self.weight.results + heavy.results - light.results;
-        self.weight.tail_bytes = self.weight.tail_bytes + heavy.tail_bytes - light.tail_bytes;
+        let heavy = self.tail_of(worker);
+        self.weight.hosts = self.order.len();
+        self.weight.tail_bytes = self.weight.tail_bytes + heavy - light;
         let Some(place) = self.place(worker) else { return };
         let named = self.task().map_or(0, |task| task.on.workers.len());
-        if place >= named && self.hosts.get(worker).is_none_or(|host| host.order.is_none()) {
+        if place >= named && !is_host {
             // It came late, and is none of its hosts any more.
             return self.recount();
         }
@@ -457,7 +477,7 @@ impl TaskEntry {
     /// Everything anew: what concerns all hosts has changed.
     fn recount(&mut self) {
         let named = self.task.as_deref().map(|task| task.value.on.workers.as_slice()).unwrap_or_default();
-        let is_ordered = |worker: &&WorkerId| self.hosts.get(*worker).is_some_and(|host| host.order.is_some());
+        let is_ordered = |worker: &&WorkerId| self.hosts.get(*worker).is_some_and(TaskHost::is_host);
         // Those that came late keep the order in which they were seen.
         let late = self.order.iter().chain(self.hosts.keys()).filter(is_ordered);
         let (mut order, mut places) = (Vec::with_capacity(named.len()), BTreeMap::new());
@@ -475,9 +495,8 @@ impl TaskEntry {
             self.counts.change(None, Some(state));
             self.put(place, &worker, state);
         }
-        let weights = self.hosts.keys().map(|worker| self.weight_of(worker));
-        let sum = |sum: Weight, one: Weight| Weight { results: sum.results + one.results, tail_bytes: sum.tail_bytes + one.tail_bytes };
-        self.weight = weights.fold(Weight::default(), sum);
+        let tail_bytes = self.hosts.keys().map(|worker| self.tail_of(worker)).sum();
+        self.weight = Weight { hosts: self.order.len(), tail_bytes };
     }
 
     /// What it takes up.
@@ -485,11 +504,12 @@ impl TaskEntry {
         self.weight
     }
 
-    fn weight_of(&self, worker: &WorkerId) -> Weight {
-        let Some(result) = self.hosts.get(worker).and_then(|host| host.result.as_deref()) else { return Weight::default() };
+    /// How many bytes of output etcd keeps of a host, at the most.
+    fn tail_of(&self, worker: &WorkerId) -> u64 {
+        let Some(result) = self.hosts.get(worker).and_then(|host| host.result.as_deref()) else { return 0 };
         let deleted = self.intent().map_or(0, |intent| intent.value.tails_deleted as usize);
         let most = self.task().filter(|_| self.place(worker).is_some_and(|place| place >= deleted)).map_or(0, |task| task.tail() as u64);
-        Weight { results: 1, tail_bytes: result.value.out.min(most) + result.value.err.min(most) }
+        result.value.out.min(most) + result.value.err.min(most)
     }
 
     /// Nothing is known of it.

@@ -146,6 +146,19 @@ fn what_is_under_way_takes_its_place_in_the_batch() {
 }
 
 #[test]
+fn a_host_that_came_late_takes_its_place_from_the_moment_that_its_order_is_decided() {
+    let mut bed = Bed::new(task(1, |_| {}));
+    let action = TaskAction::Order { task: ID, worker: id(9), attempt: 1, since: 0 };
+    let decision = action.decide(&bed.cluster).expect("it fits");
+    bed.cluster.reserve(&decision.writes, bed.now);
+    assert!(bed.cluster.tasks().is_true());
+    assert_eq!((bed.entry().batch(), bed.entry().has(&id(9))), (1, true));
+    bed.cluster.release(&decision.writes, bed.now);
+    assert!(bed.cluster.tasks().is_true());
+    assert_eq!((bed.entry().batch(), bed.entry().has(&id(9))), (0, false), "it was not written");
+}
+
+#[test]
 fn a_worker_that_is_gone_is_seen_from_then_on() {
     let mut bed = Bed::new(task(1, |_| {}));
     let registration = Registration::bare(id(0), String::new());
@@ -167,11 +180,14 @@ fn a_worker_that_is_gone_is_seen_from_then_on() {
 fn a_kept_task_is_found_by_its_key_and_the_counter_never_goes_back() {
     let mut bed = Bed::new(task(1, |draft| draft.key = "deploy-42".to_owned()));
     let tasks = |bed: &Bed| -> Tasks { bed.cluster.tasks().clone() };
-    assert_eq!((tasks(&bed).of_key("deploy-42"), tasks(&bed).next().1), (Some(ID), TaskId(8)));
+    assert_eq!((tasks(&bed).of_key("deploy-42"), tasks(&bed).next().1), (Some(ID), Some(TaskId(8))));
     bed.put(Entry::NextTask(Some(crate::NextTask { next: 20 })));
     bed.put(Entry::NextTask(Some(crate::NextTask { next: 9 })));
+    assert_eq!(tasks(&bed).next().1, Some(TaskId(20)));
     bed.put(Entry::NextTask(None));
-    assert_eq!(tasks(&bed).next().1, TaskId(20));
+    assert_eq!(tasks(&bed).next().1, Some(TaskId(8)), "it was deleted by hand");
+    bed.put(Entry::NextTask(Some(crate::NextTask { next: u32::MAX })));
+    assert_eq!(tasks(&bed).next().1, None, "no ids are left");
     bed.put(Entry::Task(ID, None));
     bed.put(Entry::TaskIntent(ID, None));
     assert_eq!((tasks(&bed).of_key("deploy-42"), tasks(&bed).len()), (None, 0));

@@ -23,14 +23,14 @@ pub struct Tasks {
 
 /// What a task adds to the totals of all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Share {
+struct Part {
     is_live: bool,
     done_at: i64,
     key: Box<str>,
     weight: Weight,
 }
 
-impl Share {
+impl Part {
     fn of(entry: &TaskEntry) -> Self {
         let is_done = entry.state() == TaskState::Done && entry.wish() != TaskWish::Remove;
         Self {
@@ -71,6 +71,12 @@ impl Tasks {
         self.live.iter().filter_map(|id| Some((*id, self.entries.get(id)?)))
     }
 
+    /// How many are done and kept.
+    #[must_use]
+    pub fn count_done(&self) -> usize {
+        self.done.len()
+    }
+
     /// Those that are done and kept, with the time at which they were, the longest ago first.
     pub fn done(&self) -> impl Iterator<Item = (i64, TaskId)> + '_ {
         self.done.iter().copied()
@@ -82,17 +88,18 @@ impl Tasks {
         self.keys.get(key).copied()
     }
 
-    /// The id of the next one, and the revision that says so.
+    /// The revision of the counter of ids, and the id of the next one; none: no ids are left.
     #[must_use]
-    pub fn next(&self) -> (Revision, TaskId) {
-        let least = self.entries.keys().next_back().map_or(1, |id| id.0.saturating_add(1));
-        (self.next.0, TaskId(self.next.1.max(least)))
+    pub fn next(&self) -> (Revision, Option<TaskId>) {
+        let after = self.entries.keys().next_back().map_or(Some(1), |id| id.0.checked_add(1));
+        let next = after.map(|after| TaskId(self.next.1.max(after))).filter(|id| id.0 < u32::MAX);
+        (self.next.0, next)
     }
 
-    /// How many results are kept of all.
+    /// How many hosts all of them have together: so many results are kept in the end.
     #[must_use]
-    pub fn results(&self) -> usize {
-        self.weight.results
+    pub fn hosts(&self) -> usize {
+        self.weight.hosts
     }
 
     /// How many bytes of output etcd keeps of all, at the most.
@@ -104,10 +111,10 @@ impl Tasks {
     fn with(&mut self, id: TaskId, change: impl FnOnce(&mut TaskEntry)) {
         let is_new = !self.entries.contains_key(&id);
         let entry = self.entries.entry(id).or_default();
-        let before = if is_new { Share::default() } else { Share::of(entry) };
+        let before = if is_new { Part::default() } else { Part::of(entry) };
         change(entry);
         let is_gone = entry.is_empty();
-        let after = if is_gone { Share::default() } else { Share::of(entry) };
+        let after = if is_gone { Part::default() } else { Part::of(entry) };
         if is_gone {
             self.entries.remove(&id);
         }
@@ -131,7 +138,7 @@ impl Tasks {
                 self.keys.insert(after.key.clone(), id);
             }
         }
-        self.weight.results = self.weight.results + after.weight.results - before.weight.results;
+        self.weight.hosts = self.weight.hosts + after.weight.hosts - before.weight.hosts;
         self.weight.tail_bytes = self.weight.tail_bytes + after.weight.tail_bytes - before.weight.tail_bytes;
     }
 
@@ -180,11 +187,11 @@ impl Tasks {
     /// The totals, counted anew, are these: for checks.
     #[must_use]
     pub fn is_true(&self) -> bool {
-        let shares = || self.entries.iter().map(|(id, entry)| (*id, Share::of(entry)));
+        let shares = || self.entries.iter().map(|(id, entry)| (*id, Part::of(entry)));
         self.entries.values().all(TaskEntry::is_true)
             && shares().filter(|(_, share)| share.is_live).map(|(id, _)| id).eq(self.live.iter().copied())
             && shares().filter(|(_, share)| !share.is_live).map(|(id, share)| (share.done_at, id)).collect::<BTreeSet<_>>() == self.done
-            && shares().map(|(_, share)| share.weight.results).sum::<usize>() == self.weight.results
+            && shares().map(|(_, share)| share.weight.hosts).sum::<usize>() == self.weight.hosts
             && shares().map(|(_, share)| share.weight.tail_bytes).sum::<u64>() == self.weight.tail_bytes
     }
 }
@@ -210,8 +217,8 @@ impl Cluster {
     }
 
     pub(crate) fn set_next_task(&mut self, next: Option<NextTask>, revision: Revision) {
-        // It never goes back, whoever writes it.
-        self.tasks.next = (revision, next.map_or(0, |next| next.next).max(self.tasks.next.1));
+        // It does not go back, whoever writes it. Where somebody has deleted it, it counts from the tasks that there are.
+        self.tasks.next = (revision, next.map_or(0, |next| next.next.max(self.tasks.next.1)));
     }
 
     /// Counts what is decided of tasks where it will be, or no longer.

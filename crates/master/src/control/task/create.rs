@@ -3,7 +3,7 @@
 
 use evenkeel_model::{
     Decision, Entry, EntryKind, Guard, Key, Revision, TaskId, TaskIntent, WorkerId, Write,
-    limits::{MAX_RESULTS, MAX_TASKS},
+    limits::{MAX_HOSTS, MAX_RESULTS, MAX_TASKS},
     task::{NewTask, NextTask, TaskError, TaskWish},
 };
 
@@ -49,7 +49,7 @@ impl Command for Create {
         if let Some(refusal) = no_room(by, workers.len()) {
             return Ruling::Refuse(refusal);
         }
-        let (counted, id) = by.cluster.tasks().next();
+        let (counted, Some(id)) = by.cluster.tasks().next() else { return Ruling::Refuse(Refusal::NoTaskIds) };
         let task = match self.task.with_workers(id, by.time, workers, by.cluster) {
             Ok(task) => task,
             Err(error) => return Ruling::Refuse(Refusal::WrongTask(error)),
@@ -112,14 +112,18 @@ impl Create {
     }
 }
 
-/// The oldest that are done make room; where none is, nothing does.
+/// How many more tasks there may be than are kept, while those that are done are being deleted.
+const SLACK: usize = MAX_TASKS / 10;
+
+/// Those that are done make room; where so many go on, nothing does.
 fn no_room(by: &Judge<'_>, hosts: usize) -> Option<Refusal> {
     let tasks = by.cluster.tasks();
-    if tasks.done().next().is_some() {
-        return None;
-    }
-    let is_full = tasks.len() >= MAX_TASKS || tasks.results() + hosts > MAX_RESULTS;
-    is_full.then(|| Refusal::TooManyTasks { tasks: tasks.len(), results: tasks.results() })
+    let evictable: usize = tasks.done().filter_map(|(_, id)| tasks.get(id)).map(|entry| entry.order().len()).sum();
+    let is_full = tasks.len() - tasks.count_done() >= MAX_TASKS
+        || tasks.len() >= MAX_TASKS + SLACK
+        || tasks.hosts() - evictable + hosts > MAX_RESULTS
+        || tasks.hosts() + hosts > MAX_RESULTS + MAX_HOSTS;
+    is_full.then(|| Refusal::TooManyTasks { tasks: tasks.len(), hosts: tasks.hosts() })
 }
 
 fn count(hosts: usize) -> String {

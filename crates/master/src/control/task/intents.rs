@@ -103,6 +103,13 @@ fn resume(entry: &TaskEntry, intent: &mut TaskIntent) {
     intent.passed.extend(canaries.iter().filter(|worker| entry.state_of(worker).is_some_and(HostState::is_end)).cloned());
 }
 
+/// These failed no more, or count no more: what was accepted of them is not credit for others.
+fn accept_no_more(entry: &TaskEntry, intent: &mut TaskIntent, workers: &[WorkerId]) {
+    let failed = workers.iter().filter(|worker| entry.state_of(worker).is_some_and(|state| entry.counts_as_failed(state))).count();
+    let left = entry.failed().saturating_sub(failed);
+    intent.accepted = intent.accepted.min(u32::try_from(left).unwrap_or(u32::MAX));
+}
+
 impl Command for Redo {
     type Answer = ();
 
@@ -141,9 +148,13 @@ impl Command for Redo {
             // It had come to its end while it was paused: to do some of it again is to go on.
             resume(entry, &mut intent);
         }
+        accept_no_more(entry, &mut intent, &workers);
         for worker in &workers {
-            let attempt = entry.host(worker).map_or(0, evenkeel_model::task::TaskHost::attempt);
-            intent.attempts.insert(worker.clone(), attempt + 1);
+            let attempt = entry.next_attempt(worker);
+            if attempt <= entry.host(worker).map_or(0, evenkeel_model::task::TaskHost::attempt) {
+                return stands(entry, id, Err(Refusal::TaskState(format!("{worker} has no attempts left; create the task again"))));
+            }
+            intent.attempts.insert(worker.clone(), attempt);
             intent.ignored.remove(worker);
             intent.killed.remove(worker);
             intent.passed.remove(worker);
@@ -202,6 +213,7 @@ impl Command for IgnoreHost {
         if state.is_active() {
             return stands(entry, id, Err(Refusal::TaskState(format!("{worker} is {state}; kill it first"))));
         }
+        accept_no_more(entry, &mut intent, std::slice::from_ref(worker));
         intent.ignored.insert(worker.clone());
         let told = told(by, EntryKind::TaskIgnored, id, Some(worker), &format!("was {state}, {}", by_whom(&self.from)));
         writes(entry, id, intent, told)
