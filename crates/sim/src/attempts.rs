@@ -12,11 +12,12 @@
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// What must hold in every state.
-pub const PROMISES: [&str; 4] = [
+pub const PROMISES: [&str; 5] = [
     "an attempt is begun once at most",
     "what was closed as never begun is never begun",
     "no end is said of a script that runs",
     "what was said of an attempt stays said",
+    "what was written off is not begun afterwards",
 ];
 
 /// A rule of the protocol; a mutant leaves one out.
@@ -36,13 +37,15 @@ pub enum Rule {
     CloseComparesResult,
     /// The gate is asked before a script is executed.
     GateBeforeExec,
+    /// Where the session is another than that of the begin transaction, the order is looked at before a script is executed.
+    OrderBeforeExec,
     /// The end transaction compares the revision of the result.
     EndComparesResult,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BeginComparesOrder,
         Self::BeginComparesResult,
         Self::NoteBeforeExec,
@@ -50,6 +53,7 @@ impl Rule {
         Self::RunningWithoutNoteIsLost,
         Self::CloseComparesResult,
         Self::GateBeforeExec,
+        Self::OrderBeforeExec,
         Self::EndComparesResult,
     ];
 }
@@ -134,6 +138,8 @@ enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Agent {
     session: u8,
+    /// The session under which it learned that it may begin.
+    granted: u8,
     seen: (Order, Option<Said>),
     step: Step,
 }
@@ -168,6 +174,8 @@ pub struct State {
     promised: Vec<bool>,
     /// An end that was said is said no longer of the same attempt.
     taken_back: bool,
+    /// An attempt was begun that the leader had written off.
+    late: bool,
     left: (u8, u8, u8),
 }
 
@@ -188,6 +196,8 @@ pub enum Happens {
     Wipe(usize),
     LoseSession,
     CarryOut(usize),
+    /// The same, and its sender learns of it.
+    Answer(usize),
     Forget(usize),
     LeaderLooks,
     LeaderCloses,
@@ -345,6 +355,9 @@ impl Attempts {
                 agent.seen = (order, result);
                 let is_mine = |said: Said| note.is_some_and(|note| note.order == said.order) && said.phase == Phase::Running;
                 agent.step = if result.is_some_and(is_mine) { Step::Granted } else { Step::Idle };
+                // A session that is gone grants nothing, and neither does an order that has been rewritten meanwhile.
+                let is_ordered = note.is_some_and(|note| note.order == order.revision);
+                agent.granted = if session == agent.session && is_ordered { session } else { 0 };
             }
             Happens::NoteBegun(_) => {
                 note = note.map(|note| Note { stage: Stage::Begun, ..note });
@@ -352,7 +365,11 @@ impl Attempts {
             }
             Happens::Exec(_) => {
                 let attempt = note.map_or(0, |note| note.attempt);
-                if !self.holds(Rule::GateBeforeExec) || session == agent.session {
+                let is_open = !self.holds(Rule::GateBeforeExec) || session == agent.session;
+                let is_ordered = note.is_some_and(|note| note.order == order.revision);
+                let is_wanted = agent.granted == agent.session || is_ordered || !self.holds(Rule::OrderBeforeExec);
+                if is_open && is_wanted {
+                    state.late |= order.attempt == attempt && order.intent == Intent::Lost;
                     state.begun[usize::from(attempt)] += 1;
                     agent.step = Step::Runs;
                 } else {
@@ -407,6 +424,7 @@ impl Model for Attempts {
             begun: vec![0; usize::from(self.attempts) + 1],
             promised: vec![false; usize::from(self.attempts) + 1],
             taken_back: false,
+            late: false,
             left: (self.crashes, self.losses, self.wipes),
         }]
     }
@@ -414,7 +432,7 @@ impl Model for Attempts {
     fn actions(&self, state: &State, actions: &mut Vec<Happens>) {
         (0..self.machines).for_each(|n| self.of_machine(state, n, actions));
         self.of_leader(state, actions);
-        (0..state.flying.len()).for_each(|n| actions.extend([Happens::CarryOut(n), Happens::Forget(n)]));
+        (0..state.flying.len()).for_each(|n| actions.extend([Happens::CarryOut(n), Happens::Answer(n), Happens::Forget(n)]));
         if state.left.1 > 0 && state.session != 0 {
             actions.push(Happens::LoseSession);
         }
@@ -433,7 +451,8 @@ impl Model for Attempts {
                     Some(agent) => (machine.note, agent.step),
                     None => self.recover(&state, machine.note),
                 };
-                state.machines[n] = Machine { agent: Some(Agent { session: state.session, seen, step }), note };
+                let granted = machine.agent.map_or(0, |agent| agent.granted);
+                state.machines[n] = Machine { agent: Some(Agent { session: state.session, granted, seen, step }), note };
             }
             Happens::Crash(n) => {
                 state.left.0 -= 1;
@@ -451,6 +470,18 @@ impl Model for Attempts {
             Happens::CarryOut(n) => {
                 let flying = state.flying.remove(n);
                 self.carry_out(&mut state, flying);
+            }
+            Happens::Answer(n) => {
+                let flying = state.flying.remove(n);
+                let before = state.revision;
+                self.carry_out(&mut state, flying);
+                let Flying::Begin { order, session, .. } = flying else { return None };
+                let asked = |machine: &&mut Machine| machine.note.is_some_and(|note| note.order == order && note.stage == Stage::Order);
+                let machine = state.machines.iter_mut().filter(asked).find_map(|machine| machine.agent.as_mut())?;
+                if state.revision == before || machine.step != Step::Asked || machine.session != session {
+                    return None;
+                }
+                (machine.step, machine.granted) = (Step::Granted, session);
             }
             Happens::Forget(n) => drop(state.flying.remove(n)),
             Happens::LeaderLooks => state.leader = (state.order, state.result),
@@ -493,6 +524,7 @@ impl Model for Attempts {
                 state.machines.len() > 1 || state.runs().into_iter().all(|attempt| Some(attempt) != ended)
             }),
             Property::always(PROMISES[3], |_, state: &State| !state.taken_back),
+            Property::always(PROMISES[4], |_, state: &State| !state.late),
             Property::sometimes("a second attempt runs", |_, state: &State| state.begun.get(2).is_some_and(|times| *times > 0)),
             Property::sometimes("an end is said", |_, state: &State| state.result.is_some_and(|said| said.phase == Phase::Ended)),
         ]

@@ -117,7 +117,8 @@ impl DataDir {
             let (logs, tasks) = (log_folder(path), path.join(TASKS));
             let (logs, tasks) = match cluster.use_of(holder.is_some(), logs_of.as_ref(), is_given) {
                 Use::Own => (logs, tasks),
-                Use::Beside => (beside(&logs, &cluster.digest()), beside(&tasks, &cluster.digest())),
+                // A record of a task says whose it is, and what is not found is lost: etcd may only be spelled in another way.
+                Use::Beside => (beside(&logs, &cluster.digest()), tasks),
                 Use::Another => return Ok(None),
                 Use::Wait => {
                     let holder = holder.unwrap_or_default();
@@ -263,7 +264,7 @@ mod tests {
         drop(first);
         let second = take(folder.path(), true, &two).await.expect("free");
         assert_eq!(second.logs, folder.path().join(format!("logs-{}", two.digest())), "what the first has written is not shown");
-        assert_eq!(second.tasks, folder.path().join(format!("tasks-{}", two.digest())), "nor taken for its own");
+        assert_eq!(second.tasks, folder.path().join("tasks"), "a record says of which task it is");
         drop(second);
         assert_eq!(take(folder.path(), true, &one).await.expect("free").logs, folder.path().join("logs"));
         // Held until its holder is gone: an agent that dies a little later than its guard.

@@ -176,6 +176,7 @@ fn of_refusal(refusal: &Refusal) -> Reply {
         | Refusal::WrongTask(_)
         | Refusal::TaskState(_)
         | Refusal::TooManyTasks { .. }
+        | Refusal::NoTaskIds
         | Refusal::Busy
         | Refusal::NotLeader => Reply::Certain(Answer::Refused),
         Refusal::Unknown(_) | Refusal::UnknownOutcome => Reply::Unknown,

@@ -173,7 +173,7 @@ impl<'a> Serving<'a> {
         let admitted = self.admission().filter(|_| !self.lost).map(|admission| Admitted { session, admission });
         tasks.stand(admitted, self.leaving);
         if self.leaving {
-            self.leave_by.get_or_insert(Instant::now() + tasks.longest_leave());
+            self.leave_by = Some(tasks.leave_by());
         }
     }
 

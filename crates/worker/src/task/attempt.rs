@@ -20,7 +20,7 @@ use super::{
     journal::{End, Journal, Record, Stage},
     keeper::{Cause, Keeper, Ran, Spans, Told},
     output::Blotter,
-    rules::SeenResult,
+    rules::{self, SeenResult},
     script::{Kept, Prepared, Scripts},
 };
 use crate::{
@@ -35,6 +35,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the gate is looked at.
 pub(crate) const GATE_PERIOD: Duration = Duration::from_millis(100);
+/// Why nothing begins, where tasks are off.
+const NO_TASKS: &str = "this worker takes no tasks; start it with --tasks on";
 /// Why nothing goes on, where the worker leaves.
 pub(crate) const LEFT: &str = "the worker left";
 /// Where more of its output is, as results say it.
@@ -74,12 +76,14 @@ pub(crate) struct Done {
     pub(crate) result: Option<SeenResult>,
     /// Nothing more is done before this has passed.
     pub(crate) pause: Option<Duration>,
+    /// The record was removed: it was of another task.
+    pub(crate) is_forgotten: bool,
 }
 
 impl Done {
     /// Etcd has changed, or does not answer: all is looked at again.
     fn again(record: Option<Record>) -> Self {
-        Self { record, result: None, pause: Some(PAUSES.0) }
+        Self { record, pause: Some(PAUSES.0), ..Self::default() }
     }
 }
 
@@ -120,7 +124,7 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
         let running = TaskResult::running(attempt, order, began);
         let reject = async |why: String| self.reject(&begin, running.clone(), &why).await;
         if !shared.is_on {
-            return reject("this worker takes no tasks; start it with --tasks on".to_owned()).await;
+            return reject(NO_TASKS.to_owned()).await;
         }
         let (task, script) = match follow::definition(&shared.client, &shared.keys, self.id).await {
             Ok(Some(Ok(found))) => found,
@@ -129,7 +133,7 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
             Err(_) => return Done::again(None),
         };
         let origin = shared.origin.clone();
-        let record = Record { id: self.id, attempt, order, origin, began, tail: task.tail(), stage: Stage::Ordered };
+        let record = Record { id: self.id, attempt, created: task.created, order, origin, began, tail: task.tail(), stage: Stage::Ordered };
         if let Err(error) = shared.journal.order(&record).await {
             return reject(format!("it cannot be recorded: {error}")).await;
         }
@@ -141,12 +145,12 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
                 return Done { record: Some(record), ..done };
             }
         };
-        let told = match fault::at("task.begin") {
+        let (told, ordered) = match fault::at("task.begin") {
             Ok(()) => self.tell_begin(&begin, &running).await,
-            Err(_) => Written::Unknown,
+            Err(_) => (Written::Unknown, Ordered::Before),
         };
         match told {
-            Written::At(at) => self.execute(record, made, at, place).await,
+            Written::At(at) => self.execute(record, made, at, place, ordered).await,
             Written::Refused | Written::Unknown => {
                 shared.scripts.clear(self.id, attempt).await;
                 Done::again(Some(record))
@@ -156,6 +160,9 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
 
     /// Goes on with an attempt of which etcd was told, and that was not executed.
     pub(crate) async fn go_on(mut self, record: Record, told_at: Revision, place: OwnedSemaphorePermit) -> Done {
+        if !self.shared.is_on {
+            return self.end_unexecuted(record, told_at, Outcome::Rejected, NO_TASKS).await;
+        }
         let (task, script) = match follow::definition(&self.shared.client, &self.shared.keys, self.id).await {
             Ok(Some(Ok(found))) => found,
             Ok(found) => {
@@ -165,7 +172,7 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
             Err(_) => return Done::again(None),
         };
         match self.make(&record, &task, &script).await {
-            Ok(made) => self.execute(record, made, told_at, place).await,
+            Ok(made) => self.execute(record, made, told_at, place, Ordered::Before).await,
             Err(why) => self.end_unexecuted(record, told_at, Outcome::Rejected, &why).await,
         }
     }
@@ -176,18 +183,18 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
     }
 
     /// Tells etcd that it begins. True only if that is certain.
-    async fn tell_begin(&self, begin: &Begin, running: &TaskResult) -> Written {
+    async fn tell_begin(&self, begin: &Begin, running: &TaskResult) -> (Written, Ordered) {
         match self.write(begin.txn(&self.shared.keys, &self.shared.worker, running)).await {
             Written::Unknown => {}
-            certain => return certain,
+            certain => return (certain, Ordered::JustNow),
         }
         loop {
             sleep(PAUSES.0).await;
-            // What arrives later still is found by the record.
+            // What arrives later still is found by the record. Much may have happened since it was written.
             match self.read_result().await {
-                Ok(Some(seen)) if seen.result == *running => return Written::At(seen.modified),
-                Ok(_) => return Written::Refused,
-                Err(()) if self.told.borrow().stop.is_some() => return Written::Unknown,
+                Ok(Some(seen)) if seen.result == *running => return (Written::At(seen.modified), Ordered::Before),
+                Ok(_) => return (Written::Refused, Ordered::Before),
+                Err(()) if self.told.borrow().stop.is_some() => return (Written::Unknown, Ordered::Before),
                 Err(()) => {}
             }
         }
@@ -207,15 +214,29 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
     }
 
     /// Executes it, and tells its end.
-    async fn execute(&mut self, mut record: Record, made: Made, told_at: Revision, place: OwnedSemaphorePermit) -> Done {
+    async fn execute(&mut self, mut record: Record, made: Made, told_at: Revision, place: OwnedSemaphorePermit, ordered: Ordered) -> Done {
         let shared = Arc::clone(&self.shared);
         let Made { prepared, spans } = made;
         let Prepared { mut start, output, mut notes, blotter } = prepared;
         let label = format!("task-{}.{}", record.id, record.attempt);
+        // What was just told to etcd rests on the order as it is. While it waits for authority, the leader may give it up.
+        let mut is_ordered = ordered == Ordered::JustNow && shared.gate.is_open();
         let ran = loop {
             // Nothing begins without authority, and what is not begun may be told to stop.
-            let Some(not_after) = self.authority().await else {
-                let why = self.told.borrow().stop.clone().unwrap_or_else(|| LEFT.to_owned());
+            let (not_after, why) = match self.authority().await {
+                Some(until) if is_ordered => (Some(until), String::new()),
+                Some(until) => match self.why_not(&record).await {
+                    Ok(None) => (Some(until), String::new()),
+                    Ok(Some(why)) => (None, why),
+                    Err(()) => {
+                        sleep(GATE_PERIOD).await;
+                        continue;
+                    }
+                },
+                None => (None, self.told.borrow().stop.clone().unwrap_or_else(|| LEFT.to_owned())),
+            };
+            is_ordered = false;
+            let Some(not_after) = not_after else {
                 break if record.stage == Stage::Ordered {
                     return self.end_unexecuted(record, told_at, Outcome::Killed, &format!("{why}, before it was executed")).await;
                 } else {
@@ -254,6 +275,13 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
         let result = TaskResult { out, err, kept: kept_on(out, err), ..ended };
         let end = End { tail: tail_of(&record, &kept, Some(&blotter)), result };
         self.finish(record, end, told_at).await
+    }
+
+    /// Why an attempt of which etcd was told is not wanted any more, by its order as it is now; none: it is.
+    async fn why_not(&self, record: &Record) -> Result<Option<String>, ()> {
+        let key = self.shared.keys.spell(&Key::Order(self.shared.worker.clone(), self.id));
+        let read = self.shared.client.get(key.as_bytes()).await.map_err(|_| ())?;
+        Ok(rules::why_not(read.kv.as_ref().map(follow::order).as_ref(), record))
     }
 
     /// Until when it may be started, once it may; none: it will not any more.
@@ -350,6 +378,45 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
         self.say(&end, modified).await
     }
 
+    /// Tells etcd the end that is recorded of an order, of which it knows nothing any more: its result was deleted, or etcd was restored from a backup.
+    pub(crate) async fn say_again(self, record: Record, admitted: Admitted, before: Revision) -> Done {
+        let Record { order, stage: Stage::Ended(end), .. } = &record else { return Done::default() };
+        let begin = Begin { id: self.id, order: *order, admitted, before };
+        self.say_once(&begin, end).await
+    }
+
+    /// Tells apart two tasks of one id. Of the same task, an attempt that may have been executed is lost; another task's record is removed.
+    pub(crate) async fn compare(self, record: Record, (attempt, order): (u32, Revision), admitted: Admitted, before: Revision) -> Done {
+        let task = match follow::definition(&self.shared.client, &self.shared.keys, self.id).await {
+            Ok(Some(Ok((task, _)))) => task,
+            Ok(_) | Err(_) => return Done::again(None),
+        };
+        if record.created != 0 && record.created != task.created {
+            tracing::warn!(task = %self.id, attempt = record.attempt, "another task had this id before: what is recorded of it is removed");
+            self.shared.journal.remove(record.id, record.attempt).await;
+            return Done { is_forgotten: true, ..Done::default() };
+        }
+        let why = format!("attempt {} may have been executed before, by an order that etcd does not know any more", record.attempt);
+        let now = self.shared.clock.unix_ns();
+        let result = TaskResult { began: 0, ..TaskResult::running(attempt, order, now).with_end(Outcome::Lost, now, why) };
+        let begin = Begin { id: self.id, order, admitted, before };
+        self.say_once(&begin, &End { result, tail: TaskTail { attempt, out: Vec::new(), err: Vec::new() } }).await
+    }
+
+    /// Puts an end in the place of a beginning.
+    async fn say_once(&self, begin: &Begin, end: &End) -> Done {
+        let tail = self.shared.keys.spell(&Key::TaskTail(self.shared.worker.clone(), self.id));
+        let mut txn = begin.txn(&self.shared.keys, &self.shared.worker, &end.result);
+        txn.then.push(Op::put(tail, serde_json::to_vec(&end.tail).unwrap_or_default()));
+        match self.write(txn).await {
+            Written::At(modified) => {
+                tracing::warn!(task = %self.id, attempt = end.result.attempt, "etcd did not know of a script that has ended: it is told again");
+                Done { result: Some(SeenResult { result: end.result.clone(), modified }), ..Done::default() }
+            }
+            Written::Refused | Written::Unknown => Done::again(None),
+        }
+    }
+
     async fn write(&self, txn: Txn) -> Written {
         match self.shared.client.txn(txn, DEADLINE).await {
             Ok(reply) if reply.succeeded => Written::At(reply.revision),
@@ -366,6 +433,14 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
         let read = self.shared.client.get(key.as_bytes()).await.map_err(|_| ())?;
         Ok(read.kv.as_ref().map(follow::result))
     }
+}
+
+/// Whether an attempt that is to be executed was ordered by what was just compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ordered {
+    JustNow,
+    /// Its order may be another by now.
+    Before,
 }
 
 /// What the first word about an attempt rests on.
@@ -441,7 +516,7 @@ mod tests {
 
     fn record() -> Record {
         let (id, origin) = (TaskId(7), Origin::default());
-        Record { id, attempt: 2, order: Revision(10), origin, began: 5, tail: 4, stage: Stage::Begun }
+        Record { id, attempt: 2, created: 3, order: Revision(10), origin, began: 5, tail: 4, stage: Stage::Begun }
     }
 
     #[test]
@@ -482,7 +557,8 @@ mod tests {
             let result = end_of(&record(), ran.clone(), spans, vec!["a note".to_owned()], 9);
             let found = (result.end(), result.exit, result.signal, result.leftover, &*result.message);
             assert_eq!(found, (Some(outcome), exit, signal, left, message), "{ran:?}");
-            assert_eq!((result.attempt, result.order, result.began, result.ended), (2, Revision(10), 5, 9));
+            let began = if outcome == Outcome::Rejected { 0 } else { 5 };
+            assert_eq!((result.attempt, result.order, result.began, result.ended), (2, Revision(10), began, 9));
         }
     }
 

@@ -91,7 +91,7 @@ impl Followed<SeenResult> {
 }
 
 /// One that cannot be read begins nothing, and stops nothing.
-fn order(kv: &Kv) -> SeenOrder {
+pub(crate) fn order(kv: &Kv) -> SeenOrder {
     let unreadable = || Order { attempt: 0, intent: OrderIntent::Cancelled, why: Box::default(), since: 0 };
     SeenOrder { order: serde_json::from_slice(&kv.value).unwrap_or_else(|_| unreadable()), modified: kv.modified }
 }

@@ -40,6 +40,8 @@ pub struct Record {
     pub id: TaskId,
     /// Which attempt.
     pub attempt: u32,
+    /// When its task was created, by the leader's time of day: another task may have had this id, in an etcd that was put back. 0: it is not known.
+    pub created: i64,
     /// The revision of its order.
     pub order: Revision,
     /// The guard and the boot under which it was begun.
@@ -61,6 +63,8 @@ pub enum Stage {
     Begun,
     /// It has ended.
     Ended(Box<End>),
+    /// What was recorded cannot be read: it may have been executed.
+    Unreadable,
 }
 
 /// The end of an attempt.
@@ -77,6 +81,8 @@ pub struct End {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Ordered {
+    #[serde(default)]
+    created: i64,
     order: Revision,
     origin: Origin,
     began: i64,
@@ -162,13 +168,13 @@ impl DiskJournal {
     fn read(&self, id: TaskId, attempt: u32) -> io::Result<Option<Record>> {
         let folder = self.folder(id, attempt);
         let Some(ordered) = read_file(&folder.join(ORDER))? else { return Ok(None) };
-        let Ordered { order, origin, began, tail } = serde_json::from_slice(&ordered)?;
+        let Ordered { created, order, origin, began, tail } = serde_json::from_slice(&ordered)?;
         let stage = match read_file(&folder.join(ENDED))? {
             Some(ended) => Stage::Ended(serde_json::from_slice(&ended)?),
             None if folder.join(BEGUN).try_exists()? => Stage::Begun,
             None => Stage::Ordered,
         };
-        Ok(Some(Record { id, attempt, order, origin, began, tail, stage }))
+        Ok(Some(Record { id, attempt, created, order, origin, began, tail, stage }))
     }
 
     fn read_all(&self) -> io::Result<Vec<Record>> {
@@ -180,6 +186,13 @@ impl DiskJournal {
                 Ok(Some(record)) => records.push(record),
                 // It was not ordered to the end.
                 Ok(None) => self.remove_now(id, attempt),
+                // It says nothing, and stands in the way of its own attempt alone.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData || error.kind() == io::ErrorKind::UnexpectedEof => {
+                    tracing::error!(task = %id, attempt, %error, "the record of an attempt cannot be read: the attempt is not begun again");
+                    let none = Origin { boot_id: String::new(), guard: String::new() };
+                    let (created, order, began, tail) = (0, Revision::default(), 0, 0);
+                    records.push(Record { id, attempt, created, order, origin: none, began, tail, stage: Stage::Unreadable });
+                }
                 Err(error) => return Err(io::Error::other(format!("{}: {error}", self.folder(id, attempt).display()))),
             }
         }
@@ -194,8 +207,8 @@ impl DiskJournal {
         DirBuilder::new().recursive(true).mode(PASSED).create(&self.folder)?;
         DirBuilder::new().mode(PASSED).create(&folder)?;
         sync_folder(&self.folder)?;
-        let Record { order, origin, began, tail, .. } = record.clone();
-        write_synced(&folder, ORDER, &serde_json::to_vec(&Ordered { order, origin, began, tail })?)
+        let Record { created, order, origin, began, tail, .. } = record.clone();
+        write_synced(&folder, ORDER, &serde_json::to_vec(&Ordered { created, order, origin, began, tail })?)
     }
 
     fn remove_now(&self, id: TaskId, attempt: u32) {
@@ -336,7 +349,7 @@ mod tests {
 
     fn record(attempt: u32) -> Record {
         let origin = Origin { boot_id: "b".to_owned(), guard: "g".to_owned() };
-        Record { id: TaskId(7), attempt, order: Revision(4711), origin, began: 5, tail: 9, stage: Stage::Ordered }
+        Record { id: TaskId(7), attempt, created: 3, order: Revision(4711), origin, began: 5, tail: 9, stage: Stage::Ordered }
     }
 
     fn end() -> End {
@@ -366,12 +379,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_lets_nothing_begin() {
+    async fn a_record_that_cannot_be_read_stands_in_the_way_of_its_own_attempt_alone() {
         let folder = tempfile::tempdir().expect("folder");
         let journal = DiskJournal::new(folder.path().to_owned());
-        journal.order(&record(1)).await.expect("recorded");
+        for attempt in 1..=3 {
+            journal.order(&record(attempt)).await.expect("recorded");
+        }
         fs::write(journal.folder(TaskId(7), 1).join(ORDER), "{").expect("written");
-        journal.load().await.expect_err("nobody knows what that was");
+        fs::write(journal.folder(TaskId(7), 2).join(ORDER), "").expect("written");
+        let mut stages: Vec<_> = journal.load().await.expect("loaded").into_iter().map(|record| (record.attempt, record.stage)).collect();
+        stages.sort_by_key(|(attempt, _)| *attempt);
+        assert_eq!(stages, [(1, Stage::Unreadable), (2, Stage::Unreadable), (3, Stage::Ordered)]);
     }
 
     #[tokio::test]

@@ -104,7 +104,7 @@ pub fn start<C: Cells, J: Journal, S: Scripts>(config: &TaskConfig, ground: Grou
     let places = Arc::new(Semaphore::new(config.most));
     let runner = Runner { shared: Arc::new(shared), standing: stands, is_busy: busy, grace: config.grace, places };
     tokio::spawn(of_this_process(runner.run()));
-    Tasks { standing: Arc::new(standing), is_busy, grace: config.grace }
+    Tasks { standing: Arc::new(standing), is_busy, grace: config.grace, leave_by: Arc::default() }
 }
 
 /// What is counted of tasks.
@@ -122,6 +122,11 @@ impl Counts {
     fn begun(&self, more: i64) {
         self.running.fetch_add(more, Ordering::Relaxed);
         self.begun.fetch_add(u64::from(more > 0), Ordering::Relaxed);
+    }
+
+    /// How many scripts are being executed.
+    fn running(&self) -> i64 {
+        self.running.load(Ordering::Relaxed)
     }
 
     fn ended(&self, outcome: Outcome) {

@@ -95,6 +95,16 @@ pub(crate) enum Step {
     Say,
     /// Say the end of an attempt of which there is no record.
     SayLost(String),
+    /// Say the end that is recorded of this very order, of which etcd knows nothing any more.
+    SayAgain,
+    /// An attempt of this number, or a later one, may have been executed by another order, which etcd knows no more: of the same task, it is lost; another
+    /// task's record is none.
+    Compare {
+        /// Which is ordered now.
+        attempt: u32,
+        /// The revision of its order.
+        order: Revision,
+    },
     /// The task is gone: remove what is recorded of it.
     Forget,
 }
@@ -131,7 +141,7 @@ fn of_record(facts: &Facts<'_>, record: &Record) -> Option<Step> {
     let is_told = facts.result.is_some_and(|seen| is_running(&seen.result, record));
     match &record.stage {
         Stage::Ended(_) if is_told => Some(Step::Say),
-        Stage::Ended(_) => None,
+        Stage::Ended(_) | Stage::Unreadable => None,
         Stage::Begun => {
             let (outcome, why) = after_death(&record.origin, facts.origin);
             Some(Step::Close(outcome, why.to_owned()))
@@ -142,13 +152,17 @@ fn of_record(facts: &Facts<'_>, record: &Record) -> Option<Step> {
     }
 }
 
+/// Why an attempt of which etcd was told, and that was not executed, is not wanted any more; none: it is.
+pub(crate) fn why_not(order: Option<&SeenOrder>, record: &Record) -> Option<String> {
+    let is_wanted =
+        |seen: &SeenOrder| seen.order.intent == OrderIntent::Run && seen.order.attempt == record.attempt && seen.modified == record.order;
+    let is_refused = !order.is_some_and(is_wanted);
+    is_refused.then(|| why_stop(order, record.attempt).unwrap_or_else(|| "its worker was given up".to_owned()))
+}
+
 /// What follows where etcd was told that an attempt begins, and it was certainly not executed.
 fn of_told(facts: &Facts<'_>, record: &Record) -> Step {
-    let is_wanted = facts
-        .order
-        .is_some_and(|seen| seen.order.intent == OrderIntent::Run && seen.order.attempt == record.attempt && seen.modified == record.order);
-    if !is_wanted {
-        let why = why_stop(facts.order, record.attempt).unwrap_or_else(|| "its worker was given up".to_owned());
+    if let Some(why) = why_not(facts.order, record) {
         return Step::Close(Outcome::Killed, format!("{why}, before it was executed"));
     }
     match facts.permit {
@@ -181,7 +195,10 @@ fn of_order(facts: &Facts<'_>) -> Step {
     if unrecorded.is_some() {
         return match facts.permit {
             // Who may begin something has the id: nobody else can be running it.
-            Permit::Granted | Permit::Full => Step::SayLost("its data folder has no record of it".to_owned()),
+            Permit::Granted | Permit::Full => Step::SayLost(match facts.record {
+                Some(Record { stage: Stage::Unreadable, .. }) => "its record cannot be read".to_owned(),
+                _ => "its data folder has no record of it".to_owned(),
+            }),
             held => Step::Wait(held),
         };
     }
@@ -189,9 +206,13 @@ fn of_order(facts: &Facts<'_>) -> Step {
     if order.intent != OrderIntent::Run || facts.result.is_some_and(|seen| seen.result.attempt >= order.attempt) {
         return Step::Nothing;
     }
-    if facts.record.is_some_and(|record| may_have_been_executed(record, order.attempt)) {
-        // Etcd was restored from a backup, say: this attempt may have been executed, so that it never will be again.
-        return Step::Nothing;
+    if let Some(record) = facts.record.filter(|record| may_have_been_executed(record, order.attempt)) {
+        // Somebody has deleted the result, or etcd was restored from a backup: what may have been executed never is again, and that is said.
+        return match facts.permit {
+            Permit::Granted | Permit::Full if (record.attempt, record.order) == (order.attempt, *modified) => Step::SayAgain,
+            Permit::Granted | Permit::Full => Step::Compare { attempt: order.attempt, order: *modified },
+            held => Step::Wait(held),
+        };
     }
     match facts.permit {
         Permit::Granted => Step::Begin { attempt: order.attempt, order: *modified },
@@ -205,7 +226,7 @@ fn may_have_been_executed(record: &Record, attempt: u32) -> bool {
 }
 
 fn has_record(record: Option<&Record>, result: &TaskResult) -> bool {
-    record.is_some_and(|record| record.attempt == result.attempt && record.order == result.order)
+    record.is_some_and(|record| record.stage != Stage::Unreadable && record.attempt == result.attempt && record.order == result.order)
 }
 
 #[cfg(test)]

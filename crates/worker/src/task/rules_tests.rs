@@ -33,7 +33,7 @@ fn end(attempt: u32, order: i64) -> Stage {
 }
 
 fn record(attempt: u32, order: i64, stage: Stage) -> Record {
-    Record { id: TaskId(7), attempt, order: Revision(order), origin: origin("b", "g"), began: 1, tail: 9, stage }
+    Record { id: TaskId(7), attempt, created: 3, order: Revision(order), origin: origin("b", "g"), began: 1, tail: 9, stage }
 }
 
 fn begin(attempt: u32, order: i64) -> Step {
@@ -120,8 +120,13 @@ fn what_is_recorded_decides_after_a_death() {
         // It has ended.
         (Some(first.clone()), Some(running(1, 10)), end(1, 10), NoAuthority, Step::Say),
         (Some(first.clone()), Some(ended(1, 10)), end(1, 10), Granted, Step::Nothing),
-        (Some(first.clone()), None, end(1, 10), Granted, Step::Nothing),
-        (Some(run(1, 12)), None, end(1, 10), Granted, Step::Nothing),
+        // Its result was deleted, or etcd was restored.
+        (Some(first.clone()), None, end(1, 10), Granted, Step::SayAgain),
+        (Some(first.clone()), None, end(1, 10), NoAuthority, Step::Wait(NoAuthority)),
+        (Some(run(1, 12)), None, end(1, 10), Granted, Step::Compare { attempt: 1, order: Revision(12) }),
+        (Some(run(1, 12)), None, Stage::Unreadable, Granted, Step::Compare { attempt: 1, order: Revision(12) }),
+        (Some(first.clone()), Some(running(1, 10)), Stage::Unreadable, Granted, Step::SayLost("its record cannot be read".to_owned())),
+        (Some(run(2, 20)), Some(ended(1, 10)), Stage::Unreadable, Granted, begin(2, 20)),
         (Some(run(2, 20)), Some(ended(1, 10)), end(1, 10), Granted, begin(2, 20)),
         // The task is gone.
         (None, None, end(1, 10), Granted, Step::Forget),
@@ -177,6 +182,7 @@ struct World {
     seen: (Option<SeenOrder>, Option<SeenResult>),
     /// What the disk has.
     record: Option<Record>,
+    was_wiped: bool,
     guard: u32,
     boot: u32,
     /// The steps that the agent is yet to carry out, the next one last.
@@ -258,6 +264,13 @@ impl World {
                 vec![Small::Say(seen.result.with_end(Outcome::Lost, 2, why), Some(seen.modified))]
             }
             (Step::Forget, _) => vec![Small::Forget],
+            (Step::SayAgain, Some(Record { stage: Stage::Ended(end), order, .. })) => {
+                vec![Small::Tell(end.result, order, result.map(|seen| seen.modified).unwrap_or_default())]
+            }
+            (Step::Compare { attempt, order }, _) => {
+                let lost = TaskResult::running(attempt, order, 1).with_end(Outcome::Lost, 2, "");
+                vec![Small::Tell(lost, order, result.map(|seen| seen.modified).unwrap_or_default())]
+            }
             _ => Vec::new(),
         };
     }
@@ -269,6 +282,7 @@ impl World {
             Some(Small::Tell(result, order, before)) => {
                 let is_so = self.order.as_ref().is_some_and(|seen| seen.modified == order) && self.modified() == before;
                 if is_so {
+                    self.said.extend(result.end().map(|outcome| (result.attempt, outcome)));
                     self.write(result);
                 } else {
                     self.plan.clear();
@@ -311,10 +325,12 @@ impl World {
             {
                 self.leader_rewrites(OrderIntent::Cancelled);
             }
+            // Somebody deletes the result. With the record it was all that anybody knew.
+            24 if !self.was_wiped => self.result = None,
             // The data folder is wiped.
-            23 => {
+            23 if self.result.is_some() || self.executed.is_empty() => {
                 self.dies(true, false);
-                self.record = None;
+                (self.record, self.was_wiped) = (None, true);
             }
             _ => {}
         }
@@ -358,7 +374,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4096, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_attempt_is_executed_twice_and_what_was_begun_is_said(whats in proptest::collection::vec(0..24_u8, 0..120)) {
+    fn no_attempt_is_executed_twice_and_what_was_begun_is_said(whats in proptest::collection::vec(0..25_u8, 0..120)) {
         let mut world = World::default();
         for what in whats {
             world.happens(what);

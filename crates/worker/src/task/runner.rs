@@ -5,11 +5,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use evenkeel_model::{TaskId, task::Outcome};
+use evenkeel_model::{Revision, TaskId, task::Outcome};
 use evenkeel_store::task::of_this_process;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -80,6 +80,8 @@ struct State {
     /// When what runs is killed, as the worker leaves.
     kill_at: Option<Instant>,
     killed: bool,
+    /// Until when the ends of what ran are told, once the worker leaves and nothing runs any more.
+    last_words: Option<Instant>,
     prune_at: Instant,
 }
 
@@ -117,6 +119,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             is_listed: false,
             kill_at: None,
             killed: false,
+            last_words: None,
             prune_at: Instant::now(),
         };
         records.into_iter().for_each(|record| state.take_record(record));
@@ -136,7 +139,10 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             self.look_at(state, id);
         }
         let has_unsaid = state.records.values().any(|record| is_unsaid(record, state.results.get(record.id)));
-        let is_busy = !state.live.is_empty() || has_unsaid;
+        let is_silent = self.standing.borrow().leaving && self.shared.counts.running() == 0;
+        state.last_words = is_silent.then(|| state.last_words.unwrap_or_else(|| Instant::now() + LAST_WORDS));
+        let may_say = state.last_words.is_none_or(|until| Instant::now() < until);
+        let is_busy = may_say && (!state.live.is_empty() || has_unsaid);
         self.is_busy.send_if_modified(|busy| std::mem::replace(busy, is_busy) != is_busy);
     }
 
@@ -155,6 +161,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             () = self.shared.counts.freed.notified() => state.dirty.append(&mut state.waiting),
             () = sleep(GATE_PERIOD), if polls => {}
             () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {}
+            () = sleep_until(state.last_words.unwrap_or_else(Instant::now)), if state.last_words.is_some_and(|until| Instant::now() < until) => {}
             () = sleep_until(state.prune_at), if state.is_listed => self.prune(state).await,
         }
         if polls {
@@ -206,7 +213,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             }
             (Step::Stop(why), ..) => stop(state, id, why),
             (Step::Begin { attempt, order }, Some((admitted, place)), _, result) => {
-                let before = result.map(|seen| seen.modified).unwrap_or_default();
+                let before = revision_of(result);
                 self.spawn(
                     state,
                     id,
@@ -229,7 +236,18 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
                 self.spawn(state, id, Activity::Busy, |it| it.say_lost(seen, why));
             }
             (Step::Forget, ..) => self.forget(state, id),
-            (Step::Begin { .. } | Step::Execute | Step::Close(..) | Step::Say | Step::SayLost(_), ..) => {
+            (Step::SayAgain, _, Some(record), result) => {
+                let (before, Some(admitted)) = (revision_of(result), self.standing.borrow().admitted) else { return };
+                self.spawn(state, id, Activity::Busy, |it| it.say_again(record, admitted, before));
+            }
+            (Step::Compare { attempt, order }, _, Some(record), result) => {
+                let (before, Some(admitted)) = (revision_of(result), self.standing.borrow().admitted) else { return };
+                self.spawn(state, id, Activity::Busy, |it| it.compare(record, (attempt, order), admitted, before));
+            }
+            (
+                Step::SayAgain | Step::Compare { .. } | Step::Begin { .. } | Step::Execute | Step::Close(..) | Step::Say | Step::SayLost(_),
+                ..,
+            ) => {
                 tracing::error!(task = %id, "a step follows from facts that are not there");
             }
         }
@@ -249,7 +267,10 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
     }
 
     fn take_done(&self, state: &mut State, id: TaskId, done: Done) {
-        let Done { record, result, pause } = done;
+        let Done { record, result, pause, is_forgotten } = done;
+        if is_forgotten && let Some(record) = state.records.remove(&id) {
+            state.attempts.remove(&(id, record.attempt));
+        }
         if let Some(record) = record {
             state.take_record(record);
         }
@@ -327,6 +348,10 @@ fn stop(state: &State, id: TaskId, why: String) {
     }
 }
 
+fn revision_of(result: Option<SeenResult>) -> Revision {
+    result.map(|seen| seen.modified).unwrap_or_default()
+}
+
 fn is_of(record: &Record, seen: &SeenResult) -> bool {
     seen.result.attempt == record.attempt && seen.result.order == record.order && seen.result.end().is_none()
 }
@@ -343,11 +368,16 @@ pub struct Tasks {
     pub(super) is_busy: watch::Receiver<bool>,
     /// From the request to leave to the kill.
     pub(super) grace: Duration,
+    /// See [`Self::leave_by`].
+    pub(super) leave_by: Arc<OnceLock<Instant>>,
 }
 
 impl Tasks {
     /// The worker stands here now.
     pub(crate) fn stand(&self, admitted: Option<Admitted>, leaving: bool) {
+        if leaving {
+            self.leave_by();
+        }
         self.standing.send_if_modified(|standing| {
             let now = Standing { admitted, leaving: standing.leaving || leaving };
             std::mem::replace(standing, now) != now
@@ -369,12 +399,13 @@ impl Tasks {
     /// Ends what runs as the worker leaves, and waits for it; not for long for an etcd that is away.
     pub(crate) async fn leave(&mut self) {
         self.stand(None, true);
-        let _ = tokio::time::timeout(self.grace + LAST_WORDS, self.is_busy.wait_for(|is_busy| !is_busy)).await;
+        let until = self.leave_by();
+        let _ = tokio::time::timeout_at(until, self.is_busy.wait_for(|is_busy| !is_busy)).await;
     }
 
-    /// For how long at the most a worker that leaves waits for its tasks.
-    pub(crate) fn longest_leave(&self) -> Duration {
-        self.grace + LAST_WORDS
+    /// Until when at the most a worker that leaves waits for its tasks, from when it was first told to.
+    pub(crate) fn leave_by(&self) -> Instant {
+        *self.leave_by.get_or_init(|| Instant::now() + self.grace + LAST_WORDS)
     }
 }
 
