@@ -503,8 +503,10 @@ fn relay(pipe: &mut Option<OwnedFd>) -> Option<Vec<u8>> {
 fn held_up(start: &Start, step: Option<u8>) -> String {
     let waits = "the file system has not answered yet";
     match step {
-        Some(report::CWD) => format!("spec.cwd: {:?}: {waits}", start.cwd),
-        Some(report::EXEC) => format!("spec.command[0]: {:?}: {waits}", start.command.first().cloned().unwrap_or_default()),
+        Some(report::CWD) => format!("{} {:?}: {waits}", start.terms.cwd(), start.cwd),
+        Some(report::EXEC) => {
+            format!("{} {:?}: {waits}", start.terms.program(), start.command.first().cloned().unwrap_or_default())
+        }
         _ => "its process is being set up".to_owned(),
     }
 }

@@ -17,7 +17,10 @@ use nix::{
 };
 use tokio::time::timeout;
 
-use super::{wire::Account, *};
+use super::{
+    wire::{Account, Terms},
+    *,
+};
 use crate::protocol::authority::{BootTime, boot_time};
 use crate::sys;
 
@@ -50,6 +53,7 @@ fn start(script: &str) -> Start {
         cwd: text("/"),
         stdin: CString::default(),
         errors_apart: false,
+        terms: Terms::Spec,
         leaves_children: false,
         account: None,
         command: ["sh", "-c", script].map(text).to_vec(),

@@ -33,7 +33,10 @@ use super::{
 use crate::{
     driver::{
         EnvPass,
-        process::{cells::Start, environment::is_the_workers},
+        process::{
+            cells::{Start, Terms},
+            environment::is_the_workers,
+        },
     },
     hold::{GUARD_MARK, child::in_words},
     protocol::authority::BootTime,
@@ -210,6 +213,7 @@ impl DiskScripts {
         all.extend(own.into_iter().map(|(name, value)| (name, value.into_bytes())));
         all.extend(secrets.map(|folder| ("EVENKEEL_SECRETS", folder.as_os_str().as_bytes().to_vec())));
         all.into_iter().map(|(name, value)| c_text(name, &[name.as_bytes(), b"=", &value].concat())).collect()
+            terms: Terms::Task,
     }
 
     /// Puts its secrets where they are in memory alone: the folder, if it has any.
