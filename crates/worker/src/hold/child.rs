@@ -7,7 +7,10 @@ use std::{
     ffi::{CStr, CString, OsStr},
     fs::{self, File},
     io::{self, Read, Write},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::fchown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -75,6 +78,16 @@ fn prepare(start: &Start, (output, errors): (OwnedFd, Option<OwnedFd>), report: 
     setsid().map_err(io::Error::from).map_err(system("begin a session"))?;
     join(&start.cgroup).map_err(system("join its cgroup"))?;
     let stdin = open_stdin(&start.stdin).map_err(system("open its stdin"))?;
+    if let Some(account) = &start.account {
+        let given = (!start.stdin.is_empty()).then(|| stdin.as_fd());
+        let pipes = [&output].into_iter().chain(&errors).map(AsFd::as_fd);
+        // As /dev/stdout and its like they are opened anew, as which account it then is.
+        given
+            .into_iter()
+            .chain(pipes)
+            .try_for_each(|file| fchown(file, Some(account.uid), Some(account.gid)))
+            .map_err(system("give it its streams"))?;
+    }
     streams(&stdin, &output, errors.as_ref().unwrap_or(&output)).map_err(system("set up its streams"))?;
     drop((stdin, output, errors));
     umask(Mode::from_bits_truncate(0o022));
