@@ -19,7 +19,7 @@
 //! | 24 stuck | shim | what does not die, for people |
 //! | 25 empty | shim | |
 //! | 26 errors | shim | bytes of stderr, where it is apart |
-//! | 27 left | shim | how many processes lived when the main process had ended (4); left out where none did |
+//! | 27 left | shim | how many processes lived when the main process had ended, 1000 at the most (4); only where stderr is apart, and left out where none did |
 
 use std::{
     ffi::{CStr, CString},
@@ -49,7 +49,7 @@ pub struct Start {
     pub cwd: CString,
     /// The file that is its stdin, opened before it changes its account; empty: `/dev/null`.
     pub stdin: CString,
-    /// Stderr has a pipe of its own, and is told by [`ToAgent::Errors`].
+    /// Stderr has a pipe of its own, and is told by [`ToAgent::Errors`]; and what is left is counted, and told by [`ToAgent::Left`].
     pub errors_apart: bool,
     /// What lives when the main process has ended lives on, until it ends by itself, or the run is killed.
     pub leaves_children: bool,
@@ -143,7 +143,7 @@ pub enum ToAgent {
     Empty,
     /// What any process of the run wrote to stderr, where that is apart.
     Errors(Vec<u8>),
-    /// So many processes lived when the main process had ended: at least one.
+    /// So many processes lived when the main process had ended, where stderr is apart: at least one; more than 1000 are told as 1000.
     Left(u32),
 }
 
