@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use super::{
     accounts::{Accounts, Login},
     journal::{DiskJournal, Record},
-    output::{self, Blotter, Output, Stream},
+    output::{self, Blotter, Output, Stream, Stretch},
 };
 use crate::{
     driver::{
@@ -85,7 +85,7 @@ pub struct Kept {
     /// How much it wrote, to each stream.
     pub written: [u64; 2],
     /// The last of each.
-    pub last: [Vec<u8>; 2],
+    pub last: [Vec<Stretch>; 2],
     /// There were secrets, which may be in it.
     pub has_secrets: bool,
 }
@@ -133,11 +133,7 @@ impl Scripts for DiskScripts {
         let read = tokio::task::spawn_blocking(move || {
             let streams = [Stream::Out, Stream::Err];
             let written = streams.map(|stream| output::written(&folder, stream).unwrap_or_default());
-            let last = streams.map(|stream| {
-                let mut text = output::read(&folder, stream, None).unwrap_or_default();
-                text.drain(..text.len().saturating_sub(LOOKED_AT));
-                text
-            });
+            let last = streams.map(|stream| output::last(&folder, stream, LOOKED_AT).unwrap_or_default());
             Kept { written, last, has_secrets: folder.join(SECRETS).exists() }
         });
         read.await.unwrap_or_default()
