@@ -27,6 +27,8 @@ const DISK: Duration = Duration::from_secs(10);
 /// A shorter value occurs by chance in what is no secret.
 const SHORTEST_SECRET: usize = 6;
 const BLOT: &[u8] = b"[secret]";
+/// The writer may remove what was just listed: then it is listed again, so often at the most. One that removes faster than that writes gigabytes a second.
+const LISTED: usize = 10;
 
 /// One of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +166,12 @@ fn pieces(folder: &Path, stream: Stream) -> io::Result<Vec<Piece>> {
         let name = entry.file_name();
         let at = name.to_str().and_then(|name| name.strip_prefix(stream.name())?.strip_prefix('-')?.parse().ok());
         if let Some(at) = at {
-            found.push(Piece { at, size: entry.metadata()?.len() });
+            match entry.metadata() {
+                Ok(metadata) => found.push(Piece { at, size: metadata.len() }),
+                // Its writer has removed it since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     found.sort_unstable();
@@ -231,7 +238,17 @@ pub(crate) fn last(folder: &Path, stream: Stream, most: usize) -> io::Result<Vec
 
 /// What is kept of a stream.
 fn stretches(folder: &Path, stream: Stream) -> io::Result<Vec<Stretch>> {
-    let pieces = pieces(folder, stream)?;
+    let mut listed = 1;
+    loop {
+        match read_listed(folder, stream, &pieces(folder, stream)?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && listed < LISTED => listed += 1,
+            read => return read,
+        }
+    }
+}
+
+/// What is kept of a stream that has these files.
+fn read_listed(folder: &Path, stream: Stream, pieces: &[Piece]) -> io::Result<Vec<Stretch>> {
     let Some(end) = pieces.last().map(|piece| piece.at + piece.size) else { return Ok(Vec::new()) };
     let mut found = vec![Stretch::default()];
     let is_of_end = |piece: &&Piece| piece.at > 0;
@@ -599,6 +616,22 @@ mod tests {
         for (most, expected) in cases {
             assert_eq!(last(folder.path(), Stream::Out, most).expect("read"), expected, "{most}");
         }
+    }
+
+    #[test]
+    fn what_its_writer_removes_meanwhile_is_read_all_the_same() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut files = Files::new(folder.path(), Stream::Out);
+        let writing = std::thread::spawn(move || {
+            for piece in 0..400 {
+                let batch = Batch { head: vec![], tail_at: (piece + 1) * PART as u64, tail: vec![b'x'; PART] };
+                files.write(&batch).expect("written");
+            }
+        });
+        while !writing.is_finished() {
+            read(folder.path(), Stream::Out, Some(1)).expect("read");
+        }
+        writing.join().expect("written");
     }
 
     #[tokio::test]
