@@ -387,6 +387,17 @@ async fn another_account_has_its_own_and_nothing_of_the_worker() {
     assert_eq!((script.uid(), script.mode() & 0o7777), (nobody.uid.as_raw(), 0o700));
     assert_eq!(fs::metadata(bed.testbed.path("data/tasks/1.1")).expect("folder").mode() & 0o7777, 0o711);
 
+    // It may open its streams anew.
+    let streams = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; : < /dev/null; ls -l /dev/null | cut -c 8-10";
+    bed.order(3, streams, json!({"Account": "nobody", "Stdin": "given\n"})).await;
+    let result = bed.ended(3, 1).await;
+    let tail = bed.tail(3).await;
+    assert_eq!((String::from_utf8_lossy(&tail.out).as_ref(), String::from_utf8_lossy(&tail.err).as_ref()), ("out\ngiven\nrw-\n", "err\n"));
+    assert_eq!(result.outcome, Some(Outcome::Succeeded));
+    bed.order(4, "cat /dev/stdin", json!({"Account": "nobody"})).await;
+    assert_eq!(bed.ended(4, 1).await.outcome, Some(Outcome::Succeeded));
+    assert_eq!(fs::metadata("/dev/null").expect("metadata").uid(), 0);
+
     // Of another account, and it does not die of itself: whatever it is, the worker ends it.
     bed.order(2, "trap '' TERM; echo $$ > $DIR/other; while :; do sleep 0.05; done", json!({"Account": "nobody"})).await;
     let other = bed.testbed.number("other").await;

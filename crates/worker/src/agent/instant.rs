@@ -9,7 +9,7 @@ use evenkeel_model::{Task, TaskId, TaskScript};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    driver::process::cells::{Cell, Cells, FromShim, Start, ToAgent},
+    driver::process::cells::{Cell, Cells, FromShim, Start, Terms, ToAgent},
     protocol::authority::BootTime,
     task::{End, Journal, Kept, Output, Prepared, Record, Scripts},
 };
@@ -109,6 +109,7 @@ impl Scripts for Instant {
             stdin: std::ffi::CString::default(),
             errors_apart: true,
             leaves_children: false,
+            terms: Terms::Task,
             account: None,
             command: vec![c"true".to_owned()],
             environment: Vec::new(),

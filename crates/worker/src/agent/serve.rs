@@ -15,7 +15,7 @@ use evenkeel_store::{KeyChange, KeyRange, Kv, LeaseState, LeasedKey, Update, mir
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -86,6 +86,10 @@ pub(super) struct Serving<'a> {
     writer: mpsc::Sender<(Batch, Outcome)>,
     answered: mpsc::Receiver<Box<Registration>>,
     tasks: JoinSet<()>,
+    /// What asks the drivers that have not answered, and writes the registration when one has.
+    asks: JoinSet<()>,
+    /// What writes that the worker leaves.
+    says: JoinSet<()>,
 }
 
 /// Something that happens.
@@ -114,9 +118,10 @@ impl<'a> Serving<'a> {
         let mut tasks = JoinSet::new();
         tasks.spawn(of_this_process(prove_on(Arc::clone(&key), agent.timing, Arc::clone(&agent.clock), sender)));
         let (answerer, answered) = mpsc::channel(1);
-        if !begun.unanswered.is_empty() {
+        let mut asks = JoinSet::new();
+        if !leaving && !begun.unanswered.is_empty() {
             let (registry, registration) = (agent.registry.clone(), begun.registration.clone());
-            tasks.spawn(of_this_process(survivors::ask_on(registry, Arc::clone(&key), registration, answerer)));
+            asks.spawn(of_this_process(survivors::ask_on(registry, Arc::clone(&key), registration, answerer)));
         }
         Self {
             session,
@@ -142,6 +147,8 @@ impl<'a> Serving<'a> {
             written,
             writer,
             tasks,
+            asks,
+            says: JoinSet::new(),
             agent,
             state,
         }
@@ -190,7 +197,7 @@ impl<'a> Serving<'a> {
         }
         tracing::info!(id = %self.agent.id, session = %self.session, "all resources have stopped; scripts of tasks run on for a while");
         let (key, value) = (Arc::clone(&self.key), serde_json::to_vec(&self.registration).unwrap_or_default());
-        self.tasks.spawn(of_this_process(async move {
+        self.says.spawn(of_this_process(async move {
             while let Err(error) = key.update(value.clone(), WRITE_DEADLINE).await {
                 tracing::debug!(%error, "that the worker leaves could not be written: trying again");
                 sleep(AFTER_FAILURE).await;
@@ -201,6 +208,9 @@ impl<'a> Serving<'a> {
     async fn leave(mut self) -> Ended {
         self.agent.gate.open_until(None);
         self.tasks.abort_all();
+        // A write that is under way could come after the release. An etcd that does not answer is not waited for any longer than once.
+        let said = async { while self.says.join_next().await.is_some() {} };
+        let _ = timeout(WRITE_DEADLINE + AFTER_FAILURE, said).await;
         register::release(&self.agent.client, &self.key, self.registration.clone(), &self.agent.id).await;
         tracing::info!(id = %self.agent.id, session = %self.session, "left");
         Ended::Left
@@ -253,13 +263,15 @@ impl<'a> Serving<'a> {
             Wake::Written(batch, outcome) => self.take_outcome(&batch, outcome),
             Wake::Answered(registration) => {
                 self.unanswered.retain(|kind, _| !registration.kinds.contains(kind));
-                self.registration = *registration;
+                self.registration = Registration { leaving: self.registration.leaving, ..*registration };
                 self.touch_all();
             }
             Wake::KeyGone => self.lose(),
             Wake::Leave => {
                 tracing::info!("leaving: all work is stopped");
                 self.leaving = true;
+                // It would write the registration of a worker that stays.
+                self.asks.abort_all();
                 self.touch_all();
             }
             Wake::Time => {}

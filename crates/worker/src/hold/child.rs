@@ -7,7 +7,10 @@ use std::{
     ffi::{CStr, CString, OsStr},
     fs::{self, File},
     io::{self, Read, Write},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::fchown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -75,6 +78,16 @@ fn prepare(start: &Start, (output, errors): (OwnedFd, Option<OwnedFd>), report: 
     setsid().map_err(io::Error::from).map_err(system("begin a session"))?;
     join(&start.cgroup).map_err(system("join its cgroup"))?;
     let stdin = open_stdin(&start.stdin).map_err(system("open its stdin"))?;
+    if let Some(account) = &start.account {
+        let given = (!start.stdin.is_empty()).then(|| stdin.as_fd());
+        let pipes = [&output].into_iter().chain(&errors).map(AsFd::as_fd);
+        // As /dev/stdout and its like they are opened anew, as which account it then is.
+        given
+            .into_iter()
+            .chain(pipes)
+            .try_for_each(|file| fchown(file, Some(account.uid), Some(account.gid)))
+            .map_err(system("give it its streams"))?;
+    }
     streams(&stdin, &output, errors.as_ref().unwrap_or(&output)).map_err(system("set up its streams"))?;
     drop((stdin, output, errors));
     umask(Mode::from_bits_truncate(0o022));
@@ -88,7 +101,7 @@ fn prepare(start: &Start, (output, errors): (OwnedFd, Option<OwnedFd>), report: 
         nix::sys::prctl::set_no_new_privs().map_err(io::Error::from).map_err(system("give up the right to gain privileges"))?;
     }
     let _ = report.write_all(&[report::CWD]);
-    enter(&start.cwd)?;
+    enter(start)?;
     sys::default_signals();
     SigSet::empty().thread_set_mask().map_err(io::Error::from).map_err(system("unblock signals"))?;
     // Last of all, as a change of credentials would clear it.
@@ -161,14 +174,14 @@ fn limits() -> io::Result<()> {
     Ok(())
 }
 
-fn enter(cwd: &CStr) -> Result<(), String> {
-    nix::unistd::chdir(cwd).map_err(|errno| {
-        let shown = shown(&cwd.to_string_lossy());
+fn enter(start: &Start) -> Result<(), String> {
+    nix::unistd::chdir(start.cwd.as_c_str()).map_err(|errno| {
+        let field = format!("{} {}", start.terms.cwd(), shown(&start.cwd.to_string_lossy()));
         match errno {
-            Errno::ENOENT => format!("spec.cwd: {shown} does not exist on this worker"),
-            Errno::ENOTDIR => format!("spec.cwd: {shown} is no folder on this worker"),
-            Errno::EACCES => format!("spec.cwd: {shown} may not be entered by the user of this worker"),
-            other => format!("spec.cwd: {shown} cannot be entered: {}", in_words(&other.into())),
+            Errno::ENOENT => format!("{field} does not exist on this worker"),
+            Errno::ENOTDIR => format!("{field} is no folder on this worker"),
+            Errno::EACCES => format!("{field} may not be entered by the user of this worker"),
+            other => format!("{field} cannot be entered: {}", in_words(&other.into())),
         }
     })
 }
@@ -196,7 +209,8 @@ fn execute(start: &Start) -> String {
     match refused {
         Some((place, errno)) => why_not(&place, errno, start),
         None => {
-            format!("spec.command[0]: {} is in no folder of PATH ({})", shown(&program.to_string_lossy()), path_of(start).to_string_lossy())
+            let field = start.terms.program();
+            format!("{field} {} is in no folder of PATH ({})", shown(&program.to_string_lossy()), path_of(start).to_string_lossy())
         }
     }
 }
@@ -220,7 +234,7 @@ fn places(program: &CStr, path: &OsStr) -> Vec<CString> {
 fn why_not(program: &CStr, errno: Errno, start: &Start) -> String {
     let path = PathBuf::from(OsStr::from_bytes(program.to_bytes()));
     let shown_path = shown(&program.to_string_lossy());
-    let field = format!("spec.command[0]: {shown_path}");
+    let field = format!("{} {shown_path}", start.terms.program());
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => match fs::metadata(&path) {
             Ok(_) => format!("{field} {}", why_missing(&beginning(&path))),
@@ -240,8 +254,9 @@ fn why_not(program: &CStr, errno: Errno, start: &Start) -> String {
         Errno::E2BIG => {
             let size: usize = start.command.iter().chain(&start.environment).map(|text| text.as_bytes_with_nul().len() + 8).sum();
             format!(
-                "spec.command and spec.env: {size} bytes of arguments and environment are more than this system takes (a quarter of the \
-                 limit of the stack, and 131072 bytes for each of them); put them in a file"
+                "{} {size} bytes of arguments and environment are more than this system takes (a quarter of the limit of the stack, and \
+                 131072 bytes for each of them); put them in a file",
+                start.terms.texts()
             )
         }
         other => format!("{field} cannot be executed: {}", in_words(&other.into())),

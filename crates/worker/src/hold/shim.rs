@@ -44,6 +44,8 @@ const MOST_WAITING: usize = 256 << 10;
 const CHUNK: usize = 16 << 10;
 /// So many reads at most when all is dead, should somebody else hold the pipe and write on.
 const LAST_CHUNKS: usize = 64;
+/// So many processes that a main process has left are counted at the most: they live on meanwhile.
+const MOST_COUNTED: u32 = 1000;
 /// When a child that executes no program yet is told of. A file system that answers needs milliseconds: a second is well beyond, and short for who
 /// waits.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -386,9 +388,11 @@ impl Shim {
         }
     }
 
-    /// By itself, or by a signal: how many it has left is told, and then they are killed, unless they are to live on.
+    /// By itself, or by a signal: how many it has left is told, if that is asked, and then they are killed, unless they are to live on.
     fn main_has_ended(&mut self) {
-        match sweep::living() {
+        // Who tells the streams of a run apart asks what became of it; for others nothing waits for the count.
+        let is_asked = self.start.as_ref().is_some_and(|start| start.errors_apart);
+        match if is_asked { sweep::living(MOST_COUNTED) } else { 0 } {
             0 => {}
             left => self.say(&ToAgent::Left(left)),
         }
@@ -503,8 +507,10 @@ fn relay(pipe: &mut Option<OwnedFd>) -> Option<Vec<u8>> {
 fn held_up(start: &Start, step: Option<u8>) -> String {
     let waits = "the file system has not answered yet";
     match step {
-        Some(report::CWD) => format!("spec.cwd: {:?}: {waits}", start.cwd),
-        Some(report::EXEC) => format!("spec.command[0]: {:?}: {waits}", start.command.first().cloned().unwrap_or_default()),
+        Some(report::CWD) => format!("{} {:?}: {waits}", start.terms.cwd(), start.cwd),
+        Some(report::EXEC) => {
+            format!("{} {:?}: {waits}", start.terms.program(), start.command.first().cloned().unwrap_or_default())
+        }
         _ => "its process is being set up".to_owned(),
     }
 }

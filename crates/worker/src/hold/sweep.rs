@@ -136,11 +136,11 @@ fn kill_by_list(spared: &impl Fn(i32) -> bool) -> io::Result<BTreeSet<i32>> {
     Ok(seen)
 }
 
-/// How many descendants of this process live.
-pub(super) fn living() -> u32 {
+/// How many descendants of this process live; no more than so many are counted: who forks without end is to be killed soon.
+pub(super) fn living(most: u32) -> u32 {
     let mut open = children(getpid().as_raw()).unwrap_or_default();
     let mut all = 0;
-    while let Some(pid) = open.pop() {
+    while let Some(pid) = open.pop().filter(|_| all < most) {
         open.extend(children(pid).unwrap_or_default());
         all += u32::from(!procfs::is_zombie(pid));
     }

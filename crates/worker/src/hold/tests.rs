@@ -17,7 +17,10 @@ use nix::{
 };
 use tokio::time::timeout;
 
-use super::{wire::Account, *};
+use super::{
+    wire::{Account, Terms},
+    *,
+};
 use crate::protocol::authority::{BootTime, boot_time};
 use crate::sys;
 
@@ -50,6 +53,7 @@ fn start(script: &str) -> Start {
         cwd: text("/"),
         stdin: CString::default(),
         errors_apart: false,
+        terms: Terms::Spec,
         leaves_children: false,
         account: None,
         command: ["sh", "-c", script].map(text).to_vec(),
@@ -144,7 +148,7 @@ async fn an_end_is_told_and_what_is_left_is_killed_before_the_last_word() {
     let file = folder.path().join("left");
     let mut cell = cell(&containment);
     let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
-    cell.start(start(&left));
+    cell.start(Start { errors_apart: true, ..start(&left) });
     started(&mut cell).await;
     assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Left(1), ToAgent::Empty]);
     assert!(is_dead(number(&file).expect("what was left")));
@@ -231,6 +235,16 @@ async fn output_beyond_what_an_agent_reads_waits_and_is_whole() {
     assert_eq!((bytes, last), (3_000_000, Some(ToAgent::Empty)));
 }
 
+/// What is killed anyhow is not looked through first, where nobody asks how many there are.
+#[tokio::test]
+async fn what_is_left_is_not_counted_where_nobody_asks() {
+    let containment = containment();
+    let mut cell = cell(&containment);
+    cell.start(start("sleep 300 & exit 3"));
+    started(&mut cell).await;
+    assert_eq!(rest(&mut cell).await, [ToAgent::Exited(3 << 8), ToAgent::Empty]);
+}
+
 /// Each stream as it was written, and how many processes were left.
 async fn streams(cell: &mut Cell) -> (String, String, u32) {
     let (mut output, mut errors, mut left) = (Vec::new(), Vec::new(), 0);
@@ -270,7 +284,7 @@ async fn what_is_left_lives_on_where_it_is_to_until_the_run_is_killed() {
     let file = folder.path().join("left");
     let mut cell = cell(&containment);
     let left = format!("(setsid sh -c 'echo $$ > {0}; exec sleep 300' &); while [ ! -s {0} ]; do sleep 0.01; done; exit 3", file.display());
-    cell.start(Start { leaves_children: true, ..start(&left) });
+    cell.start(Start { leaves_children: true, errors_apart: true, ..start(&left) });
     started(&mut cell).await;
     assert_eq!(next(&mut cell).await, Some(ToAgent::Exited(3 << 8)));
     assert_eq!(next(&mut cell).await, Some(ToAgent::Left(1)));

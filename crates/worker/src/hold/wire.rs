@@ -5,7 +5,7 @@
 //!
 //! | tag | from | rest |
 //! |---|---|---|
-//! | 1 start | agent | boot time in ns after which nothing may be started (8), flags (1): 1 privileges may be gained, 2 stderr apart, 4 what is left lives on, 8 an account follows: uid (4), gid (4), number of groups (4), groups; number of arguments (4), cgroup, cwd, stdin, arguments, environment |
+//! | 1 start | agent | boot time in ns after which nothing may be started (8), flags (1): 1 privileges may be gained, 2 stderr apart, 4 what is left lives on, 16 its fields are a task's, 8 an account follows: uid (4), gid (4), number of groups (4), groups; number of arguments (4), cgroup, cwd, stdin, arguments, environment |
 //! | 2 signal | agent | number (4) |
 //! | 3 kill | agent | |
 //! | 16 ready | shim | its process number (4) |
@@ -19,7 +19,7 @@
 //! | 24 stuck | shim | what does not die, for people |
 //! | 25 empty | shim | |
 //! | 26 errors | shim | bytes of stderr, where it is apart |
-//! | 27 left | shim | how many processes lived when the main process had ended (4); left out where none did |
+//! | 27 left | shim | how many processes lived when the main process had ended, 1000 at the most (4); only where stderr is apart, and left out where none did |
 
 use std::{
     ffi::{CStr, CString},
@@ -49,16 +49,51 @@ pub struct Start {
     pub cwd: CString,
     /// The file that is its stdin, opened before it changes its account; empty: `/dev/null`.
     pub stdin: CString,
-    /// Stderr has a pipe of its own, and is told by [`ToAgent::Errors`].
+    /// Stderr has a pipe of its own, and is told by [`ToAgent::Errors`]; and what is left is counted, and told by [`ToAgent::Left`].
     pub errors_apart: bool,
     /// What lives when the main process has ended lives on, until it ends by itself, or the run is killed.
     pub leaves_children: bool,
     /// Whom it runs as; none: as its shim.
     pub account: Option<Account>,
+    /// What its fields are called where people are told of them.
+    pub terms: Terms,
     /// The program and its arguments; never empty.
     pub command: Vec<CString>,
     /// All of its environment, as NAME=VALUE.
     pub environment: Vec<CString>,
+}
+
+/// What the fields of what is started are called: people know them by what they wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terms {
+    /// They are a spec's.
+    Spec,
+    /// They are a task's.
+    Task,
+}
+
+impl Terms {
+    pub(super) fn program(self) -> &'static str {
+        match self {
+            Self::Spec => "spec.command[0]:",
+            Self::Task => "the program",
+        }
+    }
+
+    pub(super) fn cwd(self) -> &'static str {
+        match self {
+            Self::Spec => "spec.cwd:",
+            Self::Task => "the folder",
+        }
+    }
+
+    /// Its arguments and its environment.
+    pub(super) fn texts(self) -> &'static str {
+        match self {
+            Self::Spec => "spec.command and spec.env:",
+            Self::Task => "args and env:",
+        }
+    }
 }
 
 /// Whom a process runs as.
@@ -108,7 +143,7 @@ pub enum ToAgent {
     Empty,
     /// What any process of the run wrote to stderr, where that is apart.
     Errors(Vec<u8>),
-    /// So many processes lived when the main process had ended: at least one.
+    /// So many processes lived when the main process had ended, where stderr is apart: at least one; more than 1000 are told as 1000.
     Left(u32),
 }
 
@@ -129,7 +164,13 @@ impl ToShim {
                 let all = [&start.cgroup, &start.cwd, &start.stdin].into_iter().chain(&start.command).chain(&start.environment);
                 all.for_each(|text| texts.extend_from_slice(text.as_bytes_with_nul()));
                 let account = start.account.as_ref().map(encode_account).unwrap_or_default();
-                let flags = [start.may_gain_privileges, start.errors_apart, start.leaves_children, start.account.is_some()];
+                let flags = [
+                    start.may_gain_privileges,
+                    start.errors_apart,
+                    start.leaves_children,
+                    start.account.is_some(),
+                    start.terms == Terms::Task,
+                ];
                 let flags = flags.iter().rev().fold(0_u8, |all, flag| all << 1 | u8::from(*flag));
                 frame(1, &[&start.not_after.0.to_le_bytes(), &[flags], &account, &count(&start.command), &texts])
             }
@@ -204,6 +245,7 @@ fn start(rest: &[u8]) -> Option<Start> {
         may_gain_privileges: has(1),
         errors_apart: has(2),
         leaves_children: has(4),
+        terms: if has(16) { Terms::Task } else { Terms::Spec },
         account,
         cgroup,
         cwd,
@@ -312,12 +354,14 @@ mod tests {
         let (cgroup, cwd, stdin) = (text(cgroup), text("/"), text("in"));
         let account = (!cgroup.is_empty()).then(|| Account { uid: 1, gid: u32::MAX, groups: vec![0, 7] });
         let (may_gain_privileges, errors_apart, leaves_children) = (account.is_none(), account.is_some(), environment.is_empty());
+        let terms = if leaves_children { Terms::Task } else { Terms::Spec };
         let not_after = BootTime(u64::MAX - 1);
         ToShim::Start(Start {
             not_after,
             may_gain_privileges,
             errors_apart,
             leaves_children,
+            terms,
             account,
             cgroup,
             cwd,

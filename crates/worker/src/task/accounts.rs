@@ -83,7 +83,8 @@ impl Accounts {
         }
         let allowed: Vec<&str> = self.allowed.iter().map(String::as_str).collect();
         let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-        Some(format!("account {}: not allowed on this worker, which allows {allowed}; start it with --task-accounts {}", shown(name), name))
+        let name = shown(name);
+        Some(format!("account {name}: not allowed on this worker, which allows {allowed}; start it with --task-accounts {name}"))
     }
 }
 
@@ -168,7 +169,7 @@ mod tests {
     fn only_what_is_allowed_and_can_be_become_is_found() {
         // allowed, the worker's own user, the account asked for; what is said
         let cases: [(&[&str], u32, &str, &str); 6] = [
-            (&[], 0, "root", "account \"root\": not allowed on this worker, which allows none; start it with --task-accounts root"),
+            (&[], 0, "root", "account \"root\": not allowed on this worker, which allows none; start it with --task-accounts \"root\""),
             (&["nobody"], 0, "", "account \"root\": not allowed on this worker, which allows nobody"),
             (&["nobody"], 0, "no-such", "account \"no-such\": not allowed on this worker"),
             (&["no-such"], 0, "no-such", "account \"no-such\": does not exist on this worker"),

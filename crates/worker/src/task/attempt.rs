@@ -513,6 +513,7 @@ fn tail_of(record: &Record, kept: &Kept, blotter: Option<&Blotter>) -> TaskTail 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::output::Stretch;
 
     fn record() -> Record {
         let (id, origin) = (TaskId(7), Origin::default());
@@ -564,7 +565,8 @@ mod tests {
 
     #[test]
     fn what_may_hold_secrets_that_nobody_knows_is_not_told() {
-        let kept = |has_secrets| Kept { written: [9, 1], last: [b"the secret".to_vec(), b"x".to_vec()], has_secrets };
+        let last = |text: &str| vec![Stretch { bytes: text.into(), ..Stretch::default() }];
+        let kept = |has_secrets| Kept { written: [9, 1], last: [last("the secret"), last("x")], has_secrets };
         let tail = |has_secrets, blotter| {
             let TaskTail { attempt, out, err } = tail_of(&record(), &kept(has_secrets), blotter);
             assert_eq!(attempt, 2);

@@ -8,7 +8,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -218,7 +218,7 @@ impl DiskJournal {
     }
 
     /// What is too old or too much of what has ended, the oldest first.
-    fn prune_now(&self, kept: &[(TaskId, u32)]) -> io::Result<Vec<(TaskId, u32)>> {
+    fn prune_now(&self, kept: &[(TaskId, u32)], mut room: u64) -> io::Result<Vec<(TaskId, u32)>> {
         let mut ended = Vec::new();
         for (id, attempt) in self.all()? {
             let folder = self.folder(id, attempt);
@@ -227,7 +227,6 @@ impl DiskJournal {
             }
         }
         ended.sort_unstable();
-        let mut room = KEPT_BYTES;
         let mut removed = Vec::new();
         for (at, key, size) in ended.into_iter().rev() {
             let is_old = SystemTime::now().duration_since(at).is_ok_and(|age| age > KEPT);
@@ -286,7 +285,7 @@ impl Journal for DiskJournal {
     }
 
     async fn prune(&self, kept: Vec<(TaskId, u32)>) -> Vec<(TaskId, u32)> {
-        match self.blocking(move |this| this.prune_now(&kept)).await {
+        match self.blocking(move |this| this.prune_now(&kept, KEPT_BYTES)).await {
             Ok(removed) => removed,
             Err(error) => {
                 tracing::warn!(%error, "what is kept of tasks cannot be looked through");
@@ -336,9 +335,11 @@ fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// How much of the disk is taken. How long files are says nothing: a script that makes its own file long, with nothing in it, would cost others theirs.
 fn size_of(folder: &Path) -> u64 {
+    const BLOCK: u64 = 512;
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * BLOCK).sum()
 }
 
 #[cfg(test)]
@@ -407,10 +408,16 @@ mod tests {
             File::open(journal.folder(TaskId(7), attempt).join(ENDED)).and_then(|file| file.set_modified(old)).expect("set");
         }
         assert_eq!(journal.prune(vec![(TaskId(7), 3)]).await, [(TaskId(7), 2)]);
-        // One that is larger than all that may be kept. It has holes.
-        let large = File::create(journal.folder(TaskId(7), 4).join("out-0")).expect("made");
-        large.set_len(KEPT_BYTES + 1).expect("set");
-        assert_eq!(journal.prune(vec![]).await, [(TaskId(7), 4), (TaskId(7), 3)]);
-        assert_eq!(journal.attempts(TaskId(7)).expect("listed"), [1]);
+        File::open(journal.folder(TaskId(7), 3).join(ENDED)).and_then(|file| file.set_modified(SystemTime::now())).expect("set");
+        // One whose script is long, and takes nothing.
+        let long = File::create(journal.folder(TaskId(7), 4).join("script")).expect("made");
+        long.set_len(2 << 40).expect("set");
+        assert_eq!(journal.prune(vec![]).await, []);
+        // One that takes more than all that may be kept.
+        let large = vec![b'x'; 1 << 20];
+        fs::write(journal.folder(TaskId(7), 4).join("out-0"), &large).expect("written");
+        let removed = journal.prune_now(&[(TaskId(7), 3)], large.len() as u64).expect("pruned");
+        assert_eq!(removed, [(TaskId(7), 4)]);
+        assert_eq!(journal.attempts(TaskId(7)).expect("listed"), [1, 3]);
     }
 }

@@ -14,14 +14,9 @@ use tokio::{
 
 use super::output::{Output, Stream};
 use crate::{
-    driver::process::cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
+    driver::process::cells::{Cell, Cells, FromShim, NO_SHIM, SILENCE, Start, ToAgent},
     protocol::authority::{BootTime, Clock},
 };
-
-/// As for work: a shim that ends a run says now and then that it still tries.
-const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("not by zero");
-/// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
-const NO_SHIM: Duration = Duration::from_secs(5);
 
 /// What an attempt is told while it goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -235,7 +230,7 @@ impl<C: Cells> Keeper<'_, C> {
         run.message_at = self.clock.now();
         match said {
             ToAgent::Ready(_) => (run.has_shim, run.place) = (true, None),
-            ToAgent::Refused(why) => run.refused = Some(Ran::Refused(in_its_words(&why))),
+            ToAgent::Refused(why) => run.refused = Some(Ran::Refused(why)),
             ToAgent::TooLate => run.refused = Some(Ran::TooLate),
             ToAgent::Exited(status) => {
                 run.ended.get_or_insert(ExitStatus::from_raw(status));
@@ -257,11 +252,4 @@ async fn stay_with_what_is_left(mut cell: impl Cell) {
         }
     }
     cell.clear().await;
-}
-
-/// A child speaks of specs, which a task has not.
-fn in_its_words(why: &str) -> String {
-    why.replace("spec.command[0]: ", "the program ")
-        .replace("spec.command and spec.env: ", "args and env: ")
-        .replace("spec.cwd: ", "the folder ")
 }

@@ -39,7 +39,7 @@ pub(crate) use self::{accounts::Accounts, journal::DiskJournal, output::Stream, 
 pub use self::{
     attempt::Admitted,
     journal::{End, Journal, Record, Stage},
-    output::Output,
+    output::{Output, Stretch},
     runner::{Standing, Tasks},
     script::{Kept, Prepared, Scripts},
 };

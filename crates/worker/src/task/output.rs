@@ -27,6 +27,8 @@ const DISK: Duration = Duration::from_secs(10);
 /// A shorter value occurs by chance in what is no secret.
 const SHORTEST_SECRET: usize = 6;
 const BLOT: &[u8] = b"[secret]";
+/// The writer may remove what was just listed: then it is listed again, so often at the most. One that removes faster than that writes gigabytes a second.
+const LISTED: usize = 10;
 
 /// One of the two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +166,12 @@ fn pieces(folder: &Path, stream: Stream) -> io::Result<Vec<Piece>> {
         let name = entry.file_name();
         let at = name.to_str().and_then(|name| name.strip_prefix(stream.name())?.strip_prefix('-')?.parse().ok());
         if let Some(at) = at {
-            found.push(Piece { at, size: entry.metadata()?.len() });
+            match entry.metadata() {
+                Ok(metadata) => found.push(Piece { at, size: metadata.len() }),
+                // Its writer has removed it since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     found.sort_unstable();
@@ -179,14 +186,71 @@ pub(crate) fn written(folder: &Path, stream: Stream) -> io::Result<u64> {
     Ok(pieces(folder, stream)?.last().map_or(0, |piece| piece.at + piece.size))
 }
 
+/// What a script wrote at one stretch, as far as it is kept: nothing is left out within it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stretch {
+    /// What says how much is left out before it; empty: nothing, or nobody is to be told.
+    pub(crate) mark: Vec<u8>,
+    /// Something came before it that is not here.
+    pub(crate) is_cut: bool,
+    /// What was written.
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// What is kept of a stream: the beginning, a mark that says how much is left out, and the end; or the last lines of that.
 ///
 /// # Errors
 /// It cannot be read.
 pub(crate) fn read(folder: &Path, stream: Stream, tail: Option<usize>) -> io::Result<Vec<u8>> {
-    let pieces = pieces(folder, stream)?;
-    let Some(end) = pieces.last().map(|piece| piece.at + piece.size) else { return Ok(Vec::new()) };
     let mut all = Vec::new();
+    for Stretch { mark, bytes, .. } in stretches(folder, stream)? {
+        all.extend_from_slice(&mark);
+        all.extend_from_slice(&bytes);
+    }
+    if let Some(lines) = tail {
+        let length = last_lines(&all, lines).len();
+        all.drain(..all.len() - length);
+    }
+    Ok(all)
+}
+
+/// What is kept of a stream, from its last bytes, at the most so many.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn last(folder: &Path, stream: Stream, most: usize) -> io::Result<Vec<Stretch>> {
+    let mut found = stretches(folder, stream)?;
+    let mut room = most;
+    let mut first = found.len();
+    while room > 0 && first > 0 {
+        first -= 1;
+        let Stretch { mark, is_cut, bytes } = &mut found[first];
+        let too_much = bytes.len().saturating_sub(room);
+        room = room.saturating_sub(bytes.len());
+        if too_much > 0 {
+            bytes.drain(..too_much);
+            (*is_cut, *mark) = (true, Vec::new());
+        }
+    }
+    found.drain(..first);
+    Ok(found)
+}
+
+/// What is kept of a stream.
+fn stretches(folder: &Path, stream: Stream) -> io::Result<Vec<Stretch>> {
+    let mut listed = 1;
+    loop {
+        match read_listed(folder, stream, &pieces(folder, stream)?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && listed < LISTED => listed += 1,
+            read => return read,
+        }
+    }
+}
+
+/// What is kept of a stream that has these files.
+fn read_listed(folder: &Path, stream: Stream, pieces: &[Piece]) -> io::Result<Vec<Stretch>> {
+    let Some(end) = pieces.last().map(|piece| piece.at + piece.size) else { return Ok(Vec::new()) };
+    let mut found = vec![Stretch::default()];
     let is_of_end = |piece: &&Piece| piece.at > 0;
     let mut begins = end;
     for piece in pieces.iter().rev().filter(is_of_end) {
@@ -197,20 +261,23 @@ pub(crate) fn read(folder: &Path, stream: Stream, tail: Option<usize>) -> io::Re
     }
     // At most the last bytes: the oldest file may have more.
     begins = begins.max(end.saturating_sub(PART as u64));
+    let head = &mut found[0].bytes;
     if let Some(first) = pieces.first().filter(|piece| piece.at == 0) {
-        File::open(path(folder, stream, 0))?.take(first.size).read_to_end(&mut all)?;
+        File::open(path(folder, stream, 0))?.take(first.size).read_to_end(head)?;
     }
-    let left_out = begins.saturating_sub(all.len() as u64);
+    let left_out = begins.saturating_sub(head.len() as u64);
     if left_out > 0 && !pieces.iter().all(|piece| piece.at == 0) {
-        all.extend_from_slice(format!("\n[... {left_out} bytes left out ...]\n").as_bytes());
+        let mark = format!("\n[... {left_out} bytes left out ...]\n").into_bytes();
+        found.push(Stretch { mark, is_cut: true, bytes: Vec::new() });
     }
+    let last = found.len() - 1;
     for piece in pieces.iter().filter(is_of_end).filter(|piece| piece.at + piece.size > begins) {
         let mut file = File::open(path(folder, stream, piece.at))?;
         let skipped = begins.saturating_sub(piece.at);
         file.seek(SeekFrom::Start(skipped))?;
-        file.take(piece.size - skipped).read_to_end(&mut all)?;
+        file.take(piece.size - skipped).read_to_end(&mut found[last].bytes)?;
     }
-    Ok(tail.map_or_else(|| all.clone(), |lines| last_lines(&all, lines).to_vec()))
+    Ok(found)
 }
 
 /// The last lines of a text; a last one that does not end counts as well.
@@ -377,27 +444,38 @@ impl Blotter {
         Self(all)
     }
 
-    /// The last bytes of a text, at most so many, with no value in them.
-    pub(crate) fn tail(&self, text: &[u8], most: usize) -> Vec<u8> {
-        // A value that begins before the tail is a value all the same.
-        let longest = self.0.first().map_or(0, Vec::len);
-        let text = &text[text.len().saturating_sub(most + longest)..];
-        let mut blotted = Vec::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((first, after)) = rest.split_first() {
-            match self.0.iter().find(|value| rest.starts_with(value)) {
-                Some(value) => {
-                    blotted.extend_from_slice(BLOT);
-                    rest = &rest[value.len()..];
-                }
-                None => {
-                    blotted.push(*first);
-                    rest = after;
-                }
-            }
+    /// The last bytes of a text, at most so many, with no value in them, nor a part of one that was cut.
+    pub(crate) fn tail(&self, text: &[Stretch], most: usize) -> Vec<u8> {
+        let mut blotted = Vec::new();
+        for (at, stretch) in text.iter().enumerate() {
+            blotted.extend_from_slice(&stretch.mark);
+            let is_cut_after = at + 1 < text.len();
+            self.blot(&stretch.bytes, (stretch.is_cut, is_cut_after), &mut blotted);
         }
+        // Only now: what is blotted out is shorter than it was, so that the last bytes are of more than so many.
         blotted.drain(..blotted.len().saturating_sub(most));
         blotted
+    }
+
+    /// Appends a text without the values. Where it was cut, a part of a value may be all that is left of it: what is as near to the cut as the longest
+    /// value is long is not shown.
+    fn blot(&self, text: &[u8], (is_cut, is_cut_after): (bool, bool), blotted: &mut Vec<u8>) {
+        let longest = self.0.first().map_or(0, Vec::len);
+        let begin = if is_cut { longest } else { 0 };
+        let end = if is_cut_after { text.len().saturating_sub(longest) } else { text.len() };
+        // Values may overlap: what is of any of them is hidden up to here.
+        let mut hidden = 0;
+        for at in 0..end {
+            let is_hidden = at < hidden;
+            if let Some(value) = self.0.iter().find(|value| text[at..].starts_with(value)) {
+                hidden = hidden.max(at + value.len());
+                if !is_hidden && at >= begin {
+                    blotted.extend_from_slice(BLOT);
+                }
+            } else if !is_hidden && at >= begin {
+                blotted.push(text[at]);
+            }
+        }
     }
 }
 
@@ -491,11 +569,69 @@ mod tests {
     #[test]
     fn secrets_are_blotted_also_where_a_tail_begins() {
         let blotter = Blotter::of([b"hunter22\n".to_vec(), b"short".to_vec(), b"hunter22-long".to_vec()]);
-        let tail = |text: &str, most| String::from_utf8(blotter.tail(text.as_bytes(), most)).expect("text");
+        let whole = |text: &str| vec![Stretch { bytes: text.into(), ..Stretch::default() }];
+        let tail = |text: &str, most| String::from_utf8(blotter.tail(&whole(text), most)).expect("text");
         assert_eq!(tail("a hunter22 b hunter22-long c short", 99), "a [secret] b [secret] c short");
         assert_eq!(tail("xxxxxxxxxxxxxxxxxxxxhunter22yy", 5), "et]yy");
         assert_eq!(tail("abc", 2), "bc");
         assert!(!format!("{blotter:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn what_is_left_of_a_value_where_a_text_was_cut_is_not_shown() {
+        // No two bytes of it are the same, so that any part of it shows.
+        let value: Vec<u8> = (b'0'..).take(65).collect();
+        let blotter = Blotter::of([value.clone(), b"\x01\x02\x03\x04\x05\x06".to_vec()]);
+        let text = value.repeat(300);
+        for at in 0..2 * value.len() {
+            let cut = Stretch { is_cut: true, bytes: text[at..].to_vec(), mark: mark(7) };
+            let before = Stretch { bytes: text[..text.len() - at].to_vec(), ..Stretch::default() };
+            for text in [vec![cut.clone()], vec![before, cut]] {
+                for most in [62, 4096] {
+                    let tail = String::from_utf8(blotter.tail(&text, most)).expect("text");
+                    let shown = tail.replace("[secret]", "").replace(&*String::from_utf8_lossy(&mark(7)), "");
+                    assert!("[secret]".ends_with(&shown), "{at} {most}: {tail}");
+                }
+            }
+        }
+        let overlapping = Blotter::of([b"abab12abab".to_vec(), b"ab34567".to_vec()]);
+        let text = Stretch { bytes: b"x abab12abab12abab34567 y".to_vec(), ..Stretch::default() };
+        assert_eq!(overlapping.tail(&[text], 99), b"x [secret] y");
+    }
+
+    #[test]
+    fn what_was_kept_is_cut_where_nobody_looks_any_further() {
+        let folder = tempfile::tempdir().expect("folder");
+        for (at, text) in [(0, "first"), (900_000, "newer")] {
+            fs::write(path(folder.path(), Stream::Out, at), text).expect("written");
+        }
+        let stretch = |mark, is_cut, bytes: &str| Stretch { mark, is_cut, bytes: bytes.into() };
+        let cases = [
+            (0, vec![]),
+            (4, vec![stretch(vec![], true, "ewer")]),
+            (5, vec![stretch(mark(899_995), true, "newer")]),
+            (7, vec![stretch(vec![], true, "st"), stretch(mark(899_995), true, "newer")]),
+            (10, vec![stretch(vec![], false, "first"), stretch(mark(899_995), true, "newer")]),
+        ];
+        for (most, expected) in cases {
+            assert_eq!(last(folder.path(), Stream::Out, most).expect("read"), expected, "{most}");
+        }
+    }
+
+    #[test]
+    fn what_its_writer_removes_meanwhile_is_read_all_the_same() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut files = Files::new(folder.path(), Stream::Out);
+        let writing = std::thread::spawn(move || {
+            for piece in 0..400 {
+                let batch = Batch { head: vec![], tail_at: (piece + 1) * PART as u64, tail: vec![b'x'; PART] };
+                files.write(&batch).expect("written");
+            }
+        });
+        while !writing.is_finished() {
+            read(folder.path(), Stream::Out, Some(1)).expect("read");
+        }
+        writing.join().expect("written");
     }
 
     #[tokio::test]

@@ -82,7 +82,10 @@ struct State {
     killed: bool,
     /// Until when the ends of what ran are told, once the worker leaves and nothing runs any more.
     last_words: Option<Instant>,
-    prune_at: Instant,
+    /// None: that goes on.
+    prune_at: Option<Instant>,
+    pruned: mpsc::UnboundedReceiver<Vec<(TaskId, u32)>>,
+    pruner: mpsc::UnboundedSender<Vec<(TaskId, u32)>>,
 }
 
 impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
@@ -105,6 +108,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             sleep(AGAIN).await;
         };
         let (sender, done) = mpsc::unbounded_channel();
+        let (pruner, pruned) = mpsc::unbounded_channel();
         let mut state = State {
             orders: Followed::orders(&shared.client, &shared.keys, &shared.worker),
             results: Followed::results(&shared.client, &shared.keys, &shared.worker),
@@ -120,7 +124,9 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             kill_at: None,
             killed: false,
             last_words: None,
-            prune_at: Instant::now(),
+            prune_at: Some(Instant::now()),
+            pruned,
+            pruner,
         };
         records.into_iter().for_each(|record| state.take_record(record));
         state
@@ -149,6 +155,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
     async fn wait(&mut self, state: &mut State) {
         let polls = std::mem::take(&mut state.lacks_authority);
         let kill_at = state.kill_at.filter(|_| !state.killed);
+        let prune_at = state.prune_at.filter(|_| state.is_listed);
         tokio::select! {
             Some((id, done)) = state.done.recv() => self.take_done(state, id, done),
             ids = state.orders.next() => state.dirty.extend(ids),
@@ -162,7 +169,8 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
             () = sleep(GATE_PERIOD), if polls => {}
             () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {}
             () = sleep_until(state.last_words.unwrap_or_else(Instant::now)), if state.last_words.is_some_and(|until| Instant::now() < until) => {}
-            () = sleep_until(state.prune_at), if state.is_listed => self.prune(state).await,
+            Some(removed) = state.pruned.recv() => state.take_pruned(&removed),
+            () = sleep_until(prune_at.unwrap_or_else(Instant::now)), if prune_at.is_some() => self.prune(state),
         }
         if polls {
             state.dirty.append(&mut state.waiting);
@@ -302,24 +310,39 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
         });
     }
 
-    /// Removes what is too old or too much, but nothing whose end is yet to be told.
-    async fn prune(&self, state: &mut State) {
-        state.prune_at = Instant::now() + PRUNE;
+    /// Removes what is too old or too much, but nothing that goes on, and nothing whose end is yet to be told. A disk that hangs holds up nobody.
+    fn prune(&self, state: &mut State) {
+        state.prune_at = None;
         let is_settled = |record: &Record| {
             let has_end = state.results.get(record.id).is_some_and(|seen| seen.result.end().is_some());
             matches!(record.stage, Stage::Ended(_)) && has_end && !state.live.contains_key(&record.id)
         };
-        let kept = state.records.values().filter(|record| !is_settled(record)).map(|record| (record.id, record.attempt)).collect();
-        for key in self.shared.journal.prune(kept).await {
-            state.attempts.remove(&key);
-            if state.records.get(&key.0).is_some_and(|record| record.attempt == key.1) {
-                state.records.remove(&key.0);
-            }
-        }
+        let unsettled = state.records.values().filter(|record| !is_settled(record)).map(|record| (record.id, record.attempt));
+        // The record of one that goes on may be of an attempt before it.
+        let live = state.live.iter().filter_map(|(id, live)| match live.activity {
+            Activity::Attempt(attempt) => Some((*id, attempt)),
+            Activity::None | Activity::Busy => None,
+        });
+        let kept = unsettled.chain(live).collect();
+        let (shared, pruner) = (Arc::clone(&self.shared), state.pruner.clone());
+        tokio::spawn(of_this_process(async move {
+            let _ = pruner.send(shared.journal.prune(kept).await);
+        }));
     }
 }
 
 impl State {
+    /// These attempts have no record any more.
+    fn take_pruned(&mut self, removed: &[(TaskId, u32)]) {
+        self.prune_at = Some(Instant::now() + PRUNE);
+        for key in removed {
+            self.attempts.remove(key);
+            if self.records.get(&key.0).is_some_and(|record| record.attempt == key.1) {
+                self.records.remove(&key.0);
+            }
+        }
+    }
+
     fn take_record(&mut self, record: Record) {
         self.attempts.insert((record.id, record.attempt));
         if self.records.get(&record.id).is_none_or(|before| before.attempt <= record.attempt) {

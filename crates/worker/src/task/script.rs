@@ -13,7 +13,10 @@ use std::{
         fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,17 +26,21 @@ use evenkeel_model::{
     task::{Children, Task, TaskScript},
 };
 
+use nix::fcntl::OFlag;
 use tokio::time::timeout;
 
 use super::{
     accounts::{Accounts, Login},
     journal::{DiskJournal, Record},
-    output::{self, Blotter, Output, Stream},
+    output::{self, Blotter, Output, Stream, Stretch},
 };
 use crate::{
     driver::{
         EnvPass,
-        process::{cells::Start, environment::is_the_workers},
+        process::{
+            cells::{Start, Terms},
+            environment::is_the_workers,
+        },
     },
     hold::{GUARD_MARK, child::in_words},
     protocol::authority::BootTime,
@@ -82,7 +89,7 @@ pub struct Kept {
     /// How much it wrote, to each stream.
     pub written: [u64; 2],
     /// The last of each.
-    pub last: [Vec<u8>; 2],
+    pub last: [Vec<Stretch>; 2],
     /// There were secrets, which may be in it.
     pub has_secrets: bool,
 }
@@ -118,7 +125,10 @@ pub(crate) struct DiskScripts {
 impl Scripts for DiskScripts {
     async fn prepare(&self, record: &Record, task: &Task, script: &TaskScript) -> Result<Prepared, String> {
         let (this, record, task, script) = (self.clone(), record.clone(), task.clone(), script.clone());
-        let making = tokio::task::spawn_blocking(move || this.make(&record, &task, &script));
+        let wanted = Wanted::default();
+        let wants = wanted.clone();
+        let making = tokio::task::spawn_blocking(move || this.make(&record, &task, &script, &wants));
+        let _unwanted = Unwanted(wanted);
         let silent = |_| format!("the system has not said within {} s who its account is, or the disk hangs", SYSTEM.as_secs());
         let made = timeout(SYSTEM, making).await.map_err(silent)?.map_err(|error| error.to_string())??;
         let output = Output::begin(&made.folder);
@@ -130,11 +140,7 @@ impl Scripts for DiskScripts {
         let read = tokio::task::spawn_blocking(move || {
             let streams = [Stream::Out, Stream::Err];
             let written = streams.map(|stream| output::written(&folder, stream).unwrap_or_default());
-            let last = streams.map(|stream| {
-                let mut text = output::read(&folder, stream, None).unwrap_or_default();
-                text.drain(..text.len().saturating_sub(LOOKED_AT));
-                text
-            });
+            let last = streams.map(|stream| output::last(&folder, stream, LOOKED_AT).unwrap_or_default());
             Kept { written, last, has_secrets: folder.join(SECRETS).exists() }
         });
         read.await.unwrap_or_default()
@@ -146,6 +152,27 @@ impl Scripts for DiskScripts {
     }
 }
 
+/// Whether somebody still waits for what is made. The thread that makes it cannot be ended: it ends by itself when nobody does.
+#[derive(Clone, Debug, Default)]
+struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    /// # Errors
+    /// Nobody waits for it.
+    fn check(&self) -> Result<(), String> {
+        if self.0.load(Ordering::Relaxed) { Err("nobody waits for it any more".to_owned()) } else { Ok(()) }
+    }
+}
+
+/// Its end is the end of the wait.
+struct Unwanted(Wanted);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
 struct Made {
     folder: PathBuf,
     start: Start,
@@ -154,7 +181,7 @@ struct Made {
 }
 
 impl DiskScripts {
-    fn make(&self, record: &Record, task: &Task, script: &TaskScript) -> Result<Made, String> {
+    fn make(&self, record: &Record, task: &Task, script: &TaskScript, wanted: &Wanted) -> Result<Made, String> {
         let login = self.accounts.find(&task.account)?;
         let folder = self.journal.folder(record.id, record.attempt);
         if !login.may_enter(&folder) {
@@ -164,14 +191,16 @@ impl DiskScripts {
         let (text, note) = unix_lines(&script.script);
         let disk = |error: io::Error| format!("the script cannot be written: {}", in_words(&error));
         let path = folder.join("script");
+        wanted.check()?;
         write_for(&path, text.as_bytes(), 0o700, &login).map_err(disk)?;
         let mut stdin = PathBuf::new();
         if !script.stdin.is_empty() {
             stdin = folder.join("stdin");
+            wanted.check()?;
             // The worker opens it.
             fs::write(&stdin, &script.stdin).and_then(|()| fs::set_permissions(&stdin, Permissions::from_mode(0o600))).map_err(disk)?;
         }
-        let (secrets, blotter) = self.secrets(&folder, record, task, &login)?;
+        let (secrets, blotter) = self.secrets(&folder, record, task, (&login, wanted))?;
         let (cwd, homeless) = login.cwd();
         let notes = note.into_iter().chain(homeless).collect();
         let environment = self.environment(record, task, &login, secrets.as_deref())?;
@@ -184,6 +213,7 @@ impl DiskScripts {
             may_gain_privileges: self.ends_any_user,
             errors_apart: true,
             leaves_children: task.children == Children::Leave,
+            terms: Terms::Task,
             account: (!login.is_own).then_some(login.account),
             cgroup: CString::default(),
             cwd: c_text("cwd", cwd.as_os_str().as_bytes())?,
@@ -213,7 +243,13 @@ impl DiskScripts {
     }
 
     /// Puts its secrets where they are in memory alone: the folder, if it has any.
-    fn secrets(&self, folder: &Path, record: &Record, task: &Task, login: &Login) -> Result<(Option<PathBuf>, Blotter), String> {
+    fn secrets(
+        &self,
+        folder: &Path,
+        record: &Record,
+        task: &Task,
+        (login, wanted): (&Login, &Wanted),
+    ) -> Result<(Option<PathBuf>, Blotter), String> {
         remove_secrets(folder);
         if task.secrets.is_empty() {
             return Ok((None, Blotter::default()));
@@ -228,17 +264,27 @@ impl DiskScripts {
         let random = RandomState::new().hash_one((record.id, record.attempt));
         let room = place.join(format!("{SECRETS_NAME}{random:016x}"));
         let wrong = |error: io::Error| format!("secrets: cannot be written: {}", in_words(&error));
+        wanted.check()?;
         // Known before it is there.
         fs::write(folder.join(SECRETS), room.as_os_str().as_bytes()).map_err(wrong)?;
         DirBuilder::new().mode(0o700).create(&room).map_err(wrong)?;
-        for (name, value) in &values {
-            write_for(&room.join(name), value, 0o400, login).map_err(wrong)?;
+        let fill = || {
+            for (name, value) in &values {
+                wanted.check()?;
+                write_for(&room.join(name), value, 0o400, login).map_err(wrong)?;
+            }
+            // The folder stays the worker's: its owner could put a link in its place.
+            if !login.is_own {
+                chown(&room, None, Some(login.account.gid)).map_err(wrong)?;
+            }
+            fs::set_permissions(&room, Permissions::from_mode(0o750)).map_err(wrong)?;
+            // Who has given up has removed what was there then.
+            wanted.check()
+        };
+        if let Err(why) = fill() {
+            let _ = fs::remove_dir_all(&room);
+            return Err(why);
         }
-        // The folder stays the worker's: its owner could put a link in its place.
-        if !login.is_own {
-            chown(&room, None, Some(login.account.gid)).map_err(wrong)?;
-        }
-        fs::set_permissions(&room, Permissions::from_mode(0o750)).map_err(wrong)?;
         Ok((Some(room), Blotter::of(values.into_iter().map(|(_, value)| value))))
     }
 
@@ -261,6 +307,9 @@ impl DiskScripts {
                 Ok(value.as_bytes().to_vec())
             }
             Some(("file", path)) => {
+                if !Path::new(path).is_absolute() {
+                    return Err(refused("is not a full path; begin it with /"));
+                }
                 let wrong = |error: io::Error| refused(&format!("cannot be read: {}", in_words(&error)));
                 let path = fs::canonicalize(path).map_err(wrong)?;
                 let is_open = login.is_own || SECRET_FOLDERS.into_iter().any(|folder| is_below(&path, folder));
@@ -270,7 +319,8 @@ impl DiskScripts {
                         SECRET_FOLDERS.join(" or ")
                     )));
                 }
-                let file = File::open(path).map_err(wrong)?;
+                // A pipe that nobody writes to would hold it up without end.
+                let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(wrong)?;
                 let mut value = Vec::new();
                 if !file.metadata().map_err(wrong)?.is_file()
                     || file.take(MOST_SECRET + 1).read_to_end(&mut value).map_err(wrong)? as u64 > MOST_SECRET
@@ -340,5 +390,63 @@ pub(crate) fn remove_secrets(folder: &Path) {
     }
     if let Err(error) = fs::remove_dir_all(room) {
         tracing::warn!(folder = %room.display(), %error, "the secrets of a script cannot be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{Origin, Revision};
+
+    use super::*;
+    use crate::task::journal::Stage;
+
+    fn scripts(folder: &Path) -> DiskScripts {
+        let own = nix::unistd::User::from_uid(nix::unistd::geteuid()).expect("asked").expect("a user").name;
+        DiskScripts {
+            worker: WorkerId::new("w").expect("id"),
+            journal: DiskJournal::new(folder.to_owned()),
+            accounts: Arc::new(Accounts::new([own])),
+            mark: String::new(),
+            ends_any_user: false,
+            env_pass: EnvPass::All,
+        }
+    }
+
+    #[test]
+    fn a_secret_is_a_file_of_a_full_path() {
+        let folder = tempfile::tempdir().expect("folder");
+        let scripts = scripts(folder.path());
+        let login = scripts.accounts.find("").expect("its own");
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "value").expect("written");
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let reference = |name: &str| format!("file:{}", path(name).display());
+        assert_eq!(scripts.resolve("A", &reference("file"), &login), Ok(b"value".to_vec()));
+        // A pipe that nobody writes to holds up nobody.
+        let cases =
+            [(reference("pipe"), "is no file"), (reference(""), "is no file"), ("file:Cargo.toml".to_owned(), "is not a full path")];
+        for (reference, expected) in cases {
+            let said = scripts.resolve("A", &reference, &login).expect_err("no secret");
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        let scripts = scripts(folder.path());
+        let record =
+            Record { id: TaskId(7), attempt: 1, order: Revision(3), origin: Origin::default(), began: 5, tail: 9, stage: Stage::Ordered };
+        let task = serde_json::json!({"ID": 7, "Created": 1, "SHA256": "", "On": {"Workers": ["w"]}, "Batch": "50", "Tolerance": "0"});
+        let task: Task = serde_json::from_value(task).expect("a task");
+        let script: TaskScript = serde_json::from_value(serde_json::json!({"Script": "true"})).expect("a script");
+        fs::create_dir(scripts.journal.folder(record.id, 1)).expect("made");
+        let wanted = Wanted::default();
+        scripts.make(&record, &task, &script, &wanted).map(drop).expect("made");
+        let path = scripts.journal.folder(record.id, 1).join("script");
+        fs::remove_file(&path).expect("written");
+        drop(Unwanted(wanted.clone()));
+        let said = scripts.make(&record, &task, &script, &wanted).map(drop);
+        assert_eq!((said, path.exists()), (Err("nobody waits for it any more".to_owned()), false));
     }
 }

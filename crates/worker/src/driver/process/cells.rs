@@ -5,7 +5,7 @@
 //! runs the keeper as it is: its restart policy, its pauses, how it stops and kills, what it does about a shim that says nothing. Nothing here
 //! decides.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -13,8 +13,13 @@ use crate::hold;
 
 pub use crate::hold::{
     FromShim,
-    wire::{Account, STUCK_EVERY, Start, ToAgent},
+    wire::{Account, STUCK_EVERY, Start, Terms, ToAgent},
 };
+
+/// A shim that ends a run says now and then that it still tries. One that says nothing for much longer was stopped or killed: the spawner ends it.
+pub(crate) const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("not by zero");
+/// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
+pub(crate) const NO_SHIM: Duration = Duration::from_secs(5);
 
 /// Makes cells.
 pub trait Cells: Send + Sync + 'static {

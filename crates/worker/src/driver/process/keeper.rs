@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     OrderReceiver, TRAITS, Tools,
     backoff::{Backoff, GATE_PERIOD, WELL},
-    cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
+    cells::{Cell, Cells, FromShim, NO_SHIM, SILENCE, Start, Terms, ToAgent},
     log::Log,
 };
 use crate::{
@@ -27,11 +27,6 @@ use crate::{
     hold::{GUARD_MARK, child::in_words},
     protocol::authority::BootTime,
 };
-
-/// A shim that ends a run says now and then that it still tries. One that says nothing for much longer was stopped or killed: the spawner ends it.
-const SILENCE: Duration = STUCK_EVERY.saturating_mul(5).checked_div(2).expect("not by zero");
-/// A shim is there within milliseconds. If not, the spawner is asked whether it lives.
-const NO_SHIM: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper<C: Cells> {
     pub(super) work: Work,
@@ -384,6 +379,7 @@ impl<C: Cells> Keeper<C> {
             stdin: CString::default(),
             errors_apart: false,
             leaves_children: false,
+            terms: Terms::Spec,
             account: None,
             command: self.spec.command.iter().map(|argument| text(argument)).collect(),
             environment: self.tools.inherited.of_work(&self.spec, own),
