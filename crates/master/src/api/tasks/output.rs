@@ -1,12 +1,15 @@
 //! What a script wrote: fetched from its worker, and where that cannot be asked, the tail of it that etcd keeps. Under api::tasks. The worker's address
 //! is judged as for the output of resources.
 
+use std::time::Duration;
+
 use evenkeel_model::{
     Key, Stored, TaskTail, WorkerId,
     task::{HostState, TaskHost},
 };
 use evenkeel_proto::v1::{self, worker_client::WorkerClient};
 use futures::{StreamExt, stream};
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::{shown, task_id};
@@ -18,6 +21,9 @@ use crate::{
     },
     control::request::Refusal,
 };
+
+/// How long a worker that takes the connection may take until the first of the output is there: one that is stopped takes connections, too.
+const FIRST: Duration = Duration::from_secs(3);
 
 /// Which output is read.
 struct Wanted {
@@ -82,11 +88,32 @@ async fn ask_worker(
     ask: v1::TaskOutputRequest,
 ) -> Result<Answers<v1::ReadTaskOutputResponse>, Status> {
     let channel = logs::connect(worker.as_str(), address, logs::is_local(&service.config), "its output").await?;
-    let chunks =
-        WorkerClient::new(channel).task_output(ask).await.map_err(|status| logs::breaks_off(worker.as_str(), status))?.into_inner();
-    let worker = worker.clone();
+    let mut client = WorkerClient::new(channel);
+    let id = worker.clone();
+    let broken = move |status| logs::breaks_off(id.as_str(), status);
     let pass_on = |part: v1::TaskOutputResponse| v1::ReadTaskOutputResponse { chunk: part.chunk, note: part.note };
-    Ok(chunks.map(move |part| part.map(pass_on).map_err(|status| logs::breaks_off(worker.as_str(), status))).boxed())
+    let answer = async {
+        let parts = client.task_output(ask).await.map_err(&broken)?.into_inner();
+        Ok(parts.map(move |part| part.map(pass_on).map_err(&broken)).boxed())
+    };
+    in_time(worker, address, answer).await
+}
+
+/// What a worker answers, once the first part of it is there; whoever gets that waits for the rest as long as it takes.
+async fn in_time<T: Send + 'static>(
+    worker: &WorkerId,
+    address: &str,
+    answer: impl Future<Output = Result<Answers<T>, Status>>,
+) -> Result<Answers<T>, Status> {
+    let begun = async {
+        let mut parts = answer.await?;
+        let first = parts.next().await.transpose()?;
+        Ok(stream::iter(first.map(Ok)).chain(parts).boxed())
+    };
+    timeout(FIRST, begun).await.unwrap_or_else(|_| {
+        let why = format!("{worker} at {address} does not answer, {} s after it was asked for its output", FIRST.as_secs());
+        Err(Status::unavailable(why))
+    })
 }
 
 /// The end of it, as etcd has it.
@@ -128,7 +155,33 @@ fn last_lines(text: &[u8], lines: u32) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_does_not_begin_to_answer_is_not_waited_for() {
+        let worker = WorkerId::new("worker-1").expect("an id");
+        let said = async |answer: futures::future::BoxFuture<'static, Result<Answers<u8>, Status>>| -> Result<Vec<u8>, String> {
+            let parts = in_time(&worker, "10.0.0.5:9071", answer).await.map_err(|status| status.message().to_owned())?;
+            let parts: Vec<_> = parts.collect().await;
+            Ok(parts.into_iter().map(|part| part.expect("no error")).collect())
+        };
+        let late = Err("worker-1 at 10.0.0.5:9071 does not answer, 3 s after it was asked for its output".to_owned());
+        assert_eq!(said(std::future::pending().boxed()).await, late);
+        let silent = async { Ok::<Answers<u8>, _>(stream::pending().boxed()) };
+        assert_eq!(said(silent.boxed()).await, late);
+        let slow = async {
+            let rest = stream::once(async {
+                tokio::time::sleep(2 * FIRST).await;
+                Ok(2)
+            });
+            Ok::<Answers<u8>, _>(stream::iter([Ok(1)]).chain(rest).boxed())
+        };
+        assert_eq!(said(slow.boxed()).await, Ok(vec![1, 2]));
+        let refused = async { Ok::<Answers<u8>, _>(stream::iter([Err(Status::not_found("none"))]).boxed()) };
+        assert_eq!(said(refused.boxed()).await, Err("none".to_owned()));
+    }
 
     #[test]
     fn the_last_lines_are_whole() {
