@@ -10,7 +10,7 @@ use evenkeel_model::{
 use evenkeel_proto::v1::{self, worker_client::WorkerClient};
 use futures::{StreamExt, stream};
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{shown, task_id};
 use crate::{
@@ -45,7 +45,7 @@ pub(in crate::api) async fn read(
     let place = service.turns.watch()?;
     let ask = v1::TaskOutputRequest { id: request.id, attempt: wanted.attempt, stream: request.stream, tail: request.tail };
     let from_worker = match address {
-        None => Err(Status::unavailable(format!("{} is not registered", wanted.worker))),
+        None => Err(Status::failed_precondition(format!("{} is not registered", wanted.worker))),
         Some(address) => ask_worker(service, &wanted.worker, &address, ask).await,
     };
     let answers = match from_worker {
@@ -120,17 +120,15 @@ async fn in_time<T: Send + 'static>(
 async fn from_etcd(service: &Service, wanted: &Wanted, asked: &Status) -> Result<Answers<v1::ReadTaskOutputResponse>, Status> {
     let Wanted { id, worker, attempt, is_err, lines, written } = wanted;
     let why = asked.message();
-    let neither = |why_not: &dyn std::fmt::Display| {
-        Status::unavailable(format!("the output of task {id} on {worker} cannot be read: {why}, and etcd has no end of it: {why_not}"))
-    };
-    let read = service.store.get(&Key::TaskTail(worker.clone(), *id)).await.map_err(|error| neither(&error))?;
+    let read = service.store.get(&Key::TaskTail(worker.clone(), *id)).await.map_err(|error| neither(wanted, asked, false, &error))?;
+    let nothing = |why_not: &dyn std::fmt::Display| neither(wanted, asked, true, why_not);
     let Some(kv) = read else {
-        return Err(neither(if written.is_some() { &"it keeps none of it" } else { &"the script has not ended" }));
+        return Err(nothing(if written.is_some() { &"it keeps none of it" } else { &"the script has not ended" }));
     };
     let read = TaskTail::read(&(worker.clone(), *id), &kv.value);
-    let Some(tail) = read.value else { return Err(neither(&read.error.unwrap_or_default())) };
+    let Some(tail) = read.value else { return Err(nothing(&read.error.unwrap_or_default())) };
     if tail.attempt != *attempt {
-        return Err(neither(&format_args!("what it keeps is of attempt {}", tail.attempt)));
+        return Err(nothing(&format_args!("what it keeps is of attempt {}", tail.attempt)));
     }
     let kept = if *is_err { tail.err } else { tail.out };
     let has = kept.len() as u64;
@@ -141,6 +139,15 @@ async fn from_etcd(service: &Service, wanted: &Wanted, asked: &Status) -> Result
     let note = format!("from etcd, {of}: {why}");
     let chunk = last_lines(&kept, *lines).to_vec();
     Ok(stream::iter([Ok(v1::ReadTaskOutputResponse { chunk, note })]).boxed())
+}
+
+/// Nobody has it. Asking again helps where the worker may answer then, or etcd.
+fn neither(wanted: &Wanted, asked: &Status, has_etcd_answered: bool, why_not: &dyn std::fmt::Display) -> Status {
+    let Wanted { id, worker, .. } = wanted;
+    let why = asked.message();
+    let text = format!("the output of task {id} on {worker} cannot be read: {why}, and etcd has no end of it: {why_not}");
+    let is_certain = has_etcd_answered && matches!(asked.code(), Code::NotFound | Code::FailedPrecondition);
+    if is_certain { Status::failed_precondition(text) } else { Status::unavailable(text) }
 }
 
 /// So many of the last lines; 0: all.
@@ -181,6 +188,25 @@ mod tests {
         assert_eq!(said(slow.boxed()).await, Ok(vec![1, 2]));
         let refused = async { Ok::<Answers<u8>, _>(stream::iter([Err(Status::not_found("none"))]).boxed()) };
         assert_eq!(said(refused.boxed()).await, Err("none".to_owned()));
+    }
+
+    #[test]
+    fn what_nobody_has_is_not_asked_for_again() {
+        let worker = WorkerId::new("worker-1").expect("an id");
+        let wanted = Wanted { id: evenkeel_model::TaskId(7), worker, attempt: 1, is_err: false, lines: 0, written: None };
+        let cases = [
+            (Status::failed_precondition("worker-1 is not registered"), true, Code::FailedPrecondition),
+            (Status::not_found("there is none"), true, Code::FailedPrecondition),
+            (Status::failed_precondition("worker-1 is not registered"), false, Code::Unavailable),
+            (Status::unavailable("it does not answer"), true, Code::Unavailable),
+        ];
+        for (asked, has_etcd_answered, expected) in cases {
+            let said = neither(&wanted, &asked, has_etcd_answered, &"it keeps none of it");
+            assert_eq!(said.code(), expected, "{asked} {has_etcd_answered}");
+            let why = asked.message();
+            let text = format!("the output of task 7 on worker-1 cannot be read: {why}, and etcd has no end of it: it keeps none of it");
+            assert_eq!(said.message(), text);
+        }
     }
 
     #[test]
