@@ -16,8 +16,10 @@ pub(super) use self::{
     watch::watch,
 };
 
-use evenkeel_model::{TaskId, WorkerId};
-use evenkeel_net::Peer;
+use std::net::IpAddr;
+
+use evenkeel_model::{MasterRecord, TaskId, WorkerId};
+use evenkeel_net::{Peer, is_loopback};
 use evenkeel_proto::v1;
 use prost::Message;
 use tonic::{Code, Request, Status};
@@ -44,14 +46,22 @@ fn task_id(id: u32) -> Result<TaskId, Status> {
     if id == 0 { Err(Status::invalid_argument("id: is missing; it is the number of a task, from 1")) } else { Ok(TaskId(id)) }
 }
 
-/// The address of who asks: of the connection, or what another master says of its own.
+/// The address of who asks: of the connection, or what another master says of its own. Anybody can say that it comes from a master, so it has to come
+/// from where that master is.
 fn from<T>(state: &State, request: &Request<T>) -> Box<str> {
     let text = |name| request.metadata().get(name).and_then(|value| value.to_str().ok());
-    // Only a master that is known passes anything on.
-    let by_master = text(MARK).is_some_and(|id| state.masters.values().any(|(_, record)| record.id.as_str() == id));
-    let said = text(FROM).filter(|_| by_master).and_then(|address| address.parse().ok());
-    let own = || request.extensions().get::<Peer>().map(|Peer(address)| *address);
-    said.or_else(own).map(|address: std::net::IpAddr| address.to_string()).unwrap_or_default().into()
+    let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_canonical());
+    let is_at = |record: &MasterRecord| peer.is_some_and(|peer| [&record.address, &record.http].into_iter().any(|at| is_host_of(peer, at)));
+    let by_master = text(MARK).is_some_and(|id| state.masters.values().any(|(_, record)| record.id.as_str() == id && is_at(record)));
+    let said = text(FROM).filter(|_| by_master).and_then(|address| address.parse::<IpAddr>().ok());
+    said.or(peer).map(|address| address.to_canonical().to_string()).unwrap_or_default().into()
+}
+
+/// Whether this is the address in HOST:PORT. A name is resolved for nobody, but that of this machine needs no resolving.
+fn is_host_of(peer: IpAddr, address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<IpAddr>().map_or_else(|_| peer.is_loopback() && is_loopback(host), |host| host.to_canonical() == peer)
 }
 
 /// One thing that a person asks for, as the log has it.
@@ -232,25 +242,37 @@ async fn ask(
 
 #[cfg(test)]
 mod tests {
-    use evenkeel_model::{MasterId, MasterRecord, Revision};
+    use evenkeel_model::{MasterId, Revision};
     use tonic::metadata::MetadataValue;
 
     use super::*;
 
     #[test]
-    fn only_a_master_that_is_known_says_for_whom_it_asks() {
+    fn only_a_master_says_for_whom_it_asks_and_only_from_where_it_is() {
         let mut state = State::default();
         let mut request = Request::new(v1::KillTaskRequest { id: 1 });
         assert_eq!(&*from(&state, &request), "", "of a connection nothing is known");
-        request.extensions_mut().insert(Peer("10.0.0.1".parse().expect("an address")));
+        request.extensions_mut().insert(Peer("::ffff:10.0.0.1".parse().expect("an address")));
         request.metadata_mut().insert(FROM, MetadataValue::from_static("10.0.0.9"));
         assert_eq!(&*from(&state, &request), "10.0.0.1");
         request.metadata_mut().insert(MARK, MetadataValue::from_static("master-2"));
         assert_eq!(&*from(&state, &request), "10.0.0.1", "nobody knows that master");
-        let id = MasterId::new("master-2").expect("id");
-        let record = MasterRecord { id, address: String::new(), http: String::new(), version: String::new(), leads_since: 0 };
-        state.masters.insert(Revision(1), (String::new(), record));
-        assert_eq!(&*from(&state, &request), "10.0.0.9");
+        let cases = [
+            ("10.0.0.1", "10.0.0.1:9091", "10.0.0.1:8081", "10.0.0.9"),
+            ("10.0.0.1", "10.0.0.2:9091", "10.0.0.1:8081", "10.0.0.9"),
+            ("10.0.0.1", "10.0.0.2:9091", "", "10.0.0.1"),
+            ("10.0.0.1", "master-2:9091", "master-2.example:8081", "10.0.0.1"),
+            ("fd00::1", "[fd00:0::1]:9091", "", "10.0.0.9"),
+            ("127.0.0.1", "localhost:9091", "", "10.0.0.9"),
+            ("10.0.0.1", "localhost:9091", "", "10.0.0.1"),
+        ];
+        for (peer, address, http, expected) in cases {
+            let id = MasterId::new("master-2").expect("id");
+            let record = MasterRecord { id, address: address.to_owned(), http: http.to_owned(), version: String::new(), leads_since: 0 };
+            state.masters.insert(Revision(1), (String::new(), record));
+            request.extensions_mut().insert(Peer(peer.parse().expect("an address")));
+            assert_eq!(&*from(&state, &request), expected, "{peer} {address} {http}");
+        }
     }
 
     #[test]
