@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Order, Registration, TaskId, WorkerId,
+    Order, Registration, TaskId, TaskResult, WorkerId,
     process::in_units,
     task::{Children, HostState, OnLost, Task, TaskDraft, TaskEntry, TaskHost, TaskWish},
 };
@@ -161,10 +161,7 @@ pub(super) fn host(state: &State, entry: &TaskEntry, worker: &WorkerId) -> v1::T
     let message = match at {
         HostState::Pending => pending(worker, entry, order, registration),
         HostState::Waiting => String::new(),
-        _ => {
-            let said = result.map(|result| &result.message).filter(|message| !message.is_empty());
-            said.or(order.map(|order| &order.why)).map(ToString::to_string).unwrap_or_default()
-        }
+        _ => said(result, order),
     };
     v1::TaskHost {
         worker: worker.to_string(),
@@ -180,6 +177,13 @@ pub(super) fn host(state: &State, entry: &TaskEntry, worker: &WorkerId) -> v1::T
         leftover: result.map_or(0, |result| result.leftover),
         message,
     }
+}
+
+/// What its worker says of an attempt, else why it is not to run. What the leader has concluded of one that has ended after all holds no more.
+fn said(result: Option<&TaskResult>, order: Option<&Order>) -> String {
+    let message = result.map(|result| &result.message).filter(|message| !message.is_empty());
+    let why = order.map(|order| &order.why).filter(|_| result.is_none_or(|result| result.end().is_none()));
+    message.or(why).map(ToString::to_string).unwrap_or_default()
 }
 
 /// Why a host that was ordered has not begun.
@@ -203,4 +207,25 @@ fn deadline(entry: &TaskEntry, order: Option<&Order>) -> String {
 /// A time of day, to the second.
 pub(super) fn rfc3339(unix_ns: i64) -> String {
     prost_types::Timestamp { seconds: unix_ns.div_euclid(1_000_000_000), nanos: 0 }.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{
+        Revision,
+        task::{OrderIntent, Outcome},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_host_that_has_ended_after_all_is_not_said_to_be_lost() {
+        let order = Order::run(1, 0).with(OrderIntent::Lost, "its worker is gone");
+        let running = TaskResult::running(1, Revision(4), 1);
+        let ended = |message| running.clone().with_end(Outcome::Succeeded, 2, message);
+        assert_eq!(said(None, Some(&order)), "its worker is gone");
+        assert_eq!(said(Some(&running), Some(&order)), "its worker is gone");
+        assert_eq!(said(Some(&ended("")), Some(&order)), "");
+        assert_eq!(said(Some(&ended("a note")), Some(&order)), "a note");
+    }
 }
