@@ -124,6 +124,16 @@ pub(super) fn task(id: TaskId, entry: &TaskEntry) -> v1::TaskState {
     }
 }
 
+/// A task as a list has it: its hosts are counted, and not named.
+pub(super) fn row(id: TaskId, entry: &TaskEntry) -> v1::TaskState {
+    let mut state = task(id, entry);
+    if let Some(task) = &mut state.task {
+        task.hosts_as_sent.clear();
+        task.on.iter_mut().for_each(|on| on.hosts.clear());
+    }
+    state
+}
+
 /// A task with all of its hosts.
 pub(super) async fn whole(service: &Service, id: TaskId) -> Result<v1::TaskState, Status> {
     let (mut hosts, mut room) = (Vec::new(), Room::of_a_page());
@@ -212,7 +222,7 @@ pub(super) fn rfc3339(unix_ns: i64) -> String {
 #[cfg(test)]
 mod tests {
     use evenkeel_model::{
-        Revision,
+        Change, Cluster, Entry, Moment, Revision,
         task::{OrderIntent, Outcome},
     };
 
@@ -227,5 +237,23 @@ mod tests {
         assert_eq!(said(Some(&running), Some(&order)), "its worker is gone");
         assert_eq!(said(Some(&ended("")), Some(&order)), "");
         assert_eq!(said(Some(&ended("a note")), Some(&order)), "a note");
+    }
+
+    #[test]
+    fn a_list_names_no_hosts() {
+        let draft =
+            TaskDraft { script: "id".to_owned(), hosts: vec!["a".to_owned()], hosts_as_sent: "a".to_owned(), ..TaskDraft::default() };
+        let mut definition = draft.check().expect("a task").task;
+        definition.on.workers = vec![WorkerId::new("a").expect("an id")];
+        let mut cluster = Cluster::default();
+        let entry = Entry::Task(TaskId(1), Some(definition));
+        cluster.apply(Change::over(Revision(1), Revision(1), entry), Moment::default());
+        let entry = cluster.tasks().get(TaskId(1)).expect("a task");
+        let named = |state: v1::TaskState| {
+            let task = state.task.expect("a definition");
+            (task.on.expect("targets").hosts, task.hosts_as_sent, state.counts.values().sum::<u32>())
+        };
+        assert_eq!(named(task(TaskId(1), entry)), (vec!["a".to_owned()], "a".to_owned(), 1));
+        assert_eq!(named(row(TaskId(1), entry)), (Vec::new(), String::new(), 1));
     }
 }
