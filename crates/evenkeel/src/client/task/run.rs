@@ -74,7 +74,7 @@ pub(super) struct RunArgs {
     /// What follows when the end of a script is not known; with retry it may run twice
     #[arg(long, value_name = "WHAT", value_parser = ["report", "retry"], default_value = "report")]
     on_lost: String,
-    /// What becomes of the processes that the script leaves behind
+    /// What becomes of the processes that the script leaves behind; what is left lives until the worker's agent ends, so for a daemon that outlives it use systemd-run
     #[arg(long, value_name = "WHAT", value_parser = ["kill", "leave"], default_value = "kill")]
     children: String,
     /// Hosts that are not reached in time count as failed
