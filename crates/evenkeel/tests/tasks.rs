@@ -197,6 +197,28 @@ async fn what_is_wrong_gets_one_line_with_field_and_rule_and_does_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_refused_is_in_the_log_as_well() {
+    let bed = Bed::with(1, 1).await;
+    let cases: [(&str, &[&str], &str, &str); 6] = [
+        ("/v1/tasks/1:redo", &["-d", "{}"], "redo", "workers: are missing"),
+        ("/v1/tasks/1:redo", &["-d", r#"{"workers":["a b"]}"#], "redo", "workers: "),
+        ("/v1/tasks/1:redo", &["-d", r#"{"workers":["a"],"failed":true}"#], "redo", "cannot be given beside workers"),
+        ("/v1/tasks/0:kill", &["-X", "POST"], "kill", "id: is missing"),
+        ("/v1/tasks/1/hosts/a%20b:ignore", &["-X", "POST"], "ignore", "worker: "),
+        ("/v1/tasks", &["-H", "Idempotency-Key: a", "-H", "Idempotency-Key: b", "-d", r#"{"script":"id"}"#], "create", "given twice"),
+    ];
+    for (place, (path, flags, action, why)) in cases.into_iter().enumerate() {
+        let answer = bed.stage.curl("master-1", path, flags);
+        assert!(answer.contains(why), "{path}: {answer}");
+        let log = bed.stage.log("master-1");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("asked for by a person")).collect();
+        assert_eq!(lines.len(), place + 1, "{path}: {lines:#?}");
+        let line = lines[place];
+        assert!(line.contains(action) && line.contains(why) && line.contains("InvalidArgument"), "{path}: {line}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_makes_a_repetition_the_same_task() {
     let bed = Bed::with(1, 1).await;
     let body = json!({"script": bed.script("true"), "on": {"hosts": ["worker-1"]}}).to_string();

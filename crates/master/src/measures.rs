@@ -155,9 +155,9 @@ impl Measures {
         self.task_actions.get_or_create(&ActionLabels { action }).inc();
     }
 
-    /// A host of a task has come to an end.
-    pub(crate) fn host_of_task_ended(&self, state: HostState) {
-        self.task_ends.get_or_create(&StateLabels { state: state.as_str() }).inc();
+    /// So many hosts of a task have come to this end.
+    pub(crate) fn hosts_of_task_ended(&self, state: HostState, count: usize) {
+        self.task_ends.get_or_create(&StateLabels { state: state.as_str() }).inc_by(count as u64);
     }
 
     /// What the history says of something is written.

@@ -14,7 +14,7 @@ use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tonic::Code;
 
-use crate::answer::{Body, refusal};
+use crate::answer::{Body, Manner};
 
 /// Asked for by probes and monitoring under whatever names, and nothing to be kept from anybody.
 const OF_ANY_HOST: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
@@ -100,7 +100,7 @@ impl Names {
     /// What a request is answered that a page in a browser could send; none: it gets in.
     pub(crate) fn refuse(&self, request: &Request<Body>) -> Option<Response<Body>> {
         let Refusal { status, code, message } = check(request, self).err()?;
-        Some(refusal(status, code, &message))
+        Some(Manner::of(request).refusal(status, code, &message))
     }
 }
 

@@ -24,7 +24,7 @@ use tower::{Service, ServiceExt};
 
 use crate::{
     activity::{Activity, Arriving, InFlight},
-    answer::{Body, boxed, refusal_for},
+    answer::{Body, Manner, boxed},
     limits::Limits,
     ports::{OpenEnded, never_busy},
 };
@@ -57,10 +57,10 @@ where
         let (is_stream, never_busy) = (self.open_ended.has(path), never_busy(path));
         let comes = !request.body().is_end_stream();
         let (in_flight, arriving) = self.activity.begin(comes && !never_busy, never_busy);
-        let headers = request.headers().clone();
-        if headers.len() > self.limits.headers {
-            let message = format!("{} headers are more than {}", headers.len(), self.limits.headers);
-            let answer = refusal_for(&headers, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::ResourceExhausted, &message);
+        let (manner, headers) = (Manner::of(&request), request.headers().len());
+        if headers > self.limits.headers {
+            let message = format!("{headers} headers are more than {}", self.limits.headers);
+            let answer = manner.refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::ResourceExhausted, &message);
             return Box::pin(std::future::ready(Ok(answer.map(|body| Counted { body, _in_flight: in_flight }))));
         }
         let arrived = Arc::new(AtomicBool::new(!comes || is_stream));
@@ -75,7 +75,7 @@ where
                 Ok(answer) = answer => answer,
                 () = overdue(Instant::now() + bound, &arrived) => {
                     let message = format!("the request's body did not arrive within {} s; send it faster", bound.as_secs());
-                    refusal_for(&headers, StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, &message)
+                    manner.refusal(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, &message)
                 }
             };
             Ok(answer.map(|body| Counted { body, _in_flight: in_flight }))

@@ -137,5 +137,7 @@ mod tests {
         for (status, expected) in cases {
             assert_eq!(ClientError::status("a", &status).to_string(), expected);
         }
+        let said = "task 7: there is none; those that are done are kept for a while only";
+        assert_eq!(ClientError::status("task 7", &Status::not_found(said)).to_string(), said);
     }
 }

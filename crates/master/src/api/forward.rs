@@ -19,7 +19,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{ConnectError, Status, body::Body, metadata::MetadataValue, transport::Channel};
 use tower::{Layer, Service, ServiceExt};
 
-use super::lanes::{Lanes, Place};
+use super::{
+    lanes::{Lanes, Place},
+    tasks,
+};
 use crate::{
     control::subjects::Subject,
     state::{Leadership, Shared},
@@ -382,7 +385,11 @@ where
         }
         if !self.layer.takes_tasks && is_of_tasks(path) {
             let why = "others reach this master without authentication, so it serves no tasks; start it with --insecure if that is meant";
-            return Box::pin(std::future::ready(Ok(Status::permission_denied(why).into_http())));
+            let status = Status::permission_denied(why);
+            if !self.layer.kinds.reads.contains(path) {
+                tasks::log_refusal(path, request.extensions().get(), &status);
+            }
+            return Box::pin(std::future::ready(Ok(status.into_http())));
         }
         let layer = self.layer.clone();
         let is_stream = layer.kinds.streams.contains(path);

@@ -91,13 +91,20 @@ pub(super) async fn not_allowed(method: Method, uri: Uri) -> Response {
     let methods = own.map_or(&["GET"][..], |(_, methods)| methods);
     let head = methods.contains(&"GET").then_some("HEAD");
     let allowed: Vec<String> = methods.iter().copied().chain(head).map(str::to_owned).collect();
-    method_not_allowed(&method, uri.path(), &allowed)
+    let answer = |message: &str| match own {
+        Some(_) => tasks::door::refusal(message),
+        None => error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message),
+    };
+    naming_methods(&method, uri.path(), &allowed, answer)
 }
 
 fn method_not_allowed(method: &Method, path: &str, allowed: &[String]) -> Response {
+    naming_methods(method, path, allowed, |message| error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message))
+}
+
+fn naming_methods(method: &Method, path: &str, allowed: &[String], answer: impl FnOnce(&str) -> Response) -> Response {
     let allowed = allowed.join(", ");
-    let message = format!("{} is not allowed for {}; allowed: {allowed}", bare(method.as_str()), bare(path));
-    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, &message);
+    let mut answer = answer(&format!("{} is not allowed for {}; allowed: {allowed}", bare(method.as_str()), bare(path)));
     answer.headers_mut().extend(HeaderValue::try_from(allowed).ok().map(|allowed| (header::ALLOW, allowed)));
     answer
 }

@@ -4,7 +4,10 @@
 //!
 //! Under master::control.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use evenkeel_model::{Action, Cluster, EndReason, EntryKind, Epoch, HistoryEntry, Holder, Moment, Status, StopReason, TaskId};
 
@@ -14,6 +17,8 @@ const DELAY: Duration = Duration::from_millis(50);
 const REST: Duration = Duration::from_secs(1);
 /// How many wait at most, while etcd takes none: as many workers as may be lost at once and told of. The oldest go.
 const WAITING: usize = 10_000;
+/// How long what happens to hosts of a task is gathered: a task of ten thousand hosts leaves few entries, whatever comes of them.
+const GATHER: Duration = Duration::from_secs(1);
 
 /// The entries that are written by themselves.
 #[derive(Debug, Default)]
@@ -21,12 +26,23 @@ pub(super) struct History {
     waiting: VecDeque<HistoryEntry>,
     due: Moment,
     dropped: usize,
+    /// What is told of hosts together: how many there are, and the entry of the first.
+    gathered: BTreeMap<(TaskId, EntryKind), (usize, HistoryEntry)>,
+    gathered_due: Moment,
 }
 
 impl History {
     /// Takes an entry in, to be written soon.
     pub(super) fn note(&mut self, entry: HistoryEntry, now: Moment) {
         self.keep(entry, now.after(DELAY));
+    }
+
+    /// Takes an entry about a host of a task in, to be written with those like it.
+    pub(super) fn gather(&mut self, entry: HistoryEntry, now: Moment) {
+        if self.gathered.is_empty() {
+            self.gathered_due = now.after(GATHER);
+        }
+        self.gathered.entry((entry.task, entry.kind)).or_insert((0, entry)).0 += 1;
     }
 
     /// Takes an entry back that was not written.
@@ -51,16 +67,30 @@ impl History {
 
     /// When what waits is to be written; none: nothing waits.
     pub(super) fn due(&self) -> Option<Moment> {
-        (!self.waiting.is_empty()).then_some(self.due)
+        let gathered = (!self.gathered.is_empty()).then_some(self.gathered_due);
+        gathered.into_iter().chain((!self.waiting.is_empty()).then_some(self.due)).min()
     }
 
     /// What is to be written now, oldest first.
     pub(super) fn take_due(&mut self, now: Moment) -> VecDeque<HistoryEntry> {
-        if self.due().is_none_or(|due| due > now) {
+        if !self.gathered.is_empty() && self.gathered_due <= now {
+            for (_, (count, first)) in std::mem::take(&mut self.gathered) {
+                self.keep(told_together(count, first), now);
+            }
+        }
+        if self.waiting.is_empty() || self.due > now {
             return VecDeque::new();
         }
         self.dropped = 0;
         std::mem::take(&mut self.waiting)
+    }
+}
+
+/// The entry of so many hosts, of which this is the first.
+fn told_together(count: usize, first: HistoryEntry) -> HistoryEntry {
+    match count {
+        1 => first,
+        _ => HistoryEntry { reason: format!("{count} hosts, {} first: {}", first.worker, first.reason), ..first },
     }
 }
 
@@ -140,6 +170,38 @@ mod tests {
         assert_eq!(history.due(), Some(at(1160)));
         assert_eq!(history.take_due(at(1160)).len(), 2);
         assert_eq!(history.due(), None);
+    }
+
+    #[test]
+    fn hosts_of_a_task_are_told_together() {
+        let host = |task, kind, worker: &str, why: &str| HistoryEntry {
+            task: TaskId(task),
+            worker: worker.to_owned(),
+            ..entry(kind, 0, "m", "", why)
+        };
+        let mut history = History::default();
+        history.gather(host(1, EntryKind::TaskLost, "a", "gone"), at(100));
+        history.gather(host(1, EntryKind::TaskLost, "b", "gone, too"), at(1099));
+        history.gather(host(1, EntryKind::TaskUndelivered, "c", "late"), at(1099));
+        history.gather(host(2, EntryKind::TaskLost, "a", "gone"), at(1099));
+        history.note(lost("a"), at(500));
+        assert_eq!(history.due(), Some(at(550)));
+        assert_eq!(history.take_due(at(550)), [lost("a")]);
+        assert_eq!(history.due(), Some(at(1100)));
+        assert!(history.take_due(at(1099)).is_empty());
+        let expected = [
+            host(1, EntryKind::TaskUndelivered, "c", "late"),
+            host(1, EntryKind::TaskLost, "a", "2 hosts, a first: gone"),
+            host(2, EntryKind::TaskLost, "a", "gone"),
+        ];
+        let told = history.take_due(at(1100));
+        assert!(told.len() == 3 && expected.iter().all(|entry| told.contains(entry)), "{told:?}");
+        assert_eq!(history.due(), None);
+        // While etcd takes none, they wait with the others.
+        history.again(lost("a"), at(2000));
+        history.gather(host(1, EntryKind::TaskLost, "a", "gone"), at(1000));
+        assert!(history.take_due(at(2500)).is_empty());
+        assert_eq!(history.take_due(at(3000)).len(), 2);
     }
 
     #[test]

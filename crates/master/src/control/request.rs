@@ -231,7 +231,7 @@ pub enum Refusal {
     #[error("resource {0} belongs to {1}, and stays as it is")]
     OfAnother(ResourceName, Box<str>),
     /// Nothing is known of this task, or it is being deleted.
-    #[error("no such task: {0}; those that are done are kept for a while only")]
+    #[error("task {0}: there is none; those that are done are kept for a while only")]
     NoTask(TaskId),
     /// It is none of the task's hosts.
     #[error("{1} is none of the hosts of task {0}")]

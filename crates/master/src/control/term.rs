@@ -4,9 +4,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use evenkeel_model::{
-    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, TaskId, WorkerId,
-    check,
-    task::{HostState, Outcome},
+    Brake, Change, Decision, Entry, EntryKind, HistoryEntry, Holder, Moment, ResourceName, Revision, Standing, Status, WorkerId, check,
 };
 use evenkeel_planner::PlannerConfig;
 use evenkeel_store::{
@@ -148,28 +146,24 @@ impl Term {
             Entry::Status(worker, name, Some(status)) if status.overran => self.see_overrun(state, worker, name, status, now),
             _ => {}
         }
-        let host = match &change.entry {
-            Entry::Order(worker, id, Some(_)) | Entry::TaskResult(worker, id, Some(_)) => Some((worker.clone(), *id)),
-            _ => None,
-        };
-        let before = host.as_ref().and_then(|(worker, id)| state.cluster.tasks().get(*id)?.state_of(worker));
+        let task = planned::ends(&change.entry);
+        let is_intent = matches!(change.entry, Entry::TaskIntent(..));
+        let counts = |state: &State| task.and_then(|id| state.cluster.tasks().get(id)).map(|entry| *entry.counts()).unwrap_or_default();
+        let before = counts(state);
+        self.see_host_of_task(state, &change.entry, now);
         state.take(change, now);
-        if let Some((worker, id)) = host {
-            self.see_host_of_task(state, &worker, id, before, now);
+        for (end, count) in planned::new_ends(&before, &counts(state), is_intent) {
+            self.measures.hosts_of_task_ended(end, count);
         }
     }
 
-    fn see_host_of_task(&mut self, state: &State, worker: &WorkerId, id: TaskId, before: Option<HostState>, now: Moment) {
-        let entry = state.cluster.tasks().get(id);
-        let Some(end) = planned::new_end(before, entry, worker) else { return };
-        self.measures.host_of_task_ended(end);
-        // What the leader concludes is told with the order that says so.
-        let said = entry.and_then(|entry| entry.host(worker)?.current()).filter(|result| result.end() == Some(Outcome::Lost));
-        if let Some(result) = said {
-            tracing::warn!(task = %id, worker = %worker, why = %result.message, "how a script ended is not known");
-            let entry = history::entry(EntryKind::TaskLost, self.clock.unix_ns(), &self.master, "", &result.message);
-            self.history.note(HistoryEntry { task: id, worker: worker.to_string(), ..entry }, now);
+    fn see_host_of_task(&mut self, state: &State, entry: &Entry, now: Moment) {
+        let Some((id, worker, kind, why)) = planned::told_of_host(&state.cluster, entry) else { return };
+        if matches!(entry, Entry::TaskResult(..)) {
+            tracing::warn!(task = %id, %worker, %why, "how a script ended is not known");
         }
+        let entry = history::entry(kind, self.clock.unix_ns(), &self.master, "", why);
+        self.history.gather(HistoryEntry { task: id, worker: worker.to_string(), ..entry }, now);
     }
 
     fn see_loss(&mut self, state: &State, id: &WorkerId, now: Moment) {

@@ -14,7 +14,6 @@ use evenkeel_model::{
     task::{Share, TaskDraft},
 };
 use evenkeel_proto::v1::{CreateTaskRequest, Task, TaskState, TaskTargets};
-use tonic::Code;
 
 use super::{script, state, watch};
 use crate::{
@@ -31,7 +30,7 @@ use crate::{
 )]
 pub(super) struct RunArgs {
     /// The workers by their ids, or by their labels ip or host, or by the host of their addresses; in this order
-    #[arg(long, value_name = "W,W", value_delimiter = ',')]
+    #[arg(long, value_name = "W,W", value_delimiter = ',', value_parser = host)]
     on: Vec<String>,
     /// The workers whose labels match
     #[arg(short = 'l', long, value_name = "SELECTOR", value_parser = selector)]
@@ -75,7 +74,7 @@ pub(super) struct RunArgs {
     /// What follows when the end of a script is not known; with retry it may run twice
     #[arg(long, value_name = "WHAT", value_parser = ["report", "retry"], default_value = "report")]
     on_lost: String,
-    /// What becomes of the processes that the script leaves behind
+    /// What becomes of the processes that the script leaves behind; what is left lives until the worker's agent ends, so for a daemon that outlives it use systemd-run
     #[arg(long, value_name = "WHAT", value_parser = ["kill", "leave"], default_value = "kill")]
     children: String,
     /// Hosts that are not reached in time count as failed
@@ -106,6 +105,12 @@ pub(super) struct RunArgs {
     client: ClientArgs,
 }
 
+/// The masters find what it names; what can name nothing is not sent.
+fn host(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_name { Ok(text.to_owned()) } else { Err("write ids, addresses or hosts with commas between them, without spaces".to_owned()) }
+}
+
 fn share(text: &str) -> Result<Share, String> {
     text.parse::<Share>().map_err(|e| format!("it {e}"))
 }
@@ -123,7 +128,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), ClientError> {
     let (wait, format) = (args.wait, args.client.output.output);
     let session = args.client.master.session();
     let request = CreateTaskRequest { key: draft.key.clone(), task: Some(message(draft)) };
-    let answer = session.call("task", request, async |client, request| client.create_task(request).await).await.map_err(said)?;
+    let answer = session.call("task", request, async |client, request| client.create_task(request).await).await?;
     let task = answer.task.unwrap_or_default();
     if !wait {
         return created(format, &task);
@@ -141,17 +146,6 @@ pub(super) async fn run(args: RunArgs) -> Result<(), ClientError> {
 fn created(format: crate::output::Format, task: &TaskState) -> Result<(), ClientError> {
     let id = task.id.to_string();
     print_one(format, &state::value(task)?, &id, || format!("{id}\n"))
-}
-
-/// A key that belongs to another task has another way out than a resource's name.
-fn said(error: ClientError) -> ClientError {
-    match error {
-        ClientError::Status { subject, code: Code::AlreadyExists, text } if !text.contains("key") => {
-            let text = "the key is that of a task with another content; give another --key, and see `evenkeel task ls`".to_owned();
-            ClientError::Status { subject, code: Code::AlreadyExists, text }
-        }
-        other => other,
-    }
 }
 
 impl RunArgs {

@@ -96,15 +96,19 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(message(made.clone()).on, Some(TaskTargets { selector: made.selector, any: 1, ..TaskTargets::default() }));
     let file = File::new();
     assert_eq!(draft(&["--on", "w", &file.path()]).expect("a task").title, "disk.sh");
+    assert_eq!(draft(&["--on", "fd00::5,a_b", "--", "true"]).expect("a task").hosts, ["fd00::5", "a_b"]);
     assert!(draft(&["-l", "zone=a", "--late", "--", "true"]).expect("a task").late);
 }
 
 #[test]
 fn what_cannot_be_is_refused_before_anything_is_sent() {
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 21] = [
         (&["--", "true"], "--on <W,W>|--selector <SELECTOR>"),
         (&["--on", "w", "-l", "a=b", "--", "true"], "cannot be used with"),
         (&["--on", "w"], "<FILE>"),
+        (&["--on", "", "--", "true"], "with commas between them, without spaces"),
+        (&["--on", "a b", "--", "true"], "with commas between them, without spaces"),
+        (&["--on", "w,", "--", "true"], "with commas between them, without spaces"),
         (&["--on", "w", "--any", "1", "--", "true"], "cannot be used with"),
         (&["-l", "a", "--any", "0", "--", "true"], "'0' for '--any"),
         (&["-l", "a", "--any", "1", "--late", "--", "true"], "cannot be used with"),
@@ -126,13 +130,4 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
         assert!(error.contains(expected), "{words:?}: {error}");
         assert!(!error.contains("hunter2"), "a secret is not shown: {error}");
     }
-}
-
-#[test]
-fn a_key_of_another_task_has_a_way_out_of_its_own() {
-    let status = |text: &str| said(ClientError::status("task", &tonic::Status::already_exists(text))).to_string();
-    let other = "the key \"k\" is that of task 7, with another content; use another key";
-    assert_eq!(status(other), format!("task: {other}"));
-    let expected = "task: the key is that of a task with another content; give another --key, and see `evenkeel task ls`";
-    assert_eq!(status(""), expected);
 }

@@ -76,7 +76,16 @@ impl From<Failure> for Wrong {
 }
 
 async fn answered(answer: impl Future<Output = Result<Response, Wrong>>) -> Response {
-    answer.await.unwrap_or_else(|Wrong(status, message)| json(status, &serde_json::json!({ "error": message })))
+    answer.await.unwrap_or_else(|Wrong(status, message)| error(status, &message))
+}
+
+/// What is answered before anything is asked for.
+pub(in crate::api) fn refusal(message: &str) -> Response {
+    error(StatusCode::BAD_REQUEST, message)
+}
+
+fn error(status: StatusCode, message: &str) -> Response {
+    json(status, &serde_json::json!({ "error": message }))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

@@ -65,7 +65,7 @@ pub(in crate::api) async fn list(service: &Service, request: &v1::ListTasksReque
                     return Ok(v1::ListTasksResponse { tasks, next_page_token: String::new() });
                 };
                 if shown::is_kept(entry) && (wanted.is_empty() || wanted.contains(&entry.state())) {
-                    let shown = shown::task(id, entry);
+                    let shown = shown::row(id, entry);
                     if tasks.len() == size || !room.takes(&shown) {
                         let next_page_token = tasks.last().map(|task| task.id.to_string()).unwrap_or_default();
                         return Ok(v1::ListTasksResponse { tasks, next_page_token });

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use evenkeel_model::{
-    Order, Registration, TaskId, WorkerId,
+    Order, Registration, TaskId, TaskResult, WorkerId,
     process::in_units,
     task::{Children, HostState, OnLost, Task, TaskDraft, TaskEntry, TaskHost, TaskWish},
 };
@@ -124,6 +124,16 @@ pub(super) fn task(id: TaskId, entry: &TaskEntry) -> v1::TaskState {
     }
 }
 
+/// A task as a list has it: its hosts are counted, and not named.
+pub(super) fn row(id: TaskId, entry: &TaskEntry) -> v1::TaskState {
+    let mut state = task(id, entry);
+    if let Some(task) = &mut state.task {
+        task.hosts_as_sent.clear();
+        task.on.iter_mut().for_each(|on| on.hosts.clear());
+    }
+    state
+}
+
 /// A task with all of its hosts.
 pub(super) async fn whole(service: &Service, id: TaskId) -> Result<v1::TaskState, Status> {
     let (mut hosts, mut room) = (Vec::new(), Room::of_a_page());
@@ -161,10 +171,7 @@ pub(super) fn host(state: &State, entry: &TaskEntry, worker: &WorkerId) -> v1::T
     let message = match at {
         HostState::Pending => pending(worker, entry, order, registration),
         HostState::Waiting => String::new(),
-        _ => {
-            let said = result.map(|result| &result.message).filter(|message| !message.is_empty());
-            said.or(order.map(|order| &order.why)).map(ToString::to_string).unwrap_or_default()
-        }
+        _ => said(result, order),
     };
     v1::TaskHost {
         worker: worker.to_string(),
@@ -180,6 +187,13 @@ pub(super) fn host(state: &State, entry: &TaskEntry, worker: &WorkerId) -> v1::T
         leftover: result.map_or(0, |result| result.leftover),
         message,
     }
+}
+
+/// What its worker says of an attempt, else why it is not to run. What the leader has concluded of one that has ended after all holds no more.
+fn said(result: Option<&TaskResult>, order: Option<&Order>) -> String {
+    let message = result.map(|result| &result.message).filter(|message| !message.is_empty());
+    let why = order.map(|order| &order.why).filter(|_| result.is_none_or(|result| result.end().is_none()));
+    message.or(why).map(ToString::to_string).unwrap_or_default()
 }
 
 /// Why a host that was ordered has not begun.
@@ -203,4 +217,43 @@ fn deadline(entry: &TaskEntry, order: Option<&Order>) -> String {
 /// A time of day, to the second.
 pub(super) fn rfc3339(unix_ns: i64) -> String {
     prost_types::Timestamp { seconds: unix_ns.div_euclid(1_000_000_000), nanos: 0 }.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::{
+        Change, Cluster, Entry, Moment, Revision,
+        task::{OrderIntent, Outcome},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_host_that_has_ended_after_all_is_not_said_to_be_lost() {
+        let order = Order::run(1, 0).with(OrderIntent::Lost, "its worker is gone");
+        let running = TaskResult::running(1, Revision(4), 1);
+        let ended = |message| running.clone().with_end(Outcome::Succeeded, 2, message);
+        assert_eq!(said(None, Some(&order)), "its worker is gone");
+        assert_eq!(said(Some(&running), Some(&order)), "its worker is gone");
+        assert_eq!(said(Some(&ended("")), Some(&order)), "");
+        assert_eq!(said(Some(&ended("a note")), Some(&order)), "a note");
+    }
+
+    #[test]
+    fn a_list_names_no_hosts() {
+        let draft =
+            TaskDraft { script: "id".to_owned(), hosts: vec!["a".to_owned()], hosts_as_sent: "a".to_owned(), ..TaskDraft::default() };
+        let mut definition = draft.check().expect("a task").task;
+        definition.on.workers = vec![WorkerId::new("a").expect("an id")];
+        let mut cluster = Cluster::default();
+        let entry = Entry::Task(TaskId(1), Some(definition));
+        cluster.apply(Change::over(Revision(1), Revision(1), entry), Moment::default());
+        let entry = cluster.tasks().get(TaskId(1)).expect("a task");
+        let named = |state: v1::TaskState| {
+            let task = state.task.expect("a definition");
+            (task.on.expect("targets").hosts, task.hosts_as_sent, state.counts.values().sum::<u32>())
+        };
+        assert_eq!(named(task(TaskId(1), entry)), (vec!["a".to_owned()], "a".to_owned(), 1));
+        assert_eq!(named(row(TaskId(1), entry)), (Vec::new(), String::new(), 1));
+    }
 }

@@ -153,7 +153,7 @@ fn any_takes_so_many_of_those_that_take_tasks() {
 #[test]
 fn what_is_final_stays_and_what_would_do_is_said() {
     let mut bed = Bed::default();
-    assert_eq!(bed.want(TaskVerb::Kill), Err("no such task: 1; those that are done are kept for a while only".to_owned()));
+    assert_eq!(bed.want(TaskVerb::Kill), Err("task 1: there is none; those that are done are kept for a while only".to_owned()));
     bed.create(draft()).expect("a task");
     assert_eq!(bed.want(TaskVerb::Resume), Ok(None), "it goes on already");
     assert_eq!(bed.want(TaskVerb::Pause), Ok(Some(EntryKind::TaskPaused)));
