@@ -1,0 +1,281 @@
+//! The oracle of tasks: which attempts were executed, and which scripts live, as the kernel would know it, held against what etcd says of them.
+//!
+//! It is the part of the [`Ledger`](super::ledger) that knows tasks. It decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use evenkeel_model::{TaskId, task::Outcome};
+use tokio::time::Instant;
+
+use super::ledger::{Inner, Ledger};
+
+/// Names a script that lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ScriptId(u64);
+
+/// An attempt of a task on a machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt {
+    /// The machine.
+    pub machine: String,
+    /// The task.
+    pub task: TaskId,
+    /// Which attempt.
+    pub number: u32,
+}
+
+impl std::fmt::Display for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "attempt {} of task {} on {}", self.number, self.task, self.machine)
+    }
+}
+
+/// What is known of tasks.
+#[derive(Debug, Default)]
+pub(super) struct TaskBook {
+    next: u64,
+    live: BTreeMap<ScriptId, Attempt>,
+    begun: BTreeSet<Attempt>,
+    /// What etcd was told to begin, and when.
+    told: BTreeMap<Attempt, Instant>,
+    /// What etcd says has ended, or was never begun, and how it says so.
+    closed: BTreeMap<Attempt, &'static str>,
+    /// Nobody saw how it ended, or whether.
+    unseen: BTreeSet<Attempt>,
+    /// When a guard, the power or the disk of a machine was lost the last time.
+    losses: BTreeMap<String, Instant>,
+    /// Which task a caller was told that its key has.
+    keys: BTreeMap<String, TaskId>,
+    /// Keys under which a task was said to be new.
+    created: BTreeSet<String>,
+}
+
+impl Ledger {
+    fn book<T>(&self, with: impl FnOnce(&mut Inner) -> T) -> T {
+        with(&mut self.inner())
+    }
+
+    /// A script is executed.
+    pub fn script_begins(&self, attempt: Attempt) -> ScriptId {
+        self.book(|inner| {
+            inner.note(&format_args!("{attempt} is executed"));
+            inner.counts.scripts_begun += 1;
+            if !inner.tasks.told.contains_key(&attempt) {
+                inner.violate(&format_args!("{attempt} is executed, and etcd was not told that it begins"));
+            }
+            if let Some(how) = inner.tasks.closed.get(&attempt).copied() {
+                inner.violate(&format_args!("{attempt} is executed, and etcd says that it {how}"));
+            }
+            let beside = inner.tasks.live.values().find(|other| (&other.machine, other.task) == (&attempt.machine, attempt.task)).cloned();
+            if let Some(beside) = beside {
+                inner.violate(&format_args!("{attempt} is executed while {beside} lives"));
+            }
+            if !inner.tasks.begun.insert(attempt.clone()) {
+                inner.violate(&format_args!("{attempt} is begun twice"));
+            }
+            let id = ScriptId(inner.tasks.next);
+            inner.tasks.next += 1;
+            inner.tasks.live.insert(id, attempt);
+            id
+        })
+    }
+
+    /// Every process of it is dead.
+    pub fn script_ends(&self, id: ScriptId) {
+        self.book(|inner| {
+            if let Some(attempt) = inner.tasks.live.remove(&id) {
+                inner.note(&format_args!("{attempt} is dead"));
+            }
+        });
+    }
+
+    /// Its shim is no more, and nobody sees how it ends.
+    pub fn script_unseen(&self, id: ScriptId) {
+        self.book(|inner| {
+            if let Some(attempt) = inner.tasks.live.get(&id).cloned() {
+                inner.note(&format_args!("the shim of {attempt} is killed"));
+                inner.tasks.unseen.insert(attempt);
+            }
+        });
+    }
+
+    /// A machine has lost its guard, its power or its disk.
+    pub fn machine_lost(&self, machine: &str) {
+        self.inner().tasks.losses.insert(machine.to_owned(), Instant::now());
+    }
+
+    /// Etcd says that it goes on.
+    pub fn told_running(&self, attempt: Attempt) {
+        self.book(|inner| {
+            if let Some(how) = inner.tasks.closed.get(&attempt).copied() {
+                inner.violate(&format_args!("{attempt} is said to run, and was said that it {how}"));
+            }
+            if inner.tasks.told.insert(attempt.clone(), Instant::now()).is_some() {
+                inner.violate(&format_args!("{attempt} is said to begin a second time"));
+            }
+        });
+    }
+
+    /// Etcd says that it was never begun.
+    pub fn told_never(&self, attempt: Attempt, how: &'static str) {
+        self.book(|inner| {
+            if inner.tasks.begun.contains(&attempt) {
+                inner.violate(&format_args!("{attempt} is said to be {how}, and it was executed"));
+            }
+            inner.counts.tasks_never_begun += 1;
+            inner.tasks.closed.insert(attempt, how);
+        });
+    }
+
+    /// Etcd says that it has ended.
+    pub fn told_ended(&self, attempt: Attempt, outcome: Outcome) {
+        self.book(|inner| {
+            if inner.tasks.live.values().any(|live| *live == attempt) {
+                inner.violate(&format_args!("{attempt} is said to have ended ({outcome:?}), and it lives"));
+            }
+            let counts = &mut inner.counts;
+            match outcome {
+                Outcome::Succeeded | Outcome::Failed => counts.scripts_ended += 1,
+                Outcome::TimedOut => counts.scripts_timed_out += 1,
+                Outcome::Killed => counts.scripts_killed += 1,
+                Outcome::Lost => counts.scripts_lost += 1,
+                Outcome::Rejected => {}
+            }
+            let was_executed = inner.tasks.begun.contains(&attempt);
+            // A time may be over before a late shim has executed anything.
+            if matches!(outcome, Outcome::Succeeded | Outcome::Failed) && !was_executed {
+                inner.violate(&format_args!("{attempt} is said to have ended ({outcome:?}), and it was never executed"));
+            }
+            let told_at = inner.tasks.told.get(&attempt).copied();
+            let is_lost = told_at.is_some_and(|told| inner.tasks.losses.get(&attempt.machine).is_some_and(|at| *at >= told));
+            if outcome == Outcome::Lost && !is_lost && !inner.tasks.unseen.contains(&attempt) {
+                inner.violate(&format_args!("{attempt} is said to be lost, and nothing was lost on its machine since it began"));
+            }
+            inner.tasks.closed.insert(attempt, "has ended");
+        });
+    }
+
+    /// A caller is told that the task of its key is this one.
+    pub fn answered_key(&self, key: &str, id: TaskId, is_new: bool) {
+        self.book(|inner| {
+            let before = *inner.tasks.keys.entry(key.to_owned()).or_insert(id);
+            if before != id {
+                inner.violate(&format_args!("the key {key} is answered with task {id}, and was with task {before}"));
+            }
+            if is_new && !inner.tasks.created.insert(key.to_owned()) {
+                inner.violate(&format_args!("the task of the key {key} is said to be new a second time"));
+            }
+        });
+    }
+
+    /// The task that somebody was told this key has.
+    #[must_use]
+    pub fn task_of_key(&self, key: &str) -> Option<TaskId> {
+        self.inner().tasks.keys.get(key).copied()
+    }
+
+    /// A script that lives, if any does.
+    #[must_use]
+    pub fn live_script(&self) -> Option<Attempt> {
+        self.inner().tasks.live.values().next().cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(number: u32) -> Attempt {
+        Attempt { machine: "m".to_owned(), task: TaskId(7), number }
+    }
+
+    /// What is found in this.
+    fn found(does: impl FnOnce(&Ledger)) -> Option<String> {
+        let ledger = Ledger::begin();
+        does(&ledger);
+        ledger.violation()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_not_be_is_found() {
+        type Case = (&'static str, fn(&Ledger), Option<&'static str>);
+        let cases: [Case; 8] = [
+            (
+                "an attempt and the next",
+                |ledger| {
+                    for number in 1..3 {
+                        ledger.told_running(attempt(number));
+                        let id = ledger.script_begins(attempt(number));
+                        ledger.script_ends(id);
+                        ledger.told_ended(attempt(number), Outcome::Failed);
+                    }
+                },
+                None,
+            ),
+            (
+                "twice",
+                |ledger| {
+                    ledger.told_running(attempt(1));
+                    for _ in 0..2 {
+                        let id = ledger.script_begins(attempt(1));
+                        ledger.script_ends(id);
+                    }
+                },
+                Some("begun twice"),
+            ),
+            ("untold", |ledger| drop(ledger.script_begins(attempt(1))), Some("was not told")),
+            (
+                "never",
+                |ledger| {
+                    ledger.told_never(attempt(1), "was cancelled");
+                    ledger.script_begins(attempt(1));
+                },
+                Some("was cancelled"),
+            ),
+            (
+                "alive",
+                |ledger| {
+                    ledger.told_running(attempt(1));
+                    ledger.script_begins(attempt(1));
+                    ledger.told_ended(attempt(1), Outcome::Killed);
+                },
+                Some("and it lives"),
+            ),
+            (
+                "lost for nothing",
+                |ledger| {
+                    ledger.machine_lost("n");
+                    ledger.told_running(attempt(1));
+                    ledger.told_ended(attempt(1), Outcome::Lost);
+                },
+                Some("nothing was lost"),
+            ),
+            (
+                "lost for something",
+                |ledger| {
+                    ledger.told_running(attempt(1));
+                    ledger.machine_lost("m");
+                    ledger.told_ended(attempt(1), Outcome::Lost);
+                },
+                None,
+            ),
+            (
+                "two of a key",
+                |ledger| {
+                    ledger.answered_key("k", TaskId(1), true);
+                    ledger.answered_key("k", TaskId(2), false);
+                },
+                Some("was with task 1"),
+            ),
+        ];
+        for (name, does, expected) in cases {
+            let violation = found(does);
+            let is_as_expected = match (&violation, expected) {
+                (None, None) => true,
+                (Some(found), Some(expected)) => found.contains(expected),
+                _ => false,
+            };
+            assert!(is_as_expected, "{name}: {violation:?}");
+        }
+    }
+}
