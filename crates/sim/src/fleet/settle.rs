@@ -148,11 +148,10 @@ fn unsettled_tasks(world: &World, cluster: &Cluster) -> Option<String> {
     (!plan.actions.is_empty()).then(|| format!("there is something left to do of tasks: {:?}", plan.actions))
 }
 
-/// When something was last said of tasks.
+/// When something was last said of a host of a task.
 fn last_of_tasks(world: &World) -> Option<i64> {
-    let is_of_task = |kv: &evenkeel_store::Kv| {
-        matches!(world.keys.parse(&kv.key), Some(Key::Task(_) | Key::TaskIntent(_) | Key::Order(..) | Key::TaskResult(..)))
-    };
+    // One that is paused, and waited for those that come late, is done when none can any more.
+    let is_of_task = |kv: &evenkeel_store::Kv| matches!(world.keys.parse(&kv.key), Some(Key::Order(..) | Key::TaskResult(..)));
     world.etcd.peek(|store| store.iter(&world.keys.everything()).filter(|kv| is_of_task(kv)).map(|kv| kv.modified.0).max())
 }
 

@@ -557,6 +557,11 @@ impl Shim {
             return;
         }
         if run.manner == Manner::Silent {
+            // One that is about to fail would be held as running for good.
+            let fails_soon = |(at, status): (Instant, ExitStatus)| !status.success() && at < Instant::now() + SHORT;
+            if matches!(run.id, Of::Work(_)) && run.main.is_some_and(fails_soon) {
+                return;
+            }
             self.kernel.count(|counts| counts.shims_stopped += 1);
             run.is_silent = true;
             return;
