@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest from one call to the next.
 const LEISURE: Duration = Duration::from_secs(9);
+/// The same where a task is not wanted any more: about what it takes from its creation to the beginning of its scripts.
+const HURRY: Duration = Duration::from_millis(150);
 /// So many keys are used by all callers of tasks.
 const COMMON_KEYS: u64 = 12;
 
@@ -73,7 +75,14 @@ impl Tasker {
             }
             self.busy.change(|busy| *busy += 1);
             let call = self.choose();
+            let told_of = self.known.len();
             self.see_through(call).await;
+            // Who has just asked for a task may want it gone while its hosts are ordered and begin.
+            if let Some(id) = self.known.get(told_of).copied().filter(|_| self.dice.per_mille(250)) {
+                sleep(self.dice.span(Duration::ZERO, HURRY)).await;
+                let call = self.choose_against(id);
+                self.see_through(call).await;
+            }
             self.busy.change(|busy| *busy -= 1);
         }
     }
@@ -96,6 +105,14 @@ impl Tasker {
                 Call::Create(Box::new(draft_of_key(self.seed, self.workers, dice.pick::<String>(&self.keys))))
             }
             _ => self.create(),
+        }
+    }
+
+    fn choose_against(&self, id: TaskId) -> Call {
+        match (self.dice.below(3), self.worker()) {
+            (0, _) => Call::Verb(id, TaskVerb::Cancel),
+            (1, Some(worker)) => Call::KillHost(id, worker),
+            _ => Call::Verb(id, TaskVerb::Kill),
         }
     }
 
