@@ -155,6 +155,16 @@ impl Ledger {
         });
     }
 
+    /// A leader gives its worker up: by then it has ended, whoever knows how.
+    pub fn told_given_up(&self, attempt: &Attempt) {
+        self.book(|inner| {
+            inner.counts.scripts_given_up += 1;
+            if inner.tasks.live.values().any(|live| live == attempt) {
+                inner.violate(&format_args!("{attempt} is given up as lost, and it lives"));
+            }
+        });
+    }
+
     /// A caller is told that the task of its key is this one.
     pub fn answered_key(&self, key: &str, id: TaskId, is_new: bool) {
         self.book(|inner| {

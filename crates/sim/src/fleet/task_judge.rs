@@ -88,7 +88,7 @@ impl TaskJudge {
                 let how = if order.intent == OrderIntent::Cancelled { "was cancelled" } else { "was not delivered" };
                 self.ledger.told_never(attempt.clone(), how);
             }
-            OrderIntent::Lost => self.ledger.count(|counts| counts.scripts_given_up += 1),
+            OrderIntent::Lost => self.ledger.told_given_up(&attempt),
             OrderIntent::Run | OrderIntent::Stop => {}
         }
         let before = self.orders.insert((worker, id), (order.clone(), revision));
