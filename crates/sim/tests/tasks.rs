@@ -270,7 +270,8 @@ async fn a_worker_that_begins_first_is_not_closed_as_never_begun() {
         testbed.workers.put(key, result).await
     };
     let (begun, cancelled) = tokio::join!(begins, master.want(TaskVerb::Cancel));
-    (begun.unwrap(), cancelled.unwrap());
+    begun.unwrap();
+    cancelled.unwrap();
     sleep(SECOND).await;
     let order: Order = testbed.key(&Key::Order(id(0), TaskId(1))).unwrap();
     let result: TaskResult = testbed.key(&Key::TaskResult(id(0), TaskId(1))).unwrap();

@@ -225,17 +225,7 @@ impl Machine {
             lives && line.carry(arrives)
         });
         let client = (site.connect)();
-        let tasks = site.journal.clone().map(|journal| Ground {
-            worker: site.id.clone(),
-            client: client.clone(),
-            keys: Keys::new(""),
-            cells,
-            scripts: SimScripts { ledger: site.ledger.clone(), dice: site.dice.clone() },
-            journal,
-            clock: Arc::clone(&clock),
-            gate: gate.clone(),
-            origin: registration.origin.clone(),
-        });
+        let tasks = self.ground(cells, &client, &gate, &registration.origin);
         let mut parts = Parts {
             client,
             keys: Keys::new(""),
@@ -270,6 +260,28 @@ impl Machine {
             // Of a process that has exited no task goes on.
             lock(&guard_of_it.agent).kill();
         });
+    }
+
+    /// What the tasks of an agent run on, if it takes any.
+    fn ground(
+        &self,
+        cells: Arc<SimCells>,
+        client: &Client,
+        gate: &Gate,
+        origin: &Origin,
+    ) -> Option<Ground<SimCells, SimJournal, SimScripts>> {
+        let site = &self.site;
+        site.journal.clone().map(|journal| Ground {
+            worker: site.id.clone(),
+            client: client.clone(),
+            keys: Keys::new(""),
+            cells,
+            journal,
+            scripts: SimScripts { ledger: site.ledger.clone(), dice: site.dice.clone() },
+            clock: Arc::clone(gate.clock()),
+            gate: gate.clone(),
+            origin: origin.clone(),
+        })
     }
 
     /// The drivers of an agent: the real one of processes, over the machine's kernel, and those of what is no process.

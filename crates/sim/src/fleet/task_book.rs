@@ -120,7 +120,7 @@ impl Ledger {
     pub fn told_never(&self, attempt: Attempt, how: &'static str) {
         self.book(|inner| {
             if inner.tasks.begun.contains(&attempt) {
-                inner.violate(&format_args!("{attempt} is said to be {how}, and it was executed"));
+                inner.violate(&format_args!("{attempt}: etcd says that it {how}, and it was executed"));
             }
             inner.counts.tasks_never_begun += 1;
             inner.tasks.closed.insert(attempt, how);
@@ -195,97 +195,65 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn attempt(number: u32) -> Attempt {
-        Attempt { machine: "m".to_owned(), task: TaskId(7), number }
+    /// What happens, or is said, of an attempt of a task on the machine `m`.
+    #[derive(Clone, Copy)]
+    enum It {
+        IsToldToRun(u32),
+        IsExecuted(u32),
+        Dies,
+        IsSaidToEnd(u32, Outcome),
+        WasCancelled(u32),
+        IsGivenUp(u32),
+        HasMachineThatLoses(&'static str),
+        HasKey(u32, bool),
     }
 
-    /// What is found in this.
-    fn found(does: impl FnOnce(&Ledger)) -> Option<String> {
+    fn found(steps: &[It]) -> Option<String> {
         let ledger = Ledger::begin();
-        does(&ledger);
+        let attempt = |number| Attempt { machine: "m".to_owned(), task: TaskId(7), number };
+        let mut last = None;
+        for step in steps {
+            match *step {
+                It::IsToldToRun(number) => ledger.told_running(attempt(number)),
+                It::IsExecuted(number) => last = Some(ledger.script_begins(attempt(number))),
+                It::Dies => last.into_iter().for_each(|id| ledger.script_ends(id)),
+                It::IsSaidToEnd(number, outcome) => ledger.told_ended(attempt(number), outcome),
+                It::WasCancelled(number) => ledger.told_never(attempt(number), "was cancelled"),
+                It::IsGivenUp(number) => ledger.told_given_up(&attempt(number)),
+                It::HasMachineThatLoses(machine) => ledger.machine_lost(machine),
+                It::HasKey(id, is_new) => ledger.answered_key("k", TaskId(id), is_new),
+            }
+        }
         ledger.violation()
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_must_not_be_is_found() {
-        type Case = (&'static str, fn(&Ledger), Option<&'static str>);
-        let cases: [Case; 8] = [
-            (
-                "an attempt and the next",
-                |ledger| {
-                    for number in 1..3 {
-                        ledger.told_running(attempt(number));
-                        let id = ledger.script_begins(attempt(number));
-                        ledger.script_ends(id);
-                        ledger.told_ended(attempt(number), Outcome::Failed);
-                    }
-                },
-                None,
-            ),
-            (
-                "twice",
-                |ledger| {
-                    ledger.told_running(attempt(1));
-                    for _ in 0..2 {
-                        let id = ledger.script_begins(attempt(1));
-                        ledger.script_ends(id);
-                    }
-                },
-                Some("begun twice"),
-            ),
-            ("untold", |ledger| drop(ledger.script_begins(attempt(1))), Some("was not told")),
-            (
-                "never",
-                |ledger| {
-                    ledger.told_never(attempt(1), "was cancelled");
-                    ledger.script_begins(attempt(1));
-                },
-                Some("was cancelled"),
-            ),
-            (
-                "alive",
-                |ledger| {
-                    ledger.told_running(attempt(1));
-                    ledger.script_begins(attempt(1));
-                    ledger.told_ended(attempt(1), Outcome::Killed);
-                },
-                Some("and it lives"),
-            ),
-            (
-                "lost for nothing",
-                |ledger| {
-                    ledger.machine_lost("n");
-                    ledger.told_running(attempt(1));
-                    ledger.told_ended(attempt(1), Outcome::Lost);
-                },
-                Some("nothing was lost"),
-            ),
-            (
-                "lost for something",
-                |ledger| {
-                    ledger.told_running(attempt(1));
-                    ledger.machine_lost("m");
-                    ledger.told_ended(attempt(1), Outcome::Lost);
-                },
-                None,
-            ),
-            (
-                "two of a key",
-                |ledger| {
-                    ledger.answered_key("k", TaskId(1), true);
-                    ledger.answered_key("k", TaskId(2), false);
-                },
-                Some("was with task 1"),
-            ),
+        use It::{Dies, HasKey, HasMachineThatLoses, IsExecuted, IsGivenUp, IsSaidToEnd, IsToldToRun, WasCancelled};
+        let run = [IsToldToRun(1), IsExecuted(1), Dies];
+        let twice = [run.as_slice(), &[IsSaidToEnd(1, Outcome::Failed), IsToldToRun(2), IsExecuted(2), Dies]].concat();
+        // what happens; what is found
+        let cases: [(&[It], Option<&str>); 11] = [
+            (&twice, None),
+            (&[IsToldToRun(1), IsExecuted(1), Dies, IsExecuted(1)], Some("is begun twice")),
+            (&[IsToldToRun(1), IsToldToRun(1)], Some("a second time")),
+            (&[IsExecuted(1)], Some("was not told that it begins")),
+            (&[WasCancelled(1), IsExecuted(1)], Some("and etcd")),
+            (&[IsToldToRun(1), IsExecuted(1), WasCancelled(1)], Some("was cancelled, and it was executed")),
+            (&[IsToldToRun(1), IsExecuted(1), IsSaidToEnd(1, Outcome::Killed)], Some("and it lives")),
+            (&[IsToldToRun(1), IsExecuted(1), IsGivenUp(1)], Some("and it lives")),
+            (&[HasMachineThatLoses("n"), IsToldToRun(1), IsSaidToEnd(1, Outcome::Lost)], Some("nothing was lost")),
+            (&[IsToldToRun(1), HasMachineThatLoses("m"), IsSaidToEnd(1, Outcome::Lost)], None),
+            (&[HasKey(1, true), HasKey(2, false)], Some("was with task 1")),
         ];
-        for (name, does, expected) in cases {
-            let violation = found(does);
+        for (at, (steps, expected)) in cases.into_iter().enumerate() {
+            let violation = found(steps);
             let is_as_expected = match (&violation, expected) {
                 (None, None) => true,
                 (Some(found), Some(expected)) => found.contains(expected),
                 _ => false,
             };
-            assert!(is_as_expected, "{name}: {violation:?}");
+            assert!(is_as_expected, "case {at}: {violation:?}");
         }
     }
 }
