@@ -130,11 +130,17 @@ pub fn draw(dice: &Dice, size: Size, round: Duration, first_number: usize) -> Ve
 /// Disks that are wiped in one round, and data that is: what matters to tasks alone.
 #[must_use]
 pub fn draw_wipes(dice: &Dice, size: Size, round: Duration) -> Vec<(Duration, Fault)> {
-    let draw = |_| {
+    let mut drawn = Vec::new();
+    for _ in 0..dice.below(3) {
         let (at, worker) = (dice.span(Duration::ZERO, round), index(dice, size.workers));
-        (at, if dice.per_mille(500) { Fault::WipeDisk(worker, lasting(dice)) } else { Fault::WipeData(worker) })
-    };
-    (0..dice.below(3)).map(draw).collect()
+        drawn.push((at, if dice.per_mille(500) { Fault::WipeDisk(worker, lasting(dice)) } else { Fault::WipeData(worker) }));
+        if dice.per_mille(500) {
+            // What the agent has sent last comes late, and what the next one sends does not.
+            let (delay, span) = (dice.span(SECOND / 4, SECOND * 2), dice.span(SECOND / 4, SECOND));
+            drawn.push((at.saturating_sub(span), Fault::Slow(Host::Worker(worker), delay, span)));
+        }
+    }
+    drawn
 }
 
 /// Who hears nothing of etcd for a while.
