@@ -24,7 +24,9 @@ fn no_seed_finds_anything() {
         assert!(report.counts.starts > 0 && report.counts.acknowledged > 0, "seed {seed}: nothing happened");
         counts = counts.and(report.counts);
     }
-    let never: Vec<&str> = counts.each().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect();
+    // What is of tasks has its own tests.
+    let is_of_tasks = |name: &str| ["task", "script", "disk"].iter().any(|word| name.starts_with(word));
+    let never: Vec<&str> = counts.each().filter(|(name, count)| *count == 0 && !is_of_tasks(name)).map(|(name, _)| name).collect();
     assert!(never.is_empty(), "this can go wrong in a fleet, and never did: {never:?}");
 }
 
@@ -59,7 +61,7 @@ fn a_guard_that_is_stopped_leaves_the_end_of_work_to_its_agent() {
     let at = |number, at, fault| Planned { number, at, fault };
     let mut counts = Counts::default();
     for seed in 0..6 {
-        let size = Size { workers: 2, masters: 1, members: 1, resources: 8, shared: 0 };
+        let size = Size { workers: 2, masters: 1, members: 1, resources: 8, shared: 0, tasks: 0 };
         let alone = |worker| {
             vec![
                 at(2 * worker, 5 * second, Fault::StopGuard(worker, 25 * second)),
@@ -83,7 +85,7 @@ fn a_leader_that_was_stopped_answers_nothing_from_memory() {
         fault: Fault::StopMaster(number % 2, Duration::from_millis(7_500)),
     };
     for seed in 0..8 {
-        let size = Size { workers: 2, masters: 2, members: 1, resources: 12, shared: 0 };
+        let size = Size { workers: 2, masters: 2, members: 1, resources: 12, shared: 0, tasks: 0 };
         let plan = Plan { seed, size, quiet: false, rounds: vec![(0..7).map(stop).collect()] };
         let report = run(&plan);
         assert_eq!(report.violation, None, "seed {seed}\n{}", tail(&report.trace));
@@ -95,7 +97,7 @@ fn a_leader_that_was_stopped_answers_nothing_from_memory() {
 #[test]
 fn nothing_is_assigned_anew_before_its_old_assignment_is_known_to_be_gone() {
     let at = |number, ms, fault| Planned { number, at: Duration::from_millis(ms), fault };
-    let size = Size { workers: 2, masters: 3, members: 1, resources: 2, shared: 0 };
+    let size = Size { workers: 2, masters: 3, members: 1, resources: 2, shared: 0, tasks: 0 };
     let masters = vec![at(6, 3_489, Fault::EndMaster(1)), at(7, 11_063, Fault::KillMaster(1)), at(8, 39_209, Fault::KillMaster(1))];
     let agent = vec![at(15, 32_398, Fault::KillAgent(1)), at(17, 67_750, Fault::Revoke(Host::Master(0)))];
     let report = run(&Plan { seed: 211, size, quiet: false, rounds: vec![vec![], masters, vec![], agent] });

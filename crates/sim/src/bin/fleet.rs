@@ -46,6 +46,9 @@ struct Args {
     /// With some names that several callers share.
     #[arg(long)]
     shared: bool,
+    /// With tasks, and disks that are wiped.
+    #[arg(long, conflicts_with = "shared")]
+    tasks: bool,
     /// How many runs may be spent on shrinking what was found.
     #[arg(long, default_value_t = 150)]
     shrink: usize,
@@ -53,7 +56,11 @@ struct Args {
 
 impl Args {
     fn plan(&self, seed: u64) -> Plan {
-        if self.shared { Plan::of_shared_names(seed) } else { Plan::of(seed) }
+        match (self.tasks, self.shared) {
+            (true, _) => Plan::of_tasks(seed),
+            (false, true) => Plan::of_shared_names(seed),
+            (false, false) => Plan::of(seed),
+        }
     }
 }
 
@@ -190,7 +197,13 @@ fn tell(plan: &Plan, report: &Report, most: usize) {
     lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
     let numbers: Vec<String> = shrunk.plan.faults().map(|planned| planned.number.to_string()).collect();
     let only = if numbers.is_empty() { String::new() } else { format!(" --only {}", numbers.join(",")) };
-    let shared = if plan.size.shared > 0 { " --shared" } else { "" };
+    let shared = if plan.size.tasks > 0 {
+        " --tasks"
+    } else if plan.size.shared > 0 {
+        " --shared"
+    } else {
+        ""
+    };
     println!("to see it again: fleet{shared} --seed {} --rounds {}{only}", plan.seed, shrunk.plan.rounds.len());
 }
 

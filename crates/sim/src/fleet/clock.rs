@@ -17,14 +17,22 @@ pub struct MachineClock {
     booted: Instant,
     /// So many of its seconds pass in a million true ones.
     rate: u128,
+    /// How long after the first day began it was started: its time of day is right then.
+    day: Duration,
 }
 
 impl MachineClock {
     /// A clock that starts now, and gains `gain` microseconds each second.
     #[must_use]
     pub fn boot(gain: i32) -> Self {
+        Self::boot_at(Duration::ZERO, gain)
+    }
+
+    /// The same, in a world that is so old.
+    #[must_use]
+    pub fn boot_at(day: Duration, gain: i32) -> Self {
         let rate = u128::try_from(1_000_000 + i64::from(gain)).unwrap_or(MILLION);
-        Self { booted: Instant::now(), rate }
+        Self { booted: Instant::now(), rate, day }
     }
 
     fn shown(&self) -> Duration {
@@ -56,7 +64,7 @@ impl authority::Clock for MachineClock {
     }
 
     fn unix_ns(&self) -> i64 {
-        time_of_day(self.shown())
+        time_of_day(self.day + self.shown())
     }
 }
 
@@ -66,7 +74,7 @@ impl engine::Clock for MachineClock {
     }
 
     fn unix_ns(&self) -> i64 {
-        time_of_day(self.shown())
+        time_of_day(self.day + self.shown())
     }
 
     fn after(&self, span: Duration) -> Instant {

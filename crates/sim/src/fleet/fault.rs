@@ -18,6 +18,8 @@ pub struct Size {
     pub resources: usize,
     /// Resources that several callers share.
     pub shared: usize,
+    /// Callers who create tasks; with none of them, no worker takes tasks.
+    pub tasks: usize,
 }
 
 /// A machine by its place.
@@ -50,6 +52,10 @@ pub enum Fault {
     Leave(usize),
     /// A machine with a worker loses its power, and gets it back.
     PowerOff(usize, Duration),
+    /// A machine with a worker loses its power and its disk, and gets back another.
+    WipeDisk(usize, Duration),
+    /// An agent is killed, and what it has recorded is removed before the next one looks.
+    WipeData(usize),
     /// SIGKILL to a master.
     KillMaster(usize),
     /// SIGSTOP to a master, then SIGCONT.
@@ -119,6 +125,22 @@ pub fn draw(dice: &Dice, size: Size, round: Duration, first_number: usize) -> Ve
     }
     drawn.sort_by_key(|(at, _)| *at);
     drawn.into_iter().enumerate().map(|(index, (at, fault))| Planned { number: first_number + index, at, fault }).collect()
+}
+
+/// Disks that are wiped in one round, and data that is: what matters to tasks alone.
+#[must_use]
+pub fn draw_wipes(dice: &Dice, size: Size, round: Duration) -> Vec<(Duration, Fault)> {
+    let mut drawn = Vec::new();
+    for _ in 0..dice.below(3) {
+        let (at, worker) = (dice.span(Duration::ZERO, round), index(dice, size.workers));
+        drawn.push((at, if dice.per_mille(500) { Fault::WipeDisk(worker, lasting(dice)) } else { Fault::WipeData(worker) }));
+        if dice.per_mille(500) {
+            // What the agent has sent last comes late, and what the next one sends does not.
+            let (delay, span) = (dice.span(SECOND / 4, SECOND * 2), dice.span(SECOND / 4, SECOND));
+            drawn.push((at.saturating_sub(span), Fault::Slow(Host::Worker(worker), delay, span)));
+        }
+    }
+    drawn
 }
 
 /// Who hears nothing of etcd for a while.

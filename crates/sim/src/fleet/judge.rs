@@ -15,6 +15,7 @@ use super::{
     history::History,
     ledger::{Ledger, is_exclusive},
     sharer::is_shared,
+    task_judge::TaskJudge,
     work,
 };
 use crate::linearizability::Content;
@@ -33,6 +34,7 @@ pub(super) struct Judge {
     /// The create revisions of the registrations, and the sessions that are admitted.
     sessions: BTreeMap<WorkerId, i64>,
     admitted: BTreeMap<WorkerId, i64>,
+    tasks: TaskJudge,
 }
 
 /// How the value of an assignment that is to stop says so.
@@ -45,6 +47,7 @@ impl Judge {
     pub(super) fn new(ledger: Ledger, history: History) -> Self {
         Self {
             keys: Keys::new(""),
+            tasks: TaskJudge::new(ledger.clone()),
             ledger,
             history,
             assignments: BTreeMap::new(),
@@ -91,6 +94,7 @@ impl Judge {
                     let verb = if matches!(change, KeyChange::Put(_)) { "put" } else { "deleted" };
                     self.ledger.note(format_args!("etcd {revision}: {key:?} {verb}"));
                 }
+                (Some(key), _) => self.tasks.see(key, change),
                 _ => {}
             }
         }

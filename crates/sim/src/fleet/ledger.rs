@@ -14,7 +14,10 @@ use evenkeel_model::{Epoch, Holds, ResourceName};
 use rustc_hash::FxHasher;
 use tokio::time::Instant;
 
-use super::work::{holds_of, is_available, started_with};
+use super::{
+    task_book::TaskBook,
+    work::{holds_of, is_available, started_with},
+};
 
 /// Names that begin with this are of resources that accept two owners for a while.
 pub const AVAILABLE: &str = "available-";
@@ -145,10 +148,39 @@ counts! {
     messages_late,
     /// Of those that a guard ended everything since it was not told otherwise in time.
     guards_uninformed,
+    /// Tasks that were created.
+    tasks,
+    /// Creations that were answered with a task that was there.
+    tasks_repeated,
+    /// What else was wanted of tasks, and done.
+    task_requests,
+    /// Tasks that were paused, by a person or since too many had failed.
+    tasks_paused,
+    /// Attempts that were ordered after the first.
+    tasks_again,
+    /// Attempts that were cancelled, undelivered or rejected.
+    tasks_never_begun,
+    /// Scripts that were executed.
+    scripts_begun,
+    /// Scripts that ended by themselves.
+    scripts_ended,
+    /// Scripts that were ended at their timeout.
+    scripts_timed_out,
+    /// Scripts that were killed.
+    scripts_killed,
+    /// Scripts of which a worker said that nobody knows their end.
+    scripts_lost,
+    /// Scripts whose workers a leader gave up.
+    scripts_given_up,
+    /// Disks that were wiped.
+    disks_wiped,
+    /// What a disk did not take of a task, or took and did not say so.
+    task_disk_errors,
 }
 
-struct Inner {
+pub(super) struct Inner {
     began: Instant,
+    pub(super) tasks: TaskBook,
     live: BTreeMap<RunId, LiveRun>,
     highest: BTreeMap<ResourceName, Epoch>,
     /// Work neither fails nor finishes, so that nothing has a reason to move.
@@ -161,7 +193,7 @@ struct Inner {
     ran: BTreeMap<(ResourceName, Epoch), Vec<u64>>,
     /// What a driver has said to rest, on its machine.
     rests: BTreeSet<(String, ResourceName, Epoch)>,
-    counts: Counts,
+    pub(super) counts: Counts,
     trace: VecDeque<String>,
     digest: FxHasher,
     violation: Option<String>,
@@ -179,6 +211,7 @@ impl Ledger {
     pub fn begin() -> Self {
         Self(Arc::new(Mutex::new(Inner {
             began: Instant::now(),
+            tasks: TaskBook::default(),
             live: BTreeMap::new(),
             highest: BTreeMap::new(),
             is_quiet: false,
@@ -193,7 +226,7 @@ impl Ledger {
         })))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -398,7 +431,7 @@ impl Ledger {
 }
 
 impl Inner {
-    fn note(&mut self, what: &dyn Display) {
+    pub(super) fn note(&mut self, what: &dyn Display) {
         let line = format!("{:>10.3} {what}", self.began.elapsed().as_secs_f64());
         self.digest.write(line.as_bytes());
         tracing::info!(target: "fleet", "{line}");
@@ -412,7 +445,7 @@ impl Inner {
         self.trace.push_back(line);
     }
 
-    fn violate(&mut self, what: &dyn Display) {
+    pub(super) fn violate(&mut self, what: &dyn Display) {
         if self.violation.is_none() {
             self.note(&format_args!("VIOLATION: {what}"));
             self.violation = Some(what.to_string());

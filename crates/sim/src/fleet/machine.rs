@@ -18,6 +18,7 @@ use evenkeel_worker::{
         rules::{Ended, Next, Rules, Start, Why},
     },
     protocol::authority::{Clock, Gate, Timing},
+    task::{self, Ground, TaskConfig},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -31,7 +32,7 @@ use super::{
     link::Line,
     process::{Life, SimProcess},
     sign::Sign,
-    work::{ErringDriver, KNOWS_HOLDS, Kernel, Outside, OutsideDriver, SimCells},
+    work::{ErringDriver, KNOWS_HOLDS, Kernel, Outside, OutsideDriver, SimCells, SimJournal, SimScripts},
 };
 
 /// By how much the guard's timer may be late: a little less than the slack that the protocol grants.
@@ -41,6 +42,9 @@ const AFTER_GUARD: Duration = Duration::from_millis(60);
 /// How soon the service manager starts a worker again.
 const RESTART: Duration = Duration::from_secs(2);
 const SIGTERM: i32 = 15;
+/// How many scripts a worker runs at once, and for how long they run on when it leaves.
+const MOST_SCRIPTS: usize = 3;
+const SCRIPTS_GRACE: Duration = Duration::from_secs(4);
 
 /// What stays the same for a machine.
 pub(super) struct Site {
@@ -54,6 +58,10 @@ pub(super) struct Site {
     pub(super) dice: Dice,
     /// Where work is that is no process.
     pub(super) outsides: [Outside; 2],
+    /// What it records of tasks; none: it takes none.
+    pub(super) journal: Option<SimJournal>,
+    /// The value of its label `zone`, where it takes tasks.
+    pub(super) zone: &'static str,
 }
 
 /// See the module.
@@ -119,7 +127,7 @@ impl Machine {
     pub(super) fn boot(&self) {
         let mut state = lock(&self.state);
         state.boots += 1;
-        let (site, clock) = (&self.site, MachineClock::boot(self.site.gain));
+        let (site, clock) = (&self.site, MachineClock::boot_at(self.site.ledger.elapsed(), self.site.gain));
         let kernel = Kernel::new(site.id.as_str(), clock, site.ledger.clone(), site.dice.clone(), self.without_guard.clone());
         state.system = Some(System { boot: state.boots, clock, kernel, guards: 0, guard: None });
         drop(state);
@@ -192,9 +200,14 @@ impl Machine {
         let site = &self.site;
         let clock: Arc<dyn Clock> = Arc::new(system.clock);
         let gate = Gate::shut(Arc::clone(&clock));
-        let registry = self.drivers(system);
+        let cells = Arc::new(SimCells::new(system.kernel.clone()));
+        let registry = self.drivers(Arc::clone(&cells));
         let origin = Origin { boot_id: system.boot.to_string(), guard: guard.id.clone() };
+        let takes_tasks = site.journal.is_some();
+        let labels = if takes_tasks { [("zone".to_owned(), site.zone.to_owned())].into() } else { Default::default() };
         let registration = Registration {
+            labels,
+            tasks: takes_tasks,
             kinds: registry.kinds(),
             drivers: registry.traits(),
             origin,
@@ -211,8 +224,10 @@ impl Machine {
             };
             lives && line.carry(arrives)
         });
-        let parts = Parts {
-            client: (site.connect)(),
+        let client = (site.connect)();
+        let tasks = self.ground(cells, &client, &gate, &registration.origin);
+        let mut parts = Parts {
+            client,
             keys: Keys::new(""),
             registration,
             find_host: None,
@@ -230,6 +245,9 @@ impl Machine {
         let guard_of_it = Arc::clone(guard);
         let machine = self.clone();
         *lock(&guard.agent) = SimProcess::start(async move {
+            // What they start belongs to the agent's process.
+            let config = TaskConfig { is_on: true, accounts: Vec::new(), most: MOST_SCRIPTS, grace: SCRIPTS_GRACE };
+            parts.tasks = tasks.map(|ground| task::start(&config, ground, Arc::default()));
             let status = match agent::live(parts).await {
                 Ok(()) => 0,
                 Err(error) => {
@@ -244,12 +262,33 @@ impl Machine {
         });
     }
 
+    /// What the tasks of an agent run on, if it takes any.
+    fn ground(
+        &self,
+        cells: Arc<SimCells>,
+        client: &Client,
+        gate: &Gate,
+        origin: &Origin,
+    ) -> Option<Ground<SimCells, SimJournal, SimScripts>> {
+        let site = &self.site;
+        site.journal.clone().map(|journal| Ground {
+            worker: site.id.clone(),
+            client: client.clone(),
+            keys: Keys::new(""),
+            cells,
+            journal,
+            scripts: SimScripts { ledger: site.ledger.clone(), dice: site.dice.clone() },
+            clock: Arc::clone(gate.clock()),
+            gate: gate.clone(),
+            origin: origin.clone(),
+        })
+    }
+
     /// The drivers of an agent: the real one of processes, over the machine's kernel, and those of what is no process.
-    fn drivers(&self, system: &System) -> Registry {
+    fn drivers(&self, cells: Arc<SimCells>) -> Registry {
         let site = &self.site;
         let machine: Arc<str> = site.id.as_str().into();
         let config = ProcessConfig { worker: site.id.clone(), grace: site.timing.grace, env_pass: EnvPass::default() };
-        let cells = Arc::new(SimCells::new(system.kernel.clone()));
         let mut drivers = vec![self.erring(ProcessDriver::new(config, cells), Sign::new(false))];
         if KNOWS_HOLDS {
             drivers.extend(site.outsides.iter().map(|outside| {
@@ -273,6 +312,7 @@ impl Machine {
             return;
         }
         system.guard = None;
+        self.site.ledger.machine_lost(self.site.id.as_str());
         let (machine, boot) = (self.clone(), system.boot);
         tokio::spawn(async move {
             sleep(machine.site.dice.span(RESTART / 8, RESTART)).await;
@@ -339,6 +379,7 @@ impl Machine {
     pub(super) fn kill_guard(&self) {
         let Some((system, guard)) = self.current() else { return };
         lock(&guard.process).kill();
+        self.site.ledger.machine_lost(self.site.id.as_str());
         let machine = self.clone();
         tokio::spawn(async move {
             sleep(machine.site.dice.span(Duration::ZERO, AFTER_GUARD)).await;
@@ -360,11 +401,21 @@ impl Machine {
     pub(super) fn power_off(&self) {
         let Some(system) = lock(&self.state).system.take() else { return };
         self.note("lost its power");
+        self.site.ledger.machine_lost(self.site.id.as_str());
         if let Some(guard) = &system.guard {
             lock(&guard.process).kill();
             lock(&guard.agent).kill();
         }
         system.kernel.power_off();
+    }
+
+    /// Its disk is lost, or its data.
+    pub(super) fn wipe(&self) {
+        let Some(journal) = &self.site.journal else { return };
+        self.note("lost its data");
+        journal.wipe();
+        self.site.ledger.machine_lost(self.site.id.as_str());
+        self.site.ledger.count(|counts| counts.disks_wiped += 1);
     }
 
     /// Whether it is on.

@@ -82,7 +82,7 @@ impl Master {
             version: String::new(),
             leads_since: 0,
         };
-        let clock = Arc::new(MachineClock::boot(self.seat.gain));
+        let clock = Arc::new(MachineClock::boot_at(self.seat.ledger.elapsed(), self.seat.gain));
         let (stop, stops) = oneshot::channel();
         let (tell, told) = oneshot::channel();
         let (seat, master) = (Arc::clone(&self.seat), self.clone());

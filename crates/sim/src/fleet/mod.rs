@@ -23,6 +23,9 @@ mod settle;
 mod sharer;
 pub mod shrink;
 mod sign;
+pub mod task_book;
+mod task_judge;
+mod tasker;
 mod work;
 mod world;
 

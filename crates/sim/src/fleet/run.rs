@@ -6,7 +6,7 @@ use tokio::runtime::Builder;
 
 use super::{
     dice::Dice,
-    fault::{Fault, Planned, Size, draw},
+    fault::{Fault, Planned, Size, draw, draw_wipes},
     ledger::Counts,
     process::take_panic,
     settle::settle,
@@ -58,6 +58,7 @@ impl Plan {
             members: pick(&[1, 3, 3]),
             resources: pick(&[2, 5, 8]),
             shared: 0,
+            tasks: 0,
         };
         let mut number = 0;
         let rounds = (0..1 + dice.below(4))
@@ -77,11 +78,28 @@ impl Plan {
         Self { size: Size { shared: 2, ..plan.size }, ..plan }
     }
 
+    /// The plan of a seed whose workers run tasks, and whose disks are wiped now and then: beside that, the same as without.
+    #[must_use]
+    pub fn of_tasks(seed: u64) -> Self {
+        let mut plan = Self::of(seed);
+        let dice = Dice::new(seed, "tasks");
+        plan.size.tasks = *dice.pick(&[1, 2, 3]);
+        let mut number = plan.faults().count();
+        for round in &mut plan.rounds {
+            for (at, fault) in draw_wipes(&dice, plan.size, ROUND) {
+                round.push(Planned { number, at, fault });
+                number += 1;
+            }
+            round.sort_by_key(|planned| planned.at);
+        }
+        plan
+    }
+
     /// A plan in which etcd hiccups, each time for less than 3 s, and nothing else happens: no work may be stopped for that.
     #[must_use]
     pub fn of_hiccups(seed: u64) -> Self {
         let dice = Dice::new(seed, "hiccups");
-        let size = Size { workers: 3, masters: 2, members: 3, resources: 8, shared: 0 };
+        let size = Size { workers: 3, masters: 2, members: 3, resources: 8, shared: 0, tasks: 0 };
         let hiccup = |number| {
             let span = dice.span(Duration::from_millis(100), Duration::from_secs(3));
             let member = usize::try_from(dice.below(3)).unwrap_or(0);

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, Standing, Subject, Undone, Worker, check, process};
+use evenkeel_model::{Cluster, Epoch, Moment, ResourceName, Standing, Subject, Undone, Worker, check, process, task::TaskState};
 use evenkeel_store::{
     codec::{self, Meaning},
     keys::Key,
@@ -25,6 +25,8 @@ use crate::linearizability::Content;
 const BOUND: Duration = Duration::from_secs(50);
 /// Until then every lease has ended whose holder was dead when the faults ended.
 const LEASES: Duration = Duration::from_secs(7);
+/// By so much longer where there are tasks: their deliveries, their timeouts, one host after another.
+const TASKS: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_millis(500);
 /// For how long nothing may move then.
 const CALM: Duration = Duration::from_secs(12);
@@ -40,7 +42,8 @@ pub(super) async fn settle(world: &Arc<World>, quiet: bool) -> bool {
 async fn settles(world: &Arc<World>, quiet: bool) -> bool {
     world.heal();
     world.let_callers_rest(true);
-    let end = Instant::now() + BOUND;
+    let bound = if world.size.tasks > 0 { BOUND + TASKS } else { BOUND };
+    let end = Instant::now() + bound;
     // Of what happened last the leases tell first.
     sleep(LEASES).await;
     let mut noted = String::new();
@@ -55,7 +58,7 @@ async fn settles(world: &Arc<World>, quiet: bool) -> bool {
             noted.clone_from(&wrong);
         }
         if Instant::now() >= end {
-            world.ledger.violate(format_args!("not settled {BOUND:?} after the last fault: {wrong}"));
+            world.ledger.violate(format_args!("not settled {bound:?} after the last fault: {wrong}"));
             return false;
         }
         sleep(LOOK).await;
@@ -120,7 +123,36 @@ fn unsettled(world: &World) -> Option<String> {
             _ => {}
         }
     }
-    None
+    unsettled_tasks(world, &cluster)
+}
+
+/// What of tasks is not as it should be: each is done, or waits for a person, and nothing of it goes on; the end of each script is said, by whoever knows it.
+fn unsettled_tasks(world: &World, cluster: &Cluster) -> Option<String> {
+    if let Some(attempt) = world.ledger.live_script() {
+        return Some(format!("{attempt} lives"));
+    }
+    for (id, entry) in cluster.tasks().each() {
+        let goes_on = entry.state() == TaskState::Running || entry.batch() > 0;
+        if goes_on {
+            let counts: Vec<_> = entry.counts().each().collect();
+            return Some(format!("task {id} is {} with {counts:?}", entry.state().as_str()));
+        }
+        for (worker, host) in entry.known_hosts() {
+            if let Some(result) = host.result.as_deref().filter(|result| result.value.end().is_none()) {
+                return Some(format!("task {id} on {worker} is {:?}, and {:?} is said of it", entry.state_of(worker), result.value));
+            }
+        }
+    }
+    let most = usize::from(u8::MAX);
+    let plan = evenkeel_planner::tasks::plan(cluster, Moment(Duration::ZERO), 0, planner().wait, most);
+    (!plan.actions.is_empty()).then(|| format!("there is something left to do of tasks: {:?}", plan.actions))
+}
+
+/// When something was last said of a host of a task.
+fn last_of_tasks(world: &World) -> Option<i64> {
+    // One that is paused, and waited for those that come late, is done when none can any more.
+    let is_of_task = |kv: &evenkeel_store::Kv| matches!(world.keys.parse(&kv.key), Some(Key::Order(..) | Key::TaskResult(..)));
+    world.etcd.peek(|store| store.iter(&world.keys.everything()).filter(|kv| is_of_task(kv)).map(|kv| kv.modified.0).max())
 }
 
 /// What stands in etcd under a name.
@@ -146,11 +178,14 @@ fn assignments(world: &World) -> BTreeMap<ResourceName, (String, Epoch)> {
 async fn stays_calm(world: &Arc<World>) -> bool {
     // What the last moves have left to write is written by then.
     sleep(CALM / 2).await;
-    let before = (assignments(world), world.etcd.peek(|store| store.revision()));
+    let before = (assignments(world), last_of_tasks(world));
     sleep(CALM).await;
-    let after = (assignments(world), world.etcd.peek(|store| store.revision()));
+    let after = (assignments(world), last_of_tasks(world));
     if before.0 != after.0 {
         world.ledger.violate(format_args!("a settled cluster has moved: {:?}, then {:?}", before.0, after.0));
+    }
+    if before.1 != after.1 {
+        world.ledger.violate(format_args!("something was said of settled tasks: at {:?}", after.1));
     }
     // Work ends by itself now and then, and is started again: its statuses are the only writes.
     if let Some(wrong) = unsettled(world).filter(|wrong| !wrong.contains("runs nowhere")) {

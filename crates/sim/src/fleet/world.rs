@@ -28,7 +28,8 @@ use super::{
     process::SimProcess,
     sharer::{Histories, SHARERS, shared_name},
     sign::Sign,
-    work::{Outside, name_of},
+    tasker::Tasker,
+    work::{Outside, SimJournal, name_of},
 };
 use crate::etcd::{Direction, Etcd, Link, Settings, Store};
 
@@ -96,6 +97,9 @@ impl World {
                 ledger: ledger.clone(),
                 dice: Dice::new(seed, id.as_str()),
                 outsides: outsides.clone(),
+                // Its dice are its own, so that fleets without tasks are as they were.
+                journal: (size.tasks > 0).then(|| SimJournal::new(ledger.clone(), Dice::new(seed, &format!("disk of {id}")))),
+                zone: ["a", "b"][n % 2],
                 id,
             }))
         };
@@ -143,6 +147,27 @@ impl World {
                 let caller = self.caller(name.clone(), &format!("{name} {sharer}"));
                 tokio::spawn(caller.run_beside_others(self.histories.clone()));
             }
+        }
+        for number in 0..self.size.tasks {
+            tokio::spawn(self.tasker(number).run());
+        }
+    }
+
+    /// A caller who creates tasks.
+    fn tasker(&self, number: usize) -> Tasker {
+        let (etcd, keys) = (self.etcd.clone(), self.keys.clone());
+        Tasker {
+            number,
+            masters: self.masters.clone(),
+            ledger: self.ledger.clone(),
+            dice: Dice::new(self.seed, &format!("tasker {number}")),
+            seed: self.seed,
+            workers: self.size.workers,
+            stands: Arc::new(move |id| etcd.peek(|store| store.get(keys.spell(&Key::Task(id)).as_bytes()).is_some())),
+            rest: self.rest.clone(),
+            busy: self.busy.clone(),
+            known: Vec::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -219,6 +244,16 @@ impl World {
                 self.machines[n].power_off();
                 sleep(span).await;
                 self.switch_on(n);
+            }
+            Fault::WipeDisk(n, span) => {
+                self.machines[n].power_off();
+                self.machines[n].wipe();
+                sleep(span).await;
+                self.switch_on(n);
+            }
+            Fault::WipeData(n) => {
+                self.machines[n].kill_agent();
+                self.machines[n].wipe();
             }
             Fault::KillMaster(n) => self.masters[n].kill(),
             Fault::StopMaster(n, span) => self.resume_after(self.masters[n].stop(), span).await,

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use evenkeel_model::{Epoch, ResourceName};
+use evenkeel_model::{Epoch, ResourceName, TaskId};
 use evenkeel_worker::{
     driver::process::cells::{Cell, Cells, FromShim, STUCK_EVERY, Start, ToAgent},
     protocol::authority::Clock,
@@ -32,6 +32,7 @@ use crate::fleet::{
     ledger::{Counts, Ledger, RunId},
     sharer::is_shared,
     sign::Sign,
+    task_book::{Attempt, ScriptId},
 };
 
 /// The longest from the order to start to the shim.
@@ -48,6 +49,8 @@ const STUCK: [Duration; 2] = [Duration::from_millis(1_200), Duration::from_secs(
 const FAILS_ON: u64 = 7;
 /// By how much an end is put off that must not come now.
 const LATER: Duration = Duration::from_secs(10);
+/// What a script takes at the most that is not a long one, and one that is: longer than most tasks allow.
+const SCRIPT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(6)];
 /// Most processes live on.
 const EVER: Duration = Duration::from_secs(86_400);
 /// What a kernel counts its kills as when it loses its power.
@@ -120,6 +123,17 @@ impl Kernel {
             140..180 => Manner::Orphaned,
             _ => Manner::Plain,
         }
+    }
+
+    /// The same of a script, of which all end by themselves but those that hang.
+    fn life_of_script(&self) -> (Duration, ExitStatus) {
+        let status = ExitStatus::from_raw(if self.dice.per_mille(750) { 0 } else { 1 << 8 });
+        let lives = match self.dice.below(10) {
+            0..6 => self.dice.span(Duration::ZERO, SCRIPT[0]),
+            6..9 => self.dice.span(SCRIPT[0] / 2, SCRIPT[1]),
+            _ => EVER,
+        };
+        (lives, status)
     }
 
     /// How long a process lives unless somebody ends it, and how it ends then.
@@ -279,9 +293,16 @@ struct Shim {
     over: Sign<bool>,
 }
 
+/// What a process is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Work(RunId),
+    Script(ScriptId),
+}
+
 /// The processes of a run.
 struct Processes {
-    id: RunId,
+    id: Of,
     manner: Manner,
     /// When the main process ends, and how; none: it has.
     main: Option<(Instant, ExitStatus)>,
@@ -374,10 +395,17 @@ impl Shim {
 
     fn fork(&self, start: &Start, manner: Manner) -> Processes {
         let kernel = &self.kernel;
-        let (name, epoch) = whose(start);
-        let started_with = start.command.get(1).and_then(|word| word.to_str().ok()?.parse().ok()).unwrap_or_default();
-        let (lives, status) = kernel.life(&name, started_with);
-        let id = kernel.ledger.start_process(&kernel.machine, name, epoch, started_with);
+        let ((lives, status), id) = match whose(start) {
+            Whose::Work(name, epoch) => {
+                let started_with = start.command.get(1).and_then(|word| word.to_str().ok()?.parse().ok()).unwrap_or_default();
+                let life = kernel.life(&name, started_with);
+                (life, Of::Work(kernel.ledger.start_process(&kernel.machine, name, epoch, started_with)))
+            }
+            Whose::Script(task, number) => {
+                let attempt = Attempt { machine: kernel.machine.to_string(), task, number };
+                (kernel.life_of_script(), Of::Script(kernel.ledger.script_begins(attempt)))
+            }
+        };
         self.say(ToAgent::Forked(self.pid + 1));
         let now = Instant::now();
         let fails = matches!(manner, Manner::Silent | Manner::Orphaned);
@@ -446,8 +474,13 @@ impl Shim {
                 }
             }
         }
-        self.kernel.count(|counts| counts.stops += u64::from(run.made_to));
-        self.kernel.ledger.end(run.id);
+        match run.id {
+            Of::Work(id) => {
+                self.kernel.count(|counts| counts.stops += u64::from(run.made_to));
+                self.kernel.ledger.end(id);
+            }
+            Of::Script(id) => self.kernel.ledger.script_ends(id),
+        }
     }
 
     async fn wait(&mut self, run: &Processes, forced: bool) -> Wake {
@@ -487,7 +520,8 @@ impl Shim {
             self.shim_fails(run);
         }
         if let Some((_, status)) = run.main.filter(|(at, _)| *at <= now) {
-            let puts_off = !run.made_to && status.success() && self.kernel.ledger.holds_ends();
+            let is_work = matches!(run.id, Of::Work(_));
+            let puts_off = is_work && !run.made_to && status.success() && self.kernel.ledger.holds_ends();
             run.main = puts_off.then_some((now + LATER, status));
             if !puts_off {
                 self.main_has_ended(run, status);
@@ -523,11 +557,19 @@ impl Shim {
             return;
         }
         if run.manner == Manner::Silent {
+            // One that is about to fail would be held as running for good.
+            let fails_soon = |(at, status): (Instant, ExitStatus)| !status.success() && at < Instant::now() + SHORT;
+            if matches!(run.id, Of::Work(_)) && run.main.is_some_and(fails_soon) {
+                return;
+            }
             self.kernel.count(|counts| counts.shims_stopped += 1);
             run.is_silent = true;
             return;
         }
         self.kernel.count(|counts| counts.shims_killed += 1);
+        if let Of::Script(id) = run.id {
+            self.kernel.ledger.script_unseen(id);
+        }
         self.says = None;
         // The kernel ends the main process, and the others live until the spawner ends them.
         run.main = None;
@@ -547,12 +589,21 @@ impl Processes {
     }
 }
 
-/// Whose process it is to be: what each finds in its environment.
-fn whose(start: &Start) -> (ResourceName, Epoch) {
+/// Whose process it is to be.
+enum Whose {
+    Work(ResourceName, Epoch),
+    Script(TaskId, u32),
+}
+
+/// What each finds in its environment.
+fn whose(start: &Start) -> Whose {
     let value = |name: &str| {
         let entries = start.environment.iter().filter_map(|entry| entry.to_str().ok()?.split_once('='));
         entries.filter(|(key, _)| *key == name).map(|(_, value)| value).next_back().unwrap_or_default().to_owned()
     };
+    if let Ok(task) = value("EVENKEEL_TASK").parse() {
+        return Whose::Script(TaskId(task), value("EVENKEEL_ATTEMPT").parse().expect("a script knows its attempt"));
+    }
     let name = ResourceName::new(&value("EVENKEEL_RESOURCE")).expect("a process knows its resource");
-    (name, Epoch(value("EVENKEEL_EPOCH").parse().expect("a process knows its epoch")))
+    Whose::Work(name, Epoch(value("EVENKEEL_EPOCH").parse().expect("a process knows its epoch")))
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `kernel.rs` | the processes of a machine and their shims, over which the real keeper of processes runs |
 //! | `outside.rs` | work that is no process: what refuses smaller epochs, and what outlives its agent and its guard; with their drivers |
+//! | `script.rs` | the disk and the scripts that the real runner of tasks finds |
 //! | `erring.rs` | a driver that errs, around each of the others |
 //!
 //! Contents are numbers, each of another meaning: so whoever sees a spec, in etcd or in the hands of a driver, knows whose it is.
@@ -11,6 +12,7 @@
 mod erring;
 mod kernel;
 mod outside;
+mod script;
 
 use evenkeel_model::{Draft, Holds, ResourceName, process};
 use serde_json::{Value, json};
@@ -20,6 +22,7 @@ use super::{ledger::AVAILABLE, sharer::is_shared};
 pub(super) use erring::ErringDriver;
 pub(super) use kernel::{Kernel, SimCells, fails_on, refuses_on};
 pub(super) use outside::{Outside, OutsideDriver};
+pub(super) use script::{SimJournal, SimScripts};
 
 /// The one switch of how work is held: off, all work is held strictly, for who looks for a fault in that alone.
 pub(super) const KNOWS_HOLDS: bool = true;

@@ -1,0 +1,35 @@
+//! Tasks in whole fleets from seeds: the real runner and the real leader on virtual time, with faults and disks that are wiped. More of the same, for
+//! hours, by `make soak ARGS="--tasks --hours 100 --jobs 2"`.
+
+use evenkeel_sim::fleet::{Plan, ledger::Counts, run};
+
+/// Few, since each is a fleet for minutes: what was found by more of them has a test of its own.
+const SEEDS: u64 = 16;
+
+#[test]
+fn no_seed_finds_anything_of_tasks() {
+    let mut counts = Counts::default();
+    for seed in 0..SEEDS {
+        let report = run(&Plan::of_tasks(seed));
+        let tail = report.trace[report.trace.len().saturating_sub(40)..].join("\n");
+        assert_eq!(report.violation, None, "to see it: cargo run -p evenkeel-sim --bin fleet -- --tasks --seed {seed}\n{tail}");
+        assert!(report.counts.scripts_begun > 0 && report.counts.tasks > 0, "seed {seed}: nothing happened");
+        counts = counts.and(report.counts);
+    }
+    let never: Vec<&str> = counts.each().filter(|(name, count)| *count == 0 && is_of_tasks(name)).map(|(name, _)| name).collect();
+    assert!(never.is_empty(), "this can happen to tasks, and never did: {never:?}");
+}
+
+fn is_of_tasks(name: &str) -> bool {
+    ["task", "script", "disk"].iter().any(|word| name.starts_with(word))
+}
+
+#[test]
+fn a_seed_with_tasks_gives_the_same_run_again() {
+    for seed in [1, 4, 11] {
+        let plan = Plan::of_tasks(seed);
+        let (first, second) = (run(&plan), run(&plan));
+        assert_eq!(first.digest, second.digest, "seed {seed}");
+        assert_eq!(first, second);
+    }
+}
