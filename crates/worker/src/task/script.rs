@@ -435,8 +435,16 @@ mod tests {
     fn what_nobody_waits_for_any_more_is_not_written() {
         let folder = tempfile::tempdir().expect("folder");
         let scripts = scripts(folder.path());
-        let record =
-            Record { id: TaskId(7), attempt: 1, created: 3, order: Revision(3), origin: Origin::default(), began: 5, tail: 9, stage: Stage::Ordered };
+        let record = Record {
+            id: TaskId(7),
+            attempt: 1,
+            created: 3,
+            order: Revision(3),
+            origin: Origin::default(),
+            began: 5,
+            tail: 9,
+            stage: Stage::Ordered,
+        };
         let task = serde_json::json!({"ID": 7, "Created": 1, "SHA256": "", "On": {"Workers": ["w"]}, "Batch": "50", "Tolerance": "0"});
         let task: Task = serde_json::from_value(task).expect("a task");
         let script: TaskScript = serde_json::from_value(serde_json::json!({"Script": "true"})).expect("a script");

@@ -16,7 +16,7 @@ use evenkeel_model::{
     task::{Task, TaskScript},
 };
 use evenkeel_worker::{
-    driver::process::cells::Start,
+    driver::process::cells::Start, Terms,
     protocol::authority::BootTime,
     task::{End, Journal, Kept, Output, Prepared, Record, Scripts, Stage},
 };
@@ -143,6 +143,7 @@ impl Scripts for SimScripts {
             errors_apart: true,
             leaves_children: false,
             account: None,
+            terms: Terms::Task,
             command: vec![CString::from(c"script")],
             environment: vec![variable(format!("EVENKEEL_TASK={}", record.id))?, variable(format!("EVENKEEL_ATTEMPT={}", record.attempt))?],
         };
