@@ -16,7 +16,8 @@ use evenkeel_model::{
     task::{Task, TaskScript},
 };
 use evenkeel_worker::{
-    driver::process::cells::Start, Terms,
+    Terms,
+    driver::process::cells::Start,
     protocol::authority::BootTime,
     task::{End, Journal, Kept, Output, Prepared, Record, Scripts, Stage},
 };
