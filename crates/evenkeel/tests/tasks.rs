@@ -210,10 +210,12 @@ async fn what_is_refused_is_in_the_log_as_well() {
     for (place, (path, flags, action, why)) in cases.into_iter().enumerate() {
         let answer = bed.stage.curl("master-1", path, flags);
         assert!(answer.contains(why), "{path}: {answer}");
-        let log = bed.stage.log("master-1");
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains("asked for by a person")).collect();
-        assert_eq!(lines.len(), place + 1, "{path}: {lines:#?}");
-        let line = lines[place];
+        // The log is written beside what is answered.
+        let lines = || -> Vec<String> {
+            bed.stage.log("master-1").lines().filter(|line| line.contains("asked for by a person")).map(str::to_owned).collect()
+        };
+        let line = bed.stage.eventually("it is in the log", async || lines().get(place).cloned()).await;
+        assert_eq!(lines().len(), place + 1, "{path}");
         assert!(line.contains(action) && line.contains(why) && line.contains("InvalidArgument"), "{path}: {line}");
     }
 }
