@@ -10,7 +10,7 @@ use evenkeel_model::{
     Cluster, Moment, TaskId, WorkerId,
     limits::{KEEP_TASKS_S, MAX_HOSTS, MAX_RESULTS, MAX_TAILS, MAX_TASKS},
     process::in_units,
-    task::{Close, HostState, Order, OrderIntent, Share, Task, TaskAction, TaskEntry, TaskHost, TaskState, TaskWish},
+    task::{Close, HostState, Order, OrderIntent, Share, Task, TaskAction, TaskEntry, TaskGoal, TaskHost, TaskState},
 };
 
 /// What is to be done of tasks.
@@ -87,7 +87,7 @@ impl<'a> Turn<'a> {
         if entry.is_intent_reserved() {
             return;
         }
-        if entry.wish() == TaskWish::Remove {
+        if entry.goal() == TaskGoal::Remove {
             return self.plan.actions.push(TaskAction::Delete { task: id });
         }
         for worker in entry.active().filter(|worker| !entry.is_reserved(worker)) {
@@ -101,15 +101,15 @@ impl<'a> Turn<'a> {
             }
         }
         let Some(task) = entry.task() else {
-            if entry.wish().is_final() {
+            if entry.goal().is_final() {
                 self.end(id, entry);
             }
             return;
         };
         let late = self.late(task, entry);
-        if entry.wish() == TaskWish::Run {
+        if entry.goal() == TaskGoal::Run {
             self.order(id, task, entry, late);
-        } else if !late.goes_on || entry.wish().is_final() {
+        } else if !late.goes_on || entry.goal().is_final() {
             self.end(id, entry);
         }
     }
@@ -130,7 +130,7 @@ impl<'a> Turn<'a> {
                     }
                     self.wake_in(end.0.saturating_sub(self.now.moment.0));
                 }
-                let is_killed = is_killed || entry.wish() == TaskWish::Kill;
+                let is_killed = is_killed || entry.goal() == TaskGoal::Kill;
                 if host.is_unreadable() {
                     // Its worker cannot say an end in its place either.
                     let longest = task.timeout() + task.grace() + self.now.wait;
@@ -151,10 +151,10 @@ impl<'a> Turn<'a> {
     fn attend_unreadable(&mut self, id: TaskId, entry: &TaskEntry, worker: &WorkerId) {
         let is_told = entry.host(worker).and_then(|host| host.order.as_deref()).is_some_and(|order| order.value.intent != OrderIntent::Run);
         match entry.state_of(worker) {
-            Some(HostState::Pending) if entry.wish().is_final() => {
+            Some(HostState::Pending) if entry.goal().is_final() => {
                 self.close(id, worker, Close::Cancelled, &why(entry, "cancelled by a person"))
             }
-            Some(HostState::Running) if entry.wish() == TaskWish::Kill && !is_told => {
+            Some(HostState::Running) if entry.goal() == TaskGoal::Kill && !is_told => {
                 let why = why(entry, "killed by a person");
                 self.plan.actions.push(TaskAction::Stop { task: id, worker: worker.clone(), why });
             }
@@ -163,7 +163,7 @@ impl<'a> Turn<'a> {
     }
 
     fn attend_pending(&mut self, id: TaskId, task: &Task, entry: &TaskEntry, worker: &WorkerId, (order, is_killed): (&Order, bool)) {
-        if is_killed || entry.wish().is_final() {
+        if is_killed || entry.goal().is_final() {
             return self.close(id, worker, Close::Cancelled, &why(entry, "cancelled by a person"));
         }
         match self.now.left(order.since, task.deliver()) {
@@ -187,7 +187,7 @@ impl<'a> Turn<'a> {
         // Nobody looks at all workers while there is no room for another.
         let room = task.batch.rounded_up(entry.order().len().max(1)).max(1).saturating_sub(entry.batch());
         let Ok(selector) = task.on.select.parse::<evenkeel_model::Selector>() else { return none };
-        if room == 0 || entry.wish() != TaskWish::Run {
+        if room == 0 || entry.goal() != TaskGoal::Run {
             return Late { goes_on: true, workers: Vec::new() };
         }
         let registered = self.cluster.workers().filter_map(|(worker, known)| Some((worker, known.registration()?)));
@@ -242,7 +242,7 @@ impl<'a> Turn<'a> {
         let tasks = self.cluster.tasks();
         let Some((done_at, oldest)) = tasks.done().next() else { return };
         let is_reserved = tasks.get(oldest).is_none_or(TaskEntry::is_intent_reserved);
-        if is_reserved || tasks.live().any(|(_, entry)| entry.wish() == TaskWish::Remove) {
+        if is_reserved || tasks.live().any(|(_, entry)| entry.goal() == TaskGoal::Remove) {
             return;
         }
         let left = self.now.left(done_at, Duration::from_secs(KEEP_TASKS_S));
@@ -272,7 +272,7 @@ struct Late<'a> {
 
 /// Why something of a task is stopped or closed.
 fn why(entry: &TaskEntry, usual: &str) -> Box<str> {
-    let said = entry.intent().map(|intent| &intent.value.why).filter(|why| !why.is_empty() && entry.wish().is_final());
+    let said = entry.intent().map(|intent| &intent.value.why).filter(|why| !why.is_empty() && entry.goal().is_final());
     said.cloned().unwrap_or_else(|| usual.into())
 }
 

@@ -148,7 +148,7 @@ fn more_failures_than_are_tolerated_pause_it_and_who_resumes_it_accepts_them() {
     }
     assert_eq!(bed.turn(), ["pause task 1: tolerance: 2 failed, and 1 may"]);
     assert_eq!((bed.turn(), bed.entry().state()), (Vec::new(), TaskState::Paused));
-    bed.intent(|intent| (intent.wish, intent.accepted) = (TaskWish::Run, 2));
+    bed.intent(|intent| (intent.goal, intent.accepted) = (TaskGoal::Run, 2));
     assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w02"]);
     bed.end(2, Outcome::Killed);
     assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w03"], "what was killed has not failed");
@@ -172,7 +172,7 @@ fn it_pauses_after_a_canary_once() {
     assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w00", "order attempt 1 of task 1 on w01"]);
     bed.end(1, Outcome::Succeeded);
     assert_eq!(bed.turn(), ["pause task 1: after w01, as it was asked for"]);
-    bed.intent(|intent| intent.wish = TaskWish::Run);
+    bed.intent(|intent| intent.goal = TaskGoal::Run);
     assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w02", "order attempt 1 of task 1 on w03"]);
 }
 
@@ -216,11 +216,11 @@ fn a_pending_host_whose_worker_is_gone_waits_for_its_delivery() {
 
 #[test]
 fn a_cancelled_task_begins_nothing_and_a_killed_one_stops_what_runs() {
-    for (wish, stops) in [(TaskWish::Cancel, false), (TaskWish::Kill, true)] {
+    for (goal, stops) in [(TaskGoal::Cancel, false), (TaskGoal::Kill, true)] {
         let mut bed = Bed::new(3, |draft| draft.batch = "2".to_owned());
         bed.turn();
         bed.begin(0);
-        bed.intent(|intent| (intent.wish, intent.why) = (wish, "by ada".into()));
+        bed.intent(|intent| (intent.goal, intent.why) = (goal, "by ada".into()));
         let mut done = bed.turn();
         done.sort();
         let stop = stops.then_some("stop task 1 on w00: by ada".to_owned());
@@ -281,7 +281,7 @@ fn who_comes_late_keeps_to_the_batch_and_waits_for_a_canary() {
     assert_eq!(bed.turn(), [""; 0], "who goes ahead has not come to its end");
     bed.end(0, Outcome::Succeeded);
     assert_eq!(bed.turn(), ["pause task 1: after w00, as it was asked for"]);
-    bed.intent(|intent| intent.wish = TaskWish::Run);
+    bed.intent(|intent| intent.goal = TaskGoal::Run);
     assert_eq!(bed.turn(), ["order attempt 1 of task 1 on w01", "order attempt 1 of task 1 on w02"]);
 }
 
@@ -293,7 +293,7 @@ fn what_a_worker_says_and_nobody_can_read_is_lost_in_time_or_when_it_is_killed()
         bed.put(Entry::TaskResult(id(0), ID, Some(TaskResult::running(0, Revision(0), 0))));
         assert_eq!((bed.turn(), bed.plan().wake), (Vec::new(), Some(seconds(65))));
         if is_killed {
-            bed.intent(|intent| intent.wish = TaskWish::Kill);
+            bed.intent(|intent| intent.goal = TaskGoal::Kill);
         } else {
             bed.now = seconds(65);
         }
@@ -311,7 +311,7 @@ fn a_task_whose_definition_cannot_be_read_ends_when_it_is_killed() {
     let change = Change { error, ..Change::over(Revision(99), Revision(99), entry) };
     bed.cluster.apply(change, bed.now);
     assert_eq!(bed.turn(), [""; 0], "nothing more begins");
-    bed.intent(|intent| intent.wish = TaskWish::Kill);
+    bed.intent(|intent| intent.goal = TaskGoal::Kill);
     assert_eq!(bed.turn().len(), 3);
     assert_eq!(bed.turn(), [""; 0], "it waits for who runs");
     let running = bed.entry().host(&id(0)).and_then(|host| host.current()).expect("a result").clone();
@@ -424,7 +424,7 @@ impl Bed {
             Step::Back(n) => self.register(n, true),
             Step::Resume if self.entry().state() == TaskState::Paused => {
                 let failed = u32::try_from(self.entry().failed()).expect("few");
-                self.intent(|intent| (intent.wish, intent.accepted) = (TaskWish::Run, failed));
+                self.intent(|intent| (intent.goal, intent.accepted) = (TaskGoal::Run, failed));
             }
             Step::Wait => self.now = self.now.after(Duration::from_secs(1800)),
             Step::NewLeader => self.cluster.begin_term(self.now),

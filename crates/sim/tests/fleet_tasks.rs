@@ -23,7 +23,10 @@ fn no_seed_finds_anything_of_tasks() {
         assert!(report.counts.scripts_begun > 0 && report.counts.tasks > 0, "seed {seed}: nothing happened");
         counts = counts.and(report.counts);
     }
-    let never: Vec<&str> = counts.each().filter(|(name, count)| *count == 0 && is_of_tasks(name)).map(|(name, _)| name).collect();
+    // That a leader gives a host up takes a worker that is gone for long: the soaks have it, and so has a story of the planner's.
+    let is_rare = |name: &str| name == "scripts_given_up";
+    let never: Vec<&str> =
+        counts.each().filter(|(name, count)| *count == 0 && is_of_tasks(name) && !is_rare(name)).map(|(name, _)| name).collect();
     assert!(never.is_empty(), "this can happen to tasks, and never did: {never:?}");
 }
 
@@ -41,11 +44,9 @@ fn a_seed_with_tasks_gives_the_same_run_again() {
     }
 }
 
-/// An agent that is stopped while a script runs, and no resource: its guard has no end of authority to end it by, so that nobody keeps the script's
-/// timeout, and the leader, who waits for that, gives up what lives. Seed 133 showed it; this is that without the rest. Once it is mended this
-/// panics no more.
+/// An agent that is stopped ends no script at its timeout: its guard does, before a leader gives up the host. Seed 133 showed a leader that gave up what
+/// lived; this is that without the rest.
 #[test]
-#[should_panic(expected = "is given up as lost, and it lives")]
 fn no_script_of_an_agent_that_is_stopped_is_given_up_while_it_lives() {
     let second = Duration::from_secs(1);
     let stop =

@@ -10,7 +10,7 @@ use evenkeel_master::{
 };
 use evenkeel_model::{
     HistoryEntry, Key, MasterId, MasterRecord, Order, Registration, Revision, TaskId, TaskIntent, TaskResult, WorkerId,
-    task::{OrderIntent, Outcome, TaskDraft, TaskWish},
+    task::{OrderIntent, Outcome, TaskDraft, TaskGoal},
 };
 use evenkeel_sim::{
     etcd::{Direction, Etcd, Link, Settings},
@@ -201,7 +201,7 @@ async fn too_many_failures_pause_and_a_person_goes_on() {
     sleep(SECOND / 10).await;
     testbed.report(0, Some(Outcome::Failed)).await;
     let intent = testbed.intent();
-    assert_eq!((intent.wish, &*intent.why, testbed.ordered()), (TaskWish::Pause, "tolerance: 1 failed, and 0 may", 1));
+    assert_eq!((intent.goal, &*intent.why, testbed.ordered()), (TaskGoal::Pause, "tolerance: 1 failed, and 0 may", 1));
     master.want(TaskVerb::Resume).await.unwrap();
     sleep(SECOND / 10).await;
     assert_eq!((testbed.intent().accepted, testbed.ordered()), (1, 2));

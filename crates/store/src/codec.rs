@@ -112,7 +112,7 @@ fn deleted_with(key: Key) -> Option<Key> {
 mod tests {
     use evenkeel_model::{
         Admission, Assignment, EntryKind, Epoch, Hash, Intent, IntentKind, Kind, MasterId, Order, Origin, Phase, Registration,
-        ResourceName, Selector, Session, Spec, TaskId, TaskIntent, TaskResult, WorkerId, task::TaskWish,
+        ResourceName, Selector, Session, Spec, TaskId, TaskIntent, TaskResult, WorkerId, task::TaskGoal,
     };
 
     use super::*;
@@ -195,7 +195,7 @@ mod tests {
                 Entry::Task(TaskId(7), None),
             ),
             Kind::TaskIntent => {
-                let paused = TaskIntent { wish: TaskWish::Pause, why: "its intent in etcd cannot be read".into(), ..TaskIntent::default() };
+                let paused = TaskIntent { goal: TaskGoal::Pause, why: "its intent in etcd cannot be read".into(), ..TaskIntent::default() };
                 let json = r#"{"Intent":"run","Ignored":["w"],"Attempts":{"w":2},"Killed":["w"],"Passed":["w"],"Accepted":1,"DoneAt":9}"#;
                 of("/intents/tasks/7", json, Entry::TaskIntent(TaskId(7), Some(paused)))
             }

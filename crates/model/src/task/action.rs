@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{HostState, NextTask, Order, OrderIntent, TaskEntry, TaskIntent, TaskWish};
+use super::{HostState, NextTask, Order, OrderIntent, TaskEntry, TaskGoal, TaskIntent};
 use crate::{Cluster, Decision, Entry, Guard, Key, NotYet, Revision, TaskId, WorkerId, Write};
 
 /// Something that the leader does for a task.
@@ -142,11 +142,11 @@ impl TaskAction {
                 _ => Err(NotYet),
             },
             Self::Pause { why, passed, .. } => Ok(with_intent(entry, id, |intent| {
-                (intent.wish, intent.why) = (TaskWish::Pause, why.clone());
+                (intent.goal, intent.why) = (TaskGoal::Pause, why.clone());
                 intent.passed.extend(passed.clone());
             })),
             Self::Done { at, .. } => Ok(with_intent(entry, id, |intent| intent.done_at = *at)),
-            Self::Remove { .. } => Ok(with_intent(entry, id, |intent| intent.wish = TaskWish::Remove)),
+            Self::Remove { .. } => Ok(with_intent(entry, id, |intent| intent.goal = TaskGoal::Remove)),
             Self::Delete { .. } => delete(entry, id),
             Self::DeleteTails { .. } => delete_tails(entry, id),
         }
@@ -163,7 +163,7 @@ impl TaskIntent {
 
 /// Writes the intent with something changed in it.
 pub fn with_intent(entry: &TaskEntry, id: TaskId, change: impl FnOnce(&mut TaskIntent)) -> Decision {
-    let paused = || TaskIntent { wish: TaskWish::Pause, ..TaskIntent::default() };
+    let paused = || TaskIntent { goal: TaskGoal::Pause, ..TaskIntent::default() };
     let mut intent = entry.intent().map_or_else(paused, |intent| intent.value.clone());
     change(&mut intent);
     let writes = vec![Write::new(Entry::TaskIntent(id, Some(intent)))];
@@ -172,7 +172,7 @@ pub fn with_intent(entry: &TaskEntry, id: TaskId, change: impl FnOnce(&mut TaskI
 
 fn order(entry: &TaskEntry, id: TaskId, worker: &WorkerId, attempt: u32, since: i64) -> Result<Decision, NotYet> {
     let is_late = !entry.has(worker);
-    let is_wanted = entry.wish() == TaskWish::Run && entry.done_at() == 0;
+    let is_wanted = entry.goal() == TaskGoal::Run && entry.done_at() == 0;
     if !is_wanted || !(is_late || entry.state_of(worker) == Some(HostState::Waiting)) || attempt != entry.next_attempt(worker) {
         return Err(NotYet);
     }
@@ -201,11 +201,11 @@ fn rewrite(entry: &TaskEntry, id: TaskId, worker: &WorkerId, intent: OrderIntent
 }
 
 fn delete(entry: &TaskEntry, id: TaskId) -> Result<Decision, NotYet> {
-    if entry.wish() != TaskWish::Remove {
+    if entry.goal() != TaskGoal::Remove {
         return Err(NotYet);
     }
     // Each page rewrites the intent: one after another, and whoever sees only a part of the task sees that it is going.
-    let mut decision = with_intent(entry, id, |intent| intent.wish = TaskWish::Remove);
+    let mut decision = with_intent(entry, id, |intent| intent.goal = TaskGoal::Remove);
     for (worker, _) in entry.known_hosts().take(PAGE) {
         let keys = [Key::Order(worker.clone(), id), Key::TaskResult(worker.clone(), id), Key::TaskTail(worker.clone(), id)];
         decision.writes.extend(keys.map(Write::delete));

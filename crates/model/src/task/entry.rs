@@ -6,7 +6,7 @@ use std::{
     fmt,
 };
 
-use super::{OnLost, Order, OrderIntent, Outcome, ResultPhase, Task, TaskIntent, TaskResult, TaskWish};
+use super::{OnLost, Order, OrderIntent, Outcome, ResultPhase, Task, TaskGoal, TaskIntent, TaskResult};
 use crate::{Moment, Revision, Seen, Versioned, WorkerId};
 
 /// What a host of a task is at.
@@ -271,11 +271,11 @@ impl TaskEntry {
     /// What is wanted of it, in a word. What is left of a task without a definition is deleted; one whose intent somebody has deleted waits for a
     /// person.
     #[must_use]
-    pub fn wish(&self) -> TaskWish {
+    pub fn goal(&self) -> TaskGoal {
         match self.intent() {
-            _ if self.task.is_none() && self.unreadable.is_none() => TaskWish::Remove,
-            Some(intent) => intent.value.wish,
-            None => TaskWish::Pause,
+            _ if self.task.is_none() && self.unreadable.is_none() => TaskGoal::Remove,
+            Some(intent) => intent.value.goal,
+            None => TaskGoal::Pause,
         }
     }
 
@@ -288,9 +288,9 @@ impl TaskEntry {
     /// What it is at.
     #[must_use]
     pub fn state(&self) -> TaskState {
-        match self.wish() {
+        match self.goal() {
             _ if self.done_at() != 0 => TaskState::Done,
-            TaskWish::Pause => TaskState::Paused,
+            TaskGoal::Pause => TaskState::Paused,
             _ => TaskState::Running,
         }
     }
@@ -400,7 +400,7 @@ impl TaskEntry {
         let host = self.hosts.get(worker);
         let attempt = host.map_or(0, TaskHost::attempt);
         let wanted = intent.and_then(|intent| intent.attempts.get(worker).copied()).unwrap_or(1);
-        let is_final = self.wish().is_final() || intent.is_some_and(|intent| intent.killed.contains(worker));
+        let is_final = self.goal().is_final() || intent.is_some_and(|intent| intent.killed.contains(worker));
         let observed = host.and_then(TaskHost::observed);
         let retries = self.task().is_some_and(|task| task.on_lost == OnLost::Retry) && attempt < Task::MOST_ATTEMPTS;
         match observed {

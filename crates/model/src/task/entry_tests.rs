@@ -122,7 +122,7 @@ fn what_is_wanted_counts_beside_what_is_known() {
         let _ = intent.killed.insert(id(1));
     });
     assert_eq!((bed.state(1), bed.state(2)), (HostState::Cancelled, HostState::Waiting));
-    bed.intent(|intent| intent.wish = TaskWish::Cancel);
+    bed.intent(|intent| intent.goal = TaskGoal::Cancel);
     assert_eq!(bed.state(2), HostState::Cancelled);
     let mut bed = Bed::new(task(1, |draft| draft.on_lost = "retry".to_owned()));
     for attempt in 1..=Task::MOST_ATTEMPTS {
@@ -200,7 +200,7 @@ fn a_task_that_is_kept_no_longer_goes_in_pages_and_last_of_all_itself() {
         bed.order(n, Order::run(1, 0));
     }
     assert_eq!(TaskAction::Delete { task: ID }.decide(&bed.cluster), Err(crate::NotYet), "it is still wanted");
-    bed.intent(|intent| intent.wish = TaskWish::Remove);
+    bed.intent(|intent| intent.goal = TaskGoal::Remove);
     let mut pages = 0;
     while bed.cluster.tasks().get(ID).is_some() {
         let decision = TaskAction::Delete { task: ID }.decide(&bed.cluster).expect("it fits");
@@ -224,11 +224,11 @@ fn any_entry() -> impl Strategy<Value = Entry> {
             Entry::TaskResult(worker, ID, Some(outcome.map_or(result.clone(), |outcome| result.with_end(outcome, 9, ""))))
         },
     );
-    let wishes = [TaskWish::Run, TaskWish::Pause, TaskWish::Cancel, TaskWish::Remove];
+    let wishes = [TaskGoal::Run, TaskGoal::Pause, TaskGoal::Cancel, TaskGoal::Remove];
     let intent =
-        (proptest::sample::select(wishes.to_vec()), host.clone(), 0..2_i64, 0..3_u32).prop_map(|(wish, worker, done_at, tails_deleted)| {
+        (proptest::sample::select(wishes.to_vec()), host.clone(), 0..2_i64, 0..3_u32).prop_map(|(goal, worker, done_at, tails_deleted)| {
             let ignored = [worker].into();
-            Entry::TaskIntent(ID, Some(TaskIntent { wish, ignored, done_at, tails_deleted, ..TaskIntent::default() }))
+            Entry::TaskIntent(ID, Some(TaskIntent { goal, ignored, done_at, tails_deleted, ..TaskIntent::default() }))
         });
     let gone = host.clone().prop_map(|worker| Entry::Order(worker, ID, None));
     let task = (1..4_usize).prop_map(|hosts| Entry::Task(ID, Some(task(hosts, |_| {}))));

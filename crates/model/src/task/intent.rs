@@ -13,7 +13,7 @@ use crate::{Cluster, Read, Seen, Stored, TaskId, WorkerId};
 pub struct TaskIntent {
     /// What.
     #[serde(rename = "Intent")]
-    pub wish: TaskWish,
+    pub goal: TaskGoal,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub why: Box<str>,
@@ -47,7 +47,7 @@ fn is_zero<T: Default + PartialEq>(n: &T) -> bool {
 /// What is wanted of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TaskWish {
+pub enum TaskGoal {
     /// It goes on.
     #[default]
     Run,
@@ -61,7 +61,7 @@ pub enum TaskWish {
     Remove,
 }
 
-impl TaskWish {
+impl TaskGoal {
     /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -86,7 +86,7 @@ impl Stored for TaskIntent {
 
     /// Until it is known what is wanted, nothing more is ordered.
     fn read(_: &TaskId, json: &[u8]) -> Read<Self> {
-        Read::or(json, || Some(Self { wish: TaskWish::Pause, why: "its intent in etcd cannot be read".into(), ..Self::default() }))
+        Read::or(json, || Some(Self { goal: TaskGoal::Pause, why: "its intent in etcd cannot be read".into(), ..Self::default() }))
     }
 
     fn apply(cluster: &mut Cluster, id: TaskId, value: Option<Self>, seen: Seen) {

@@ -28,7 +28,7 @@ pub use action::{Close, TaskAction, with_intent};
 pub use definition::{Children, NextTask, OnLost, Task, TaskScript, TaskTargets};
 pub use draft::{NewTask, TaskDraft, TaskError};
 pub use entry::{Counts, HostState, TaskEntry, TaskHost, TaskState};
-pub use intent::{TaskIntent, TaskWish};
+pub use intent::{TaskGoal, TaskIntent};
 pub use order::{Order, OrderIntent};
 pub use result::{Outcome, ResultPhase, TaskResult, TaskTail};
 pub use share::Share;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{NextTask, TaskEntry, TaskHost, TaskState, TaskWish, entry::Weight};
+use super::{NextTask, TaskEntry, TaskGoal, TaskHost, TaskState, entry::Weight};
 use crate::{Cluster, Entry, Moment, Revision, TaskId, WorkerId, Write};
 
 /// All tasks.
@@ -32,7 +32,7 @@ struct Part {
 
 impl Part {
     fn of(entry: &TaskEntry) -> Self {
-        let is_done = entry.state() == TaskState::Done && entry.wish() != TaskWish::Remove;
+        let is_done = entry.state() == TaskState::Done && entry.goal() != TaskGoal::Remove;
         Self {
             is_live: !is_done,
             done_at: entry.done_at(),

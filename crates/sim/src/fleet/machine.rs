@@ -225,7 +225,7 @@ impl Machine {
             lives && line.carry(arrives)
         });
         let client = (site.connect)();
-        let tasks = self.ground(cells, &client, &gate, &registration.origin);
+        let tasks = self.ground(cells, &client, &gate, &registration.origin, &link);
         let mut parts = Parts {
             client,
             keys: Keys::new(""),
@@ -269,6 +269,7 @@ impl Machine {
         client: &Client,
         gate: &Gate,
         origin: &Origin,
+        link: &LinkSender,
     ) -> Option<Ground<SimCells, SimJournal, SimScripts>> {
         let site = &self.site;
         site.journal.clone().map(|journal| Ground {
@@ -281,6 +282,7 @@ impl Machine {
             clock: Arc::clone(gate.clock()),
             gate: gate.clone(),
             origin: origin.clone(),
+            link: link.clone(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use evenkeel_model::{
     TaskId, WorkerId,
-    task::{Order, OrderIntent, Outcome, Task, TaskIntent, TaskResult, TaskWish},
+    task::{Order, OrderIntent, Outcome, Task, TaskGoal, TaskIntent, TaskResult},
 };
 use evenkeel_store::{KeyChange, keys::Key};
 use serde::de::DeserializeOwned;
@@ -16,7 +16,7 @@ use super::{ledger::Ledger, task_book::Attempt};
 pub(super) struct TaskJudge {
     ledger: Ledger,
     keys: BTreeMap<Box<str>, TaskId>,
-    wishes: BTreeMap<TaskId, TaskWish>,
+    wishes: BTreeMap<TaskId, TaskGoal>,
     /// With the revision that wrote it.
     orders: BTreeMap<(WorkerId, TaskId), (Order, i64)>,
     results: BTreeMap<(WorkerId, TaskId), TaskResult>,
@@ -66,14 +66,14 @@ impl TaskJudge {
     }
 
     fn intent(&mut self, id: TaskId, intent: &TaskIntent) {
-        let TaskIntent { wish, why, done_at, .. } = intent;
+        let TaskIntent { goal, why, done_at, .. } = intent;
         let is_done = if *done_at == 0 { "" } else { ", and done" };
-        self.ledger.note(format_args!("etcd: task {id} is to {}{is_done} {why}", wish.as_str()));
-        let before = self.wishes.insert(id, *wish);
-        if before.is_some_and(|before| before.is_final() && !wish.is_final()) {
-            self.ledger.violate(format_args!("task {id} is to {wish:?}, and was to {before:?}, which is final"));
+        self.ledger.note(format_args!("etcd: task {id} is to {}{is_done} {why}", goal.as_str()));
+        let before = self.wishes.insert(id, *goal);
+        if before.is_some_and(|before| before.is_final() && !goal.is_final()) {
+            self.ledger.violate(format_args!("task {id} is to {goal:?}, and was to {before:?}, which is final"));
         }
-        self.ledger.count(|counts| counts.tasks_paused += u64::from(*wish == TaskWish::Pause && before != Some(TaskWish::Pause)));
+        self.ledger.count(|counts| counts.tasks_paused += u64::from(*goal == TaskGoal::Pause && before != Some(TaskGoal::Pause)));
     }
 
     fn order(&mut self, worker: WorkerId, id: TaskId, order: Order, revision: i64) {

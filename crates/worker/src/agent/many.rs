@@ -107,6 +107,7 @@ impl AgentsConfig {
                 clock: Arc::clone(&clock),
                 gate: gate.clone(),
                 origin: registration.origin.clone(),
+                link: LinkSender::new(|_| true),
             };
             task::start(&TaskConfig { is_on: true, ..TaskConfig::default() }, ground, Arc::default())
         });

@@ -127,7 +127,7 @@ pub async fn run(config: WorkerConfig, mut link: GuardLink) -> Result<(), Worker
     };
     let journal = DiskJournal::new(data_dir.tasks.clone());
     let outputs = Outputs(journal.clone());
-    let tasks = start_tasks(&config, containment, journal, &gate, (registration.origin.clone(), counts));
+    let tasks = start_tasks(&config, containment, journal, &gate, (registration.origin.clone(), link_sender.clone(), counts));
     let names = config.http_names.with(&config.advertise_host);
     let ports = Ports { grpc: registration.address.clone(), http: registration.http.clone() };
     let served = server::Served { board: Arc::clone(&board), logs, outputs, registry: registry.clone() };
@@ -233,7 +233,7 @@ fn start_tasks(
     cells: Arc<Containment>,
     journal: DiskJournal,
     gate: &Gate,
-    (origin, counts): (Origin, Arc<Counts>),
+    (origin, link, counts): (Origin, LinkSender, Arc<Counts>),
 ) -> Tasks {
     let scripts = DiskScripts {
         worker: config.id.clone(),
@@ -245,7 +245,7 @@ fn start_tasks(
     };
     let (worker, client, keys) = (config.id.clone(), config.client.clone(), Keys::new(config.prefix.clone()));
     let (clock, gate) = (Arc::clone(gate.clock()), gate.clone());
-    task::start(&config.tasks, Ground { worker, client, keys, cells, journal, scripts, clock, gate, origin }, counts)
+    task::start(&config.tasks, Ground { worker, client, keys, cells, journal, scripts, clock, gate, origin, link }, counts)
 }
 
 /// Finds out how work is held.

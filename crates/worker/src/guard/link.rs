@@ -198,6 +198,12 @@ impl LinkSender {
         (self.0)(ToGuard::Authority(kill_at))
     }
 
+    /// Tells by when the first script of a task has to have been killed; none: none runs. False if the guard cannot be told: then none may be executed.
+    #[must_use]
+    pub fn scripts(&self, end: Option<BootTime>) -> bool {
+        (self.0)(ToGuard::Scripts(end))
+    }
+
     /// Tells what was registered. False if the guard cannot be told.
     #[must_use]
     pub fn registered(&self, registered: Registered) -> bool {
@@ -260,8 +266,8 @@ mod tests {
             message
         };
         for (message, expected) in [
-            (hello(1, 48), "the guard speaks format 0 and this agent format 1: they are of two versions; restart the worker"),
-            (hello(1 | 2 << 32, 128), "the guard speaks format 2 and this agent format 1: they are of two versions; restart the worker"),
+            (hello(1, 48), "the guard speaks format 0 and this agent format 2: they are of two versions; restart the worker"),
+            (hello(1 | 3 << 32, 128), "the guard speaks format 3 and this agent format 2: they are of two versions; restart the worker"),
             (hello(2, 64), "no guard started this process; run `evenkeel worker` instead"),
             (Vec::new(), "no guard started this process; run `evenkeel worker` instead"),
         ] {

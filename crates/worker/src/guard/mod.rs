@@ -282,6 +282,9 @@ impl Guard {
             Why::Authority => {
                 tracing::error!(agent = %pid, "authority ended and was not extended: the agent and all work were killed; a new agent is started");
             }
+            Why::Scripts => {
+                tracing::error!(agent = %pid, "a script of a task outlived its time: the agent and all work were killed; a new agent is started");
+            }
             Why::Agent | Why::Insisted => {
                 tracing::error!(agent = %pid, ?ended, "the agent ended: all of its work was killed; a new agent is started");
             }

@@ -52,6 +52,8 @@ pub enum Next {
 pub enum Why {
     /// Authority ended and was not extended.
     Authority,
+    /// A script of a task outlives its time, and the agent has not ended it.
+    Scripts,
     /// The agent ended, or closed its link, which it holds open to its end.
     Agent,
     /// The guard was asked to end more than once.
@@ -111,6 +113,8 @@ struct Agent {
     begun: BootTime,
     /// The end of its authority; none: nothing runs.
     kill_at: Option<BootTime>,
+    /// When the first of its scripts has to have been killed; none: none runs.
+    scripts_end: Option<BootTime>,
     /// It has closed its end of the link: it is ending, or as good as dead.
     silent: bool,
     ended: Option<Ended>,
@@ -150,7 +154,7 @@ impl Rules {
                 if self.asked.is_some() && !std::mem::replace(&mut agent.told_to_leave, true) {
                     return Next::AskToLeave;
                 }
-                Next::Wait(agent.kill_at)
+                Next::Wait(agent.kill_at.into_iter().chain(agent.scripts_end).min())
             }
         }
     }
@@ -158,7 +162,7 @@ impl Rules {
     /// An agent was started, as [`Next::Start`] said.
     pub fn started(&mut self, now: BootTime) {
         self.generation += 1;
-        self.phase = Phase::Agent(Agent { begun: now, kill_at: None, silent: false, ended: None, told_to_leave: false });
+        self.phase = Phase::Agent(Agent { begun: now, kill_at: None, scripts_end: None, silent: false, ended: None, told_to_leave: false });
     }
 
     /// It could not be started: another attempt follows.
@@ -174,7 +178,8 @@ impl Rules {
         }
         match (said, &mut self.phase) {
             (ToGuard::Authority(end), Phase::Agent(agent)) => agent.kill_at = end,
-            (ToGuard::Authority(_), _) => {}
+            (ToGuard::Scripts(end), Phase::Agent(agent)) => agent.scripts_end = end,
+            (ToGuard::Authority(_) | ToGuard::Scripts(_), _) => {}
             (ToGuard::Registered(registered), _) => {
                 if self.previous.is_none_or(|previous| previous.session < registered.session) {
                     self.previous = Some(registered);
@@ -255,6 +260,8 @@ fn why_kill(agent: &Agent, asked: Option<Asked>, now: BootTime) -> Option<Why> {
         Some(Why::Insisted)
     } else if agent.kill_at.is_some_and(|at| at <= now) {
         Some(Why::Authority)
+    } else if agent.scripts_end.is_some_and(|at| at <= now) {
+        Some(Why::Scripts)
     } else if agent.ended.is_some() || agent.silent {
         Some(Why::Agent)
     } else {

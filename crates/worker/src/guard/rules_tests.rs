@@ -399,3 +399,23 @@ proptest! {
         prop_assert!(seen.exit.is_none() || rules.is_over());
     }
 }
+
+#[test]
+fn a_script_that_outlives_its_time_ends_the_agent_whatever_authority_says() {
+    let scripts = |millis: Option<u64>| ToGuard::Scripts(millis.map(at));
+    let mut rules = begun(0);
+    rules.heard(1, scripts(Some(700)));
+    assert_eq!(rules.next(at(699)), Next::Wait(Some(at(700))), "without a resource, too");
+    rules.heard(1, until(500));
+    assert_eq!(rules.next(at(499)), Next::Wait(Some(at(500))));
+    rules.heard(1, until(900));
+    assert_eq!(rules.next(at(600)), Next::Wait(Some(at(700))));
+    rules.heard(1, scripts(None));
+    assert_eq!(rules.next(at(750)), Next::Wait(Some(at(900))), "it was killed in time");
+    rules.heard(1, scripts(Some(800)));
+    assert_eq!(rules.next(at(800)), Next::Kill(Why::Scripts));
+    rules.killed();
+    assert_eq!(rules.next(at(800)), Next::Start(Start { generation: 2, previous: None }));
+    rules.started(at(800));
+    assert_eq!(rules.next(at(5000)), Next::Wait(None), "the next agent has told of none");
+}

@@ -10,13 +10,14 @@
 //! | 2 leave | guard | |
 //! | 3 authority | agent | boot time in ns at which everything is to be killed; 0: nothing runs, no end |
 //! | 4 registered | agent | session, lease |
+//! | 5 scripts | agent | boot time in ns by which a script of a task has to have been killed; 0: none runs |
 
 use evenkeel_model::Session;
 
 use crate::protocol::authority::BootTime;
 
 /// The format of the messages: one more with every change of what they say. Version 0.1.0 had none, which reads as 0.
-pub(crate) const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 2;
 /// The size of each message.
 pub(crate) const SIZE: usize = 8 * WORDS;
 const WORDS: usize = 8;
@@ -26,6 +27,7 @@ const HELLO_IN_FORMAT: u64 = HELLO | FORMAT << 32;
 const LEAVE: u64 = 2;
 const AUTHORITY: u64 = 3;
 const REGISTERED: u64 = 4;
+const SCRIPTS: u64 = 5;
 
 /// A registration as the guard remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,8 @@ pub enum ToGuard {
     Authority(Option<BootTime>),
     /// A session was registered.
     Registered(Registered),
+    /// When to kill because a script of a task outlives its time, whatever authority says; none: none runs.
+    Scripts(Option<BootTime>),
 }
 
 type Message = [u8; SIZE];
@@ -126,6 +130,7 @@ impl ToGuard {
             Self::Registered(Registered { session, lease }) => {
                 pack([REGISTERED, session.0.cast_unsigned(), lease.cast_unsigned(), 0, 0, 0, 0, 0])
             }
+            Self::Scripts(end) => pack([SCRIPTS, end.map_or(0, |at| at.0), 0, 0, 0, 0, 0, 0]),
         }
     }
 
@@ -134,6 +139,7 @@ impl ToGuard {
         match unpack(message) {
             [AUTHORITY, end, ..] => Some(Self::Authority((end != 0).then_some(BootTime(end)))),
             [REGISTERED, session, lease, ..] => registered(session, lease).map(Self::Registered),
+            [SCRIPTS, end, ..] => Some(Self::Scripts((end != 0).then_some(BootTime(end)))),
             _ => None,
         }
     }
@@ -193,6 +199,8 @@ mod tests {
         for message in [
             ToGuard::Authority(Some(BootTime(77))),
             ToGuard::Authority(None),
+            ToGuard::Scripts(Some(BootTime(78))),
+            ToGuard::Scripts(None),
             ToGuard::Registered(Registered { session: Session(3), lease: i64::MAX }),
         ] {
             assert_eq!(ToGuard::decode(&message.encode()), Some(message));

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    follow,
+    ends, follow,
     journal::{End, Journal, Record, Stage},
     keeper::{Cause, Keeper, Ran, Spans, Told},
     output::Blotter,
@@ -56,6 +56,7 @@ pub(crate) struct Shared<C, J, S> {
     /// It takes tasks.
     pub(crate) is_on: bool,
     pub(crate) counts: Arc<super::Counts>,
+    pub(crate) ends: super::Ends,
 }
 
 /// Under what an attempt is begun.
@@ -253,11 +254,19 @@ impl<C: Cells, J: Journal, S: Scripts> Attempt<C, J, S> {
             if let Err(error) = fault::at("task.exec") {
                 break Ran::Refused(error.to_string());
             }
+            let key = (record.id, record.attempt);
+            if !shared.ends.begin(key, shared.clock.now() + spans.timeout + spans.grace + ends::SLACK) {
+                tracing::warn!(task = %record.id, "the guard does not hear by when a script has to have ended: it is not executed yet");
+                sleep(GATE_PERIOD).await;
+                continue;
+            }
             shared.counts.begun(1);
             let (cells, clock) = (&shared.cells, &shared.clock);
-            let keeper = Keeper { cells, clock, told: &mut self.told, output: &output, spans };
+            let kill_ordered = || shared.ends.end(key);
+            let keeper = Keeper { cells, clock, told: &mut self.told, output: &output, spans, kill_ordered: &kill_ordered };
             start.not_after = not_after;
             let ran = keeper.run(&label, start.clone()).await;
+            shared.ends.end(key);
             shared.counts.begun(-1);
             if ran != Ran::TooLate {
                 break ran;

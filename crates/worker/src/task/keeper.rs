@@ -135,6 +135,8 @@ pub(crate) struct Keeper<'a, C: Cells> {
     pub(crate) told: &'a mut watch::Receiver<Told>,
     pub(crate) output: &'a Output,
     pub(crate) spans: Spans,
+    /// Called when its shim has the order to kill it, which it carries out by itself.
+    pub(crate) kill_ordered: &'a (dyn Fn() + Sync),
 }
 
 impl<C: Cells> Keeper<'_, C> {
@@ -216,6 +218,7 @@ impl<C: Cells> Keeper<'_, C> {
             Due::Kill => {
                 (run.killed, run.message_at) = (true, self.clock.now());
                 cell.kill();
+                (self.kill_ordered)();
             }
             Due::NoShim => {
                 run.message_at = self.clock.now();
@@ -233,6 +236,8 @@ impl<C: Cells> Keeper<'_, C> {
             ToAgent::Refused(why) => run.refused = Some(Ran::Refused(why)),
             ToAgent::TooLate => run.refused = Some(Ran::TooLate),
             ToAgent::Exited(status) => {
+                // What it left is killed by its shim.
+                (self.kill_ordered)();
                 run.ended.get_or_insert(ExitStatus::from_raw(status));
             }
             ToAgent::Left(number) => run.left = number,

@@ -6,12 +6,14 @@
 //! |---|---|
 //! | `rules.rs` | PURE: what follows from order, record and result |
 //! | `runner.rs`, `follow.rs` | looks at each task that has changed; orders and results as they come from etcd |
+//! | `ends.rs` | by when the guard ends what this process has not |
 //! | `attempt.rs`, `keeper.rs` | the steps of one attempt; its script from the start to the death of all that it started |
 //! | `journal.rs` | what is recorded of each attempt, and outlives the agent |
 //! | `script.rs`, `accounts.rs`, `output.rs` | its file, environment and secrets; whom it runs as; what it writes |
 
 mod accounts;
 mod attempt;
+mod ends;
 mod follow;
 mod journal;
 mod keeper;
@@ -43,9 +45,10 @@ pub use self::{
     runner::{Standing, Tasks},
     script::{Kept, Prepared, Scripts},
 };
-use self::{attempt::Shared, runner::Runner};
+use self::{attempt::Shared, ends::Ends, runner::Runner};
 use crate::{
     driver::process::cells::Cells,
+    guard::LinkSender,
     protocol::authority::{Clock, Gate},
 };
 
@@ -93,12 +96,15 @@ pub struct Ground<C, J, S> {
     pub gate: Gate,
     /// Of its guard.
     pub origin: Origin,
+    /// Where the guard is told by when scripts have to have ended.
+    pub link: LinkSender,
 }
 
 /// Runs tasks from now on, until the process ends. It must be called within a tokio runtime.
 pub fn start<C: Cells, J: Journal, S: Scripts>(config: &TaskConfig, ground: Ground<C, J, S>, counts: Arc<Counts>) -> Tasks {
-    let Ground { worker, client, keys, cells, journal, scripts, clock, gate, origin } = ground;
-    let shared = Shared { worker, client, keys, cells, journal, scripts, clock, gate, origin, is_on: config.is_on, counts };
+    let Ground { worker, client, keys, cells, journal, scripts, clock, gate, origin, link } = ground;
+    let ends = Ends::new(link);
+    let shared = Shared { worker, client, keys, cells, journal, scripts, clock, gate, origin, is_on: config.is_on, counts, ends };
     let (standing, stands) = watch::channel(Standing::default());
     let (busy, is_busy) = watch::channel(false);
     let places = Arc::new(Semaphore::new(config.most));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use evenkeel_model::{
     Order, Registration, TaskId, TaskResult, WorkerId,
     process::in_units,
-    task::{Children, HostState, OnLost, Task, TaskDraft, TaskEntry, TaskHost, TaskWish},
+    task::{Children, HostState, OnLost, Task, TaskDraft, TaskEntry, TaskGoal, TaskHost},
 };
 use evenkeel_proto::v1;
 use tonic::Status;
@@ -99,7 +99,7 @@ pub(super) fn find(state: &State, id: TaskId) -> Result<&TaskEntry, Status> {
 
 /// It is not being deleted, and is no mere remainder.
 pub(super) fn is_kept(entry: &TaskEntry) -> bool {
-    entry.wish() != TaskWish::Remove
+    entry.goal() != TaskGoal::Remove
 }
 
 /// A task without its hosts.
@@ -114,7 +114,7 @@ pub(super) fn task(id: TaskId, entry: &TaskEntry) -> v1::TaskState {
         state: entry.state().as_str().to_owned(),
         outcome: entry.outcome().map(|outcome| outcome.as_str().to_owned()).unwrap_or_default(),
         why,
-        intent: entry.wish().as_str().to_owned(),
+        intent: entry.goal().as_str().to_owned(),
         from: known.map(|task| task.from.to_string()).unwrap_or_default(),
         created: known.map_or(0, |task| task.created),
         done: entry.done_at(),

@@ -4,7 +4,7 @@
 use evenkeel_model::{
     Decision, Entry, EntryKind, Guard, Key, Revision, TaskId, TaskIntent, WorkerId, Write,
     limits::{MAX_HOSTS, MAX_RESULTS, MAX_TASKS},
-    task::{NewTask, NextTask, TaskError, TaskWish},
+    task::{NewTask, NextTask, TaskError, TaskGoal},
 };
 
 use super::told;
@@ -86,7 +86,7 @@ impl Create {
             return None;
         }
         let id = by.cluster.tasks().of_key(&wanted.key)?;
-        let entry = by.cluster.tasks().get(id).filter(|entry| entry.wish() != TaskWish::Remove)?;
+        let entry = by.cluster.tasks().get(id).filter(|entry| entry.goal() != TaskGoal::Remove)?;
         let is_same = entry.task().is_some_and(|task| task.content == wanted.content);
         let answer = if is_same { Ok(Created { id, is_new: false }) } else { Err(Refusal::KeyTaken(wanted.key.clone(), id)) };
         Some(Ruling::Stands(vec![Guard::Modified(Key::Task(id), entry.revision())], answer))

@@ -3,7 +3,7 @@
 
 use evenkeel_model::{
     EntryKind, TaskId, TaskIntent, WorkerId,
-    task::{HostState, TaskEntry, TaskWish},
+    task::{HostState, TaskEntry, TaskGoal},
 };
 
 use super::{Redone, TaskVerb, by_whom, known, stands, told, writes};
@@ -60,20 +60,20 @@ impl Command for SetIntent {
         };
         let by_whom = by_whom(&self.from);
         let refused = |why: String| stands(entry, id, Err(Refusal::TaskState(why)));
-        let (is_done, before) = (intent.done_at != 0, intent.wish);
+        let (is_done, before) = (intent.done_at != 0, intent.goal);
         let kind = match (self.verb, before) {
-            (TaskVerb::Pause | TaskVerb::Resume, TaskWish::Cancel | TaskWish::Kill) => {
+            (TaskVerb::Pause | TaskVerb::Resume, TaskGoal::Cancel | TaskGoal::Kill) => {
                 return refused(format!("task {id} was {}, and that is final; create it again", past(before)));
             }
             (TaskVerb::Pause | TaskVerb::Resume, _) if is_done => {
                 return refused(format!("task {id} is done; redo hosts of it, or create it again"));
             }
-            (TaskVerb::Pause, TaskWish::Pause) | (TaskVerb::Resume, TaskWish::Run) => return stands(entry, id, Ok(())),
-            (TaskVerb::Cancel, TaskWish::Cancel | TaskWish::Kill) | (TaskVerb::Kill, TaskWish::Kill) => return stands(entry, id, Ok(())),
+            (TaskVerb::Pause, TaskGoal::Pause) | (TaskVerb::Resume, TaskGoal::Run) => return stands(entry, id, Ok(())),
+            (TaskVerb::Cancel, TaskGoal::Cancel | TaskGoal::Kill) | (TaskVerb::Kill, TaskGoal::Kill) => return stands(entry, id, Ok(())),
             // Nothing begins or runs any more.
             (TaskVerb::Cancel | TaskVerb::Kill, _) if is_done => return stands(entry, id, Ok(())),
             (TaskVerb::Pause, _) => {
-                (intent.wish, intent.why) = (TaskWish::Pause, format!("paused {by_whom}").into());
+                (intent.goal, intent.why) = (TaskGoal::Pause, format!("paused {by_whom}").into());
                 EntryKind::TaskPaused
             }
             (TaskVerb::Resume, _) => {
@@ -81,11 +81,11 @@ impl Command for SetIntent {
                 EntryKind::TaskResumed
             }
             (TaskVerb::Cancel, _) => {
-                (intent.wish, intent.why) = (TaskWish::Cancel, format!("cancelled {by_whom}").into());
+                (intent.goal, intent.why) = (TaskGoal::Cancel, format!("cancelled {by_whom}").into());
                 EntryKind::TaskCancelled
             }
             (TaskVerb::Kill, _) => {
-                (intent.wish, intent.why) = (TaskWish::Kill, format!("killed {by_whom}").into());
+                (intent.goal, intent.why) = (TaskGoal::Kill, format!("killed {by_whom}").into());
                 EntryKind::TaskKilled
             }
         };
@@ -96,7 +96,7 @@ impl Command for SetIntent {
 
 /// What has failed so far is accepted, and so is every canary that is at its end.
 fn resume(entry: &TaskEntry, intent: &mut TaskIntent) {
-    intent.wish = TaskWish::Run;
+    intent.goal = TaskGoal::Run;
     intent.why = Box::default();
     intent.accepted = u32::try_from(entry.failed()).unwrap_or(u32::MAX);
     let canaries = entry.task().map(|task| task.pause_after.as_slice()).unwrap_or_default();
@@ -123,8 +123,8 @@ impl Command for Redo {
             Ok(known) => known,
             Err(ruling) => return *ruling,
         };
-        if intent.wish.is_final() {
-            let why = format!("task {id} was {}, and that is final; create it again", past(intent.wish));
+        if intent.goal.is_final() {
+            let why = format!("task {id} was {}, and that is final; create it again", past(intent.goal));
             return stands(entry, id, Err(Refusal::TaskState(why)));
         }
         let workers = match &self.hosts {
@@ -144,7 +144,7 @@ impl Command for Redo {
         if workers.is_empty() {
             return stands(entry, id, Ok(()));
         }
-        if std::mem::take(&mut intent.done_at) != 0 && intent.wish == TaskWish::Pause {
+        if std::mem::take(&mut intent.done_at) != 0 && intent.goal == TaskGoal::Pause {
             // It had come to its end while it was paused: to do some of it again is to go on.
             resume(entry, &mut intent);
         }
@@ -228,6 +228,6 @@ fn has_failed(state: HostState) -> bool {
     )
 }
 
-fn past(wish: TaskWish) -> &'static str {
-    if wish == TaskWish::Cancel { "cancelled" } else { "killed" }
+fn past(goal: TaskGoal) -> &'static str {
+    if goal == TaskGoal::Cancel { "cancelled" } else { "killed" }
 }

@@ -10,7 +10,7 @@ pub(super) mod planned;
 
 use evenkeel_model::{
     Decision, Entry, EntryKind, Guard, HistoryEntry, Key, TaskId, TaskIntent, WorkerId, Write,
-    task::{NewTask, TaskEntry, TaskWish},
+    task::{NewTask, TaskEntry, TaskGoal},
 };
 
 pub use self::create::Created;
@@ -90,9 +90,9 @@ impl Request {
 /// true.
 fn known<'a, A>(by: &Judge<'a>, id: TaskId) -> Result<(&'a TaskEntry, TaskIntent), Box<Ruling<A>>> {
     let entry = by.cluster.tasks().get(id);
-    if let Some(entry) = entry.filter(|entry| entry.wish() != TaskWish::Remove) {
+    if let Some(entry) = entry.filter(|entry| entry.goal() != TaskGoal::Remove) {
         // Of one whose intent somebody has deleted, what is wanted now is what is asked for.
-        let lost = || TaskIntent { wish: entry.wish(), ..TaskIntent::default() };
+        let lost = || TaskIntent { goal: entry.goal(), ..TaskIntent::default() };
         return Ok((entry, entry.intent().map_or_else(lost, |intent| intent.value.clone())));
     }
     let revision = entry.and_then(TaskEntry::intent).map(|intent| intent.revision).unwrap_or_default();

@@ -87,7 +87,7 @@ pub(in crate::control) fn new_ends(before: &Counts, after: &Counts, is_intent: b
 mod tests {
     use evenkeel_model::{
         Change, Moment, Revision, TaskIntent,
-        task::{Order, TaskDraft, TaskWish},
+        task::{Order, TaskDraft, TaskGoal},
     };
 
     use super::*;
@@ -100,7 +100,7 @@ mod tests {
         task.on.workers = vec![a.clone(), b.clone()];
         let (id, order, running) = (TaskId(1), Order::run(1, 0), TaskResult::running(1, Revision(4), 1));
         let lost = order.with(OrderIntent::Lost, "gone");
-        let ignoring = |wish| TaskIntent { wish, ignored: [a.clone()].into(), ..TaskIntent::default() };
+        let ignoring = |goal| TaskIntent { goal, ignored: [a.clone()].into(), ..TaskIntent::default() };
         let intent = |intent| Entry::TaskIntent(id, Some(intent));
         let changes = [
             (Entry::Task(id, Some(task)), vec![]),
@@ -112,9 +112,9 @@ mod tests {
             // Its end is told late, and again.
             (Entry::TaskResult(a.clone(), id, Some(running.clone().with_end(Outcome::Succeeded, 2, ""))), vec![]),
             (Entry::TaskResult(a.clone(), id, Some(running.with_end(Outcome::Failed, 2, ""))), vec![]),
-            (intent(ignoring(TaskWish::Run)), vec![(HostState::Ignored, 1)]),
-            (intent(ignoring(TaskWish::Cancel)), vec![(HostState::Cancelled, 1)]),
-            (intent(ignoring(TaskWish::Remove)), vec![]),
+            (intent(ignoring(TaskGoal::Run)), vec![(HostState::Ignored, 1)]),
+            (intent(ignoring(TaskGoal::Cancel)), vec![(HostState::Cancelled, 1)]),
+            (intent(ignoring(TaskGoal::Remove)), vec![]),
             (Entry::Order(a.clone(), id, None), vec![]),
         ];
         let mut cluster = Cluster::default();

@@ -113,7 +113,7 @@ fn a_key_is_one_task() {
     assert_eq!(bed.create(keyed("10.0.0.2")), Ok(Created { id: ID, is_new: false }), "wherever it comes from");
     let other = bed.create(TaskDraft { title: "other".to_owned(), ..keyed("") }).expect_err("another content");
     assert_eq!(other.to_string(), "key \"deploy-42\" already exists with task 1, which asks for something else; use another key");
-    bed.put(Entry::TaskIntent(ID, Some(TaskIntent { wish: TaskWish::Remove, ..TaskIntent::default() })));
+    bed.put(Entry::TaskIntent(ID, Some(TaskIntent { goal: TaskGoal::Remove, ..TaskIntent::default() })));
     assert_eq!(bed.create(keyed("")), Ok(Created { id: TaskId(2), is_new: true }), "what is being deleted is no task any more");
 }
 
@@ -169,13 +169,13 @@ fn what_is_final_stays_and_what_would_do_is_said() {
     assert_eq!(bed.redo(Redone::Failed).map(|()| None), refused);
     assert_eq!(bed.want(TaskVerb::Kill), Ok(Some(EntryKind::TaskKilled)), "what runs is stopped after all");
     assert_eq!(bed.want(TaskVerb::Cancel), Ok(None), "it is not taken back");
-    assert_eq!(bed.intent().wish, TaskWish::Kill);
+    assert_eq!(bed.intent().goal, TaskGoal::Kill);
     let mut bed = Bed::default();
     bed.create(draft()).expect("a task");
     bed.done();
     let refused = Err("task 1 is done; redo hosts of it, or create it again".to_owned());
     assert_eq!((bed.want(TaskVerb::Resume), bed.want(TaskVerb::Pause)), (refused.clone(), refused));
-    assert_eq!((bed.want(TaskVerb::Cancel), bed.want(TaskVerb::Kill), bed.intent().wish), (Ok(None), Ok(None), TaskWish::Run));
+    assert_eq!((bed.want(TaskVerb::Cancel), bed.want(TaskVerb::Kill), bed.intent().goal), (Ok(None), Ok(None), TaskGoal::Run));
 }
 
 #[test]
@@ -185,10 +185,10 @@ fn to_resume_accepts_what_has_failed_and_passes_canaries() {
     bed.end(0, Outcome::Failed);
     bed.end(1, Outcome::TimedOut);
     bed.end(2, Outcome::Killed);
-    bed.put(Entry::TaskIntent(ID, Some(TaskIntent { wish: TaskWish::Pause, why: "tolerance".into(), ..TaskIntent::default() })));
+    bed.put(Entry::TaskIntent(ID, Some(TaskIntent { goal: TaskGoal::Pause, why: "tolerance".into(), ..TaskIntent::default() })));
     bed.want(TaskVerb::Resume).expect("resumed");
     let intent = bed.intent();
-    assert_eq!((intent.wish, intent.accepted, intent.passed), (TaskWish::Run, 2, [id(0)].into()));
+    assert_eq!((intent.goal, intent.accepted, intent.passed), (TaskGoal::Run, 2, [id(0)].into()));
 }
 
 #[test]

@@ -16,8 +16,7 @@ use evenkeel_model::{
     task::{Task, TaskScript},
 };
 use evenkeel_worker::{
-    Terms,
-    driver::process::cells::Start,
+    driver::process::cells::{Start, Terms},
     protocol::authority::BootTime,
     task::{End, Journal, Kept, Output, Prepared, Record, Scripts, Stage},
 };
