@@ -30,7 +30,7 @@ async fn what_work_uses_is_shown_for_each_resource_and_worker_and_a_worker_that_
     let file = stage.path().join("work.yaml");
     let shell = |name: &str, worker: &str| {
         format!(
-            "- {{name: {name}, kind: process, pin: {worker}, spec: {{command: [sh, -c, 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1000; true']}}}}\n"
+            "- {{name: {name}, kind: process, pin: {worker}, spec: {{command: [sh, -c, 'i=0; while [ $i -lt 500000 ]; do i=$((i+1)); done; sleep 1000; true']}}}}\n"
         )
     };
     fs::write(&file, format!("{}{}- {{name: held, kind: noop, pin: worker-1}}\n", shell("a", "worker-1"), shell("b", "worker-2")))

@@ -233,7 +233,8 @@ async fn a_host_that_nobody_is_ends_when_its_delivery_does() {
     assert_eq!(testbed.ordered(), 0);
     assert_ne!(testbed.intent().done_at, 0);
     sleep(SECOND).await;
-    assert_eq!(testbed.history(), ["task-created", "task-undelivered w000", "task-undelivered w001", "task-done"]);
+    // What is said of hosts is gathered for a second.
+    assert_eq!(testbed.history(), ["task-created", "task-done", "task-undelivered w000"]);
 }
 
 #[tokio::test(start_paused = true)]
