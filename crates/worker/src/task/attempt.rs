@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// For one transaction.
-const DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 /// The pause before etcd is asked again, the first time; and the longest: an end that was not taken yet is told within this after etcd is back.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the gate is looked at.

@@ -9,10 +9,13 @@ use evenkeel_model::{
     Key, Revision, TaskId, WorkerId,
     task::{Order, OrderIntent, Outcome, Task, TaskResult, TaskScript},
 };
-use evenkeel_store::{Client, Error, KeyChange, KeyRange, Kv, Update, keys::Keys, mirror};
+use evenkeel_store::{Client, Error, KeyChange, KeyRange, Kv, Op, Txn, Update, keys::Keys, mirror};
 use tokio::sync::mpsc;
 
-use super::rules::{SeenOrder, SeenResult};
+use super::{
+    attempt::DEADLINE,
+    rules::{SeenOrder, SeenResult},
+};
 
 /// What is followed, by task.
 #[derive(Debug)]
@@ -126,9 +129,11 @@ pub(crate) fn result(kv: &Kv) -> SeenResult {
 /// # Errors
 /// etcd does not say, or what it says cannot be read: then the text says so.
 pub(crate) async fn definition(client: &Client, keys: &Keys, id: TaskId) -> Result<Option<Result<(Task, TaskScript), String>>, Error> {
-    let task = client.get(keys.spell(&Key::Task(id)).as_bytes()).await?.kv;
-    let script = client.get(keys.spell(&Key::TaskScript(id)).as_bytes()).await?.kv;
-    let (Some(task), Some(script)) = (task, script) else { return Ok(None) };
+    // Both in one request: thousands of workers ask at the same time.
+    let then = [Key::Task(id), Key::TaskScript(id)].map(|key| Op::get(keys.spell(&key))).into();
+    let reads = client.txn(Txn { then, ..Txn::default() }, DEADLINE).await?.reads;
+    let mut found = reads.into_iter().map(|kvs| kvs.into_iter().next());
+    let (Some(task), Some(script)) = (found.next().flatten(), found.next().flatten()) else { return Ok(None) };
     let unreadable = |error: serde_json::Error| format!("its definition cannot be read: {error}");
     let task = serde_json::from_slice(&task.value).map_err(unreadable);
     Ok(Some(task.and_then(|task| Ok((task, serde_json::from_slice(&script.value).map_err(unreadable)?)))))
