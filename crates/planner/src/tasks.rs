@@ -139,8 +139,7 @@ impl<'a> Turn<'a> {
                         None => self.close(id, worker, Close::Lost, "what its worker said of it cannot be read"),
                     }
                 } else if order.intent == OrderIntent::Run && is_killed {
-                    let why = why(entry, "killed by a person");
-                    self.plan.actions.push(TaskAction::Stop { task: id, worker: worker.clone(), why });
+                    self.stop(id, entry, worker);
                 }
             }
             _ => {}
@@ -155,8 +154,7 @@ impl<'a> Turn<'a> {
                 self.close(id, worker, Close::Cancelled, &why(entry, "cancelled by a person"))
             }
             Some(HostState::Running) if entry.goal() == TaskGoal::Kill && !is_told => {
-                let why = why(entry, "killed by a person");
-                self.plan.actions.push(TaskAction::Stop { task: id, worker: worker.clone(), why });
+                self.stop(id, entry, worker);
             }
             _ => {}
         }
@@ -175,6 +173,10 @@ impl<'a> Turn<'a> {
         }
     }
 
+    fn stop(&mut self, task: TaskId, entry: &TaskEntry, worker: &WorkerId) {
+        self.plan.actions.push(TaskAction::Stop { task, worker: worker.clone(), why: why(entry, "killed by a person") });
+    }
+
     fn close(&mut self, task: TaskId, worker: &WorkerId, close: Close, why: &str) {
         self.plan.actions.push(TaskAction::Close { task, worker: worker.clone(), close, why: why.into() });
     }
@@ -185,7 +187,7 @@ impl<'a> Turn<'a> {
         let Some(left) = task.on.late.then(|| self.now.left(task.created, task.deliver())).flatten() else { return none };
         self.wake_in(left);
         // Nobody looks at all workers while there is no room for another.
-        let room = task.batch.rounded_up(entry.order().len().max(1)).max(1).saturating_sub(entry.batch());
+        let room = room(task, entry);
         let Ok(selector) = task.on.select.parse::<evenkeel_model::Selector>() else { return none };
         if room == 0 || entry.goal() != TaskGoal::Run {
             return Late { goes_on: true, workers: Vec::new() };
@@ -198,7 +200,6 @@ impl<'a> Turn<'a> {
 
     /// Orders what the batch has room for, unless so many have failed, or one was reached after which it pauses.
     fn order(&mut self, id: TaskId, task: &Task, entry: &'a TaskEntry, late: Late<'a>) {
-        let hosts = entry.order().len();
         let is_waited_for = entry.waiting().next().is_some();
         if !is_waited_for && late.workers.is_empty() {
             if !late.goes_on {
@@ -217,8 +218,7 @@ impl<'a> Turn<'a> {
             let why = format!("after {worker}, as it was asked for").into();
             return self.plan.actions.push(TaskAction::Pause { task: id, why, passed: Some(worker.clone()) });
         }
-        let room = task.batch.rounded_up(hosts.max(1)).max(1).saturating_sub(entry.batch());
-        let room = room.min(self.most.saturating_sub(self.plan.actions.len()));
+        let room = room(task, entry).min(self.most.saturating_sub(self.plan.actions.len()));
         let until = canary.map_or(usize::MAX, |(_, place)| place);
         let waiting = entry.waiting().take_while(|(place, _)| *place <= until).map(|(_, worker)| worker);
         // Those that came late come after the others, and after who goes ahead.
@@ -268,6 +268,11 @@ struct Late<'a> {
     /// Others may still come.
     goes_on: bool,
     workers: Vec<&'a WorkerId>,
+}
+
+/// How many more hosts the batch takes.
+fn room(task: &Task, entry: &TaskEntry) -> usize {
+    task.batch.rounded_up(entry.order().len().max(1)).max(1).saturating_sub(entry.batch())
 }
 
 /// Why something of a task is stopped or closed.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Share;
+use super::{Share, is_default};
 use crate::{Cluster, Read, Seen, Stored, TaskId, WorkerId, process::duration_text};
 
 /// What was asked for.
@@ -90,16 +90,11 @@ pub struct TaskTargets {
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub select: Box<str>,
     /// So many were chosen of those that match; 0: all.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub any: u32,
     /// Also those that register later and match, until the delivery ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(n: &u32) -> bool {
-    *n == 0
 }
 
 /// What follows when the end of a script is not known.

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Children, OnLost, Share, Task, TaskScript, TaskTargets};
+use super::{Children, OnLost, Share, Task, TaskScript, TaskTargets, is_default};
 use crate::{
     Cluster, Selector, TaskId, WorkerId,
     limits::{
@@ -84,10 +84,6 @@ pub struct TaskError {
     pub field: &'static str,
     /// The rule, with the value.
     pub rule: String,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 fn wrong<T>(field: &'static str, rule: impl Into<String>) -> Result<T, TaskError> {

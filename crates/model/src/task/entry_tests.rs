@@ -224,9 +224,9 @@ fn any_entry() -> impl Strategy<Value = Entry> {
             Entry::TaskResult(worker, ID, Some(outcome.map_or(result.clone(), |outcome| result.with_end(outcome, 9, ""))))
         },
     );
-    let wishes = [TaskGoal::Run, TaskGoal::Pause, TaskGoal::Cancel, TaskGoal::Remove];
+    let goals = [TaskGoal::Run, TaskGoal::Pause, TaskGoal::Cancel, TaskGoal::Remove];
     let intent =
-        (proptest::sample::select(wishes.to_vec()), host.clone(), 0..2_i64, 0..3_u32).prop_map(|(goal, worker, done_at, tails_deleted)| {
+        (proptest::sample::select(goals.to_vec()), host.clone(), 0..2_i64, 0..3_u32).prop_map(|(goal, worker, done_at, tails_deleted)| {
             let ignored = [worker].into();
             Entry::TaskIntent(ID, Some(TaskIntent { goal, ignored, done_at, tails_deleted, ..TaskIntent::default() }))
         });

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
 use crate::{Cluster, Read, Seen, Stored, TaskId, WorkerId};
 
 /// What is wanted of a task.
@@ -30,18 +31,14 @@ pub struct TaskIntent {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub passed: BTreeSet<WorkerId>,
     /// How many failed hosts a person has accepted by resuming it.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub accepted: u32,
     /// When every host was at an end: nanoseconds since the Unix epoch; 0: it goes on.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub done_at: i64,
     /// Of how many of its hosts the tails were deleted, to make room.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub tails_deleted: u32,
-}
-
-fn is_zero<T: Default + PartialEq>(n: &T) -> bool {
-    *n == T::default()
 }
 
 /// What is wanted of a task.

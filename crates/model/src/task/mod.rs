@@ -33,3 +33,8 @@ pub use order::{Order, OrderIntent};
 pub use result::{Outcome, ResultPhase, TaskResult, TaskTail};
 pub use share::Share;
 pub use tasks::Tasks;
+
+/// What a record leaves out.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

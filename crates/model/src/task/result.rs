@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::is_default;
 use crate::{Cluster, Read, Revision, Seen, Stored, TaskId, WorkerId};
 
 /// What came of an attempt.
@@ -22,22 +23,22 @@ pub struct TaskResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<i32>,
     /// The signal that ended it; 0: none.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub signal: i32,
     /// When it began, and when it ended: nanoseconds since the Unix epoch, by the worker's time of day; 0: it did not.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub began: i64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[allow(missing_docs, reason = "see above")]
     pub ended: i64,
     /// How many bytes it wrote to its output, and to its errors.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub out: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[allow(missing_docs, reason = "see above")]
     pub err: u64,
     /// How many processes it left behind that were killed.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub leftover: u32,
     /// For people.
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -45,10 +46,6 @@ pub struct TaskResult {
     /// Where more of its output is; empty: nowhere.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub kept: Box<str>,
-}
-
-fn is_zero<T: Default + PartialEq>(n: &T) -> bool {
-    *n == T::default()
 }
 
 /// Whether an attempt goes on.

@@ -16,7 +16,7 @@ use super::{ledger::Ledger, task_book::Attempt};
 pub(super) struct TaskJudge {
     ledger: Ledger,
     keys: BTreeMap<Box<str>, TaskId>,
-    wishes: BTreeMap<TaskId, TaskGoal>,
+    goals: BTreeMap<TaskId, TaskGoal>,
     /// With the revision that wrote it.
     orders: BTreeMap<(WorkerId, TaskId), (Order, i64)>,
     results: BTreeMap<(WorkerId, TaskId), TaskResult>,
@@ -24,7 +24,7 @@ pub(super) struct TaskJudge {
 
 impl TaskJudge {
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self { ledger, keys: BTreeMap::new(), wishes: BTreeMap::new(), orders: BTreeMap::new(), results: BTreeMap::new() }
+        Self { ledger, keys: BTreeMap::new(), goals: BTreeMap::new(), orders: BTreeMap::new(), results: BTreeMap::new() }
     }
 
     /// One key has changed.
@@ -69,7 +69,7 @@ impl TaskJudge {
         let TaskIntent { goal, why, done_at, .. } = intent;
         let is_done = if *done_at == 0 { "" } else { ", and done" };
         self.ledger.note(format_args!("etcd: task {id} is to {}{is_done} {why}", goal.as_str()));
-        let before = self.wishes.insert(id, *goal);
+        let before = self.goals.insert(id, *goal);
         if before.is_some_and(|before| before.is_final() && !goal.is_final()) {
             self.ledger.violate(format_args!("task {id} is to {goal:?}, and was to {before:?}, which is final"));
         }

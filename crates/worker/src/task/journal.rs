@@ -40,7 +40,7 @@ pub struct Record {
     pub id: TaskId,
     /// Which attempt.
     pub attempt: u32,
-    /// When its task was created, by the leader's time of day: another task may have had this id, in an etcd that was put back. 0: it is not known.
+    /// When its task was created, by the leader's time of day: another task may have had this id, in an etcd that was restored from a backup. 0: it is not known.
     pub created: i64,
     /// The revision of its order.
     pub order: Revision,

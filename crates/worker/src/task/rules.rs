@@ -185,7 +185,7 @@ fn after_death(recorded: &Origin, now: &Origin) -> (Outcome, &'static str) {
 }
 
 /// Etcd says that this attempt goes on.
-fn is_running(result: &TaskResult, record: &Record) -> bool {
+pub(super) fn is_running(result: &TaskResult, record: &Record) -> bool {
     result.end().is_none() && result.attempt == record.attempt && result.order == record.order
 }
 

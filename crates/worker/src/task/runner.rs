@@ -21,7 +21,7 @@ use super::{
     follow::Followed,
     journal::{Journal, Record, Stage},
     keeper::Told,
-    rules::{Activity, Facts, Permit, SeenOrder, SeenResult, Step, decide},
+    rules::{Activity, Facts, Permit, SeenOrder, SeenResult, Step, decide, is_running},
     script::Scripts,
 };
 use crate::driver::process::cells::Cells;
@@ -234,7 +234,7 @@ impl<C: Cells, J: Journal, S: Scripts> Runner<C, J, S> {
                 self.spawn(state, id, activity, |it| it.go_on(record, told.modified, place));
             }
             (Step::Close(outcome, why), _, Some(record), result) => {
-                let told_at = result.filter(|seen| is_of(&record, seen)).map(|seen| seen.modified);
+                let told_at = result.filter(|seen| is_running(&seen.result, &record)).map(|seen| seen.modified);
                 self.spawn(state, id, Activity::Busy, |it| it.close(record, told_at, outcome, why));
             }
             (Step::Say, _, Some(Record { stage: Stage::Ended(end), .. }), Some(told)) => {
@@ -375,13 +375,9 @@ fn revision_of(result: Option<SeenResult>) -> Revision {
     result.map(|seen| seen.modified).unwrap_or_default()
 }
 
-fn is_of(record: &Record, seen: &SeenResult) -> bool {
-    seen.result.attempt == record.attempt && seen.result.order == record.order && seen.result.end().is_none()
-}
-
 /// It has ended, and etcd says that it goes on.
 fn is_unsaid(record: &Record, seen: Option<&SeenResult>) -> bool {
-    matches!(record.stage, Stage::Ended(_) | Stage::Begun) && seen.is_some_and(|seen| is_of(record, seen))
+    matches!(record.stage, Stage::Ended(_) | Stage::Begun) && seen.is_some_and(|seen| is_running(&seen.result, record))
 }
 
 /// What the agent's loop has of the tasks.

@@ -102,7 +102,7 @@ fn ids_are_counted_and_never_given_again() {
     assert_eq!(bed.create(draft()).map(|created| created.id), Ok(TaskId(3)));
     assert_eq!(bed.cluster.tasks().next().1, Some(TaskId(4)));
     bed.put(Entry::NextTask(Some(NextTask { next: 2 })));
-    assert_eq!(bed.create(draft()).map(|created| created.id), Ok(TaskId(4)), "a counter that was put back does not count");
+    assert_eq!(bed.create(draft()).map(|created| created.id), Ok(TaskId(4)), "a counter that was restored from a backup does not count");
 }
 
 #[test]
